@@ -1,0 +1,13 @@
+"""Errors a user of the exporter can reach; the command line prints them as one line."""
+
+
+class ExportError(Exception):
+    """Root of the exporter's errors."""
+
+
+class CheckpointError(ExportError):
+    """Weights that are missing, damaged, or not ESM-2's."""
+
+
+class ParityError(ExportError):
+    """A built engine differs from eager fair-esm by more than its budget; nothing is published."""

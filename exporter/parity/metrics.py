@@ -1,0 +1,72 @@
+"""Distances between an engine's output and the oracle's."""
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+
+
+class TensorError(msgspec.Struct, frozen=True):
+    """How far one output tensor of one pack is from the oracle.
+
+    Attributes:
+        relative_l2: ``|actual - expected| / |expected|`` over the whole tensor.
+        worst_protein: the protein with the largest relative L2 of its own.
+        worst_protein_relative_l2: that error.
+        worst_absolute: largest difference of one number.
+        worst_row: the row (token, or protein if pooled) where it occurs.
+        worst_column: and the column.
+        cosine_p01: 1st percentile of the rows' cosines.
+    """
+
+    relative_l2: float
+    worst_protein: int
+    worst_protein_relative_l2: float
+    worst_absolute: float
+    worst_row: int
+    worst_column: int
+    cosine_p01: float
+
+
+def compare(actual: Floats, expected: Floats, bounds: NDArray[np.integer]) -> TensorError:
+    """Measures ``actual`` against ``expected``.
+
+    Args:
+        actual: ``[R, C]`` of any float dtype.
+        expected: ``[R, C]`` float64.
+        bounds: ``[N + 1]``, which rows belong to which protein.
+
+    Raises:
+        ValueError: another shape, nothing to compare, a constant to compare with, or NaN.
+    """
+    if actual.shape != expected.shape:
+        raise ValueError(f"shape {list(actual.shape)}, expected {list(expected.shape)}")
+    if expected.size == 0 or np.ptp(expected) == 0:
+        raise ValueError("the oracle's answer is empty or constant: nothing was compared")
+    if not np.isfinite(expected).all():
+        raise ValueError("the oracle's answer is not finite")
+    if not np.isfinite(actual).all():
+        row = int(np.argmin(np.isfinite(actual).all(axis=1)))
+        raise ValueError(f"NaN or Inf, first in row {row}")
+    wide = actual.astype(np.float64)
+    difference = np.abs(wide - expected)
+    proteins = np.sqrt(
+        np.add.reduceat((difference**2).sum(axis=1), bounds[:-1])
+        / np.add.reduceat((expected**2).sum(axis=1), bounds[:-1])
+    )
+    worst_protein = int(proteins.argmax())
+    row, column = np.unravel_index(difference.argmax(), difference.shape)
+    return TensorError(
+        relative_l2=float(np.linalg.norm(difference) / np.linalg.norm(expected)),
+        worst_protein=worst_protein,
+        worst_protein_relative_l2=float(proteins[worst_protein]),
+        worst_absolute=float(difference[row, column]),
+        worst_row=int(row),
+        worst_column=int(column),
+        cosine_p01=float(np.percentile(_cosine(wide, expected), 1)),
+    )
+
+
+def _cosine(a: Floats, b: Floats) -> Floats:
+    return (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))

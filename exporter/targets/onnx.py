@@ -1,0 +1,138 @@
+"""``model.onnx``: the packed forward as ONNX, its initializers left in ``weights.safetensors``."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnxscript
+import torch
+import torch.fx.experimental._config as shape_config
+from torch.export import Dim
+
+from exporter.packed_forward import PackedESM2
+from exporter.shared_weights import FILE_NAME as WEIGHTS_FILE
+from exporter.shared_weights import read_places
+from exporter.targets.onnx_attention import (
+    DOMAIN,
+    OPSET,
+    VERSION,
+    attention_function,
+    register_schema,
+)
+from exporter.targets.tracing import tracing_pack
+from runtime.manifest import EngineEntry
+
+FILE_NAME = "model.onnx"
+INPUT_NAMES = ("input_ids", "cu_seqlens", "max_seqlen")
+
+
+def export(packed: PackedESM2, folder: Path) -> EngineEntry:
+    """Exports ``packed`` into ``folder``, where ``weights.safetensors`` lies already.
+
+    Args:
+        packed: on the CPU, in the dtype to export.
+        folder: where ``model.onnx`` goes.
+    """
+    register_schema()
+    model = _export_graph(packed)
+    _name_dimensions(model, packed)
+    _point_to_weights(model, folder)
+    _drop_metadata(model)
+    proto = ir.to_proto(model)
+    proto.functions.append(attention_function(_onnx_dtype(packed)))
+    path = folder / FILE_NAME
+    onnx.save(proto, path)
+    # By path, so that the checker follows the external data.
+    onnx.checker.check_model(path)
+    return EngineEntry(
+        file=FILE_NAME,
+        lowering="esm2::VarlenAttention with a model-local function: a Loop over proteins, 1024 queries at a time",
+        built_with={"torch": str(torch.__version__), "onnx": onnx.__version__, "opset": str(OPSET)},
+    )
+
+
+def _export_graph(packed: PackedESM2) -> ir.Model:
+    # backed_size_oblivious: without it torch.export takes any slice of cu_seqlens for a reason to
+    # assume N >= 2, and refuses packs of a single protein.
+    tokens, bounds = Dim("T", min=1), Dim("B", min=2)
+    noisy = logging.getLogger("torch.onnx")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with (
+            torch.no_grad(),
+            shape_config.patch(backed_size_oblivious=True),
+            warnings.catch_warnings(action="ignore"),
+        ):
+            program = torch.onnx.export(
+                packed,
+                tracing_pack(),
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=INPUT_NAMES,
+                output_names=packed.output_names,
+                dynamic_shapes=({0: tokens}, {0: bounds}, {}),
+                custom_translation_table={
+                    torch.ops.esm2.varlen_attention.default: _varlen_attention
+                },
+            )
+    finally:
+        noisy.setLevel(level)
+    assert program is not None
+    return program.model
+
+
+def _varlen_attention(
+    q: Any, k: Any, v: Any, cu_seqlens: Any, max_seqlen: Any, softmax_scale: float
+) -> Any:
+    # Plain Python, not an onnxscript function: the exporter would inline that.
+    opset = onnxscript.values.Opset(DOMAIN, VERSION)
+    return opset.VarlenAttention(q, k, v, cu_seqlens, max_seqlen, softmax_scale=softmax_scale)
+
+
+def _name_dimensions(model: ir.Model, packed: PackedESM2) -> None:
+    """T, N + 1 and N: the names of the manifest, whatever torch.export called them."""
+    model.graph.inputs[1].shape = ir.Shape(["N + 1"])
+    for value in model.graph.outputs:
+        width = value.shape[1] if value.shape is not None else None
+        value.shape = ir.Shape(["N" if value.name == "pooled" else "T", width])
+
+
+def _point_to_weights(model: ir.Model, folder: Path) -> None:
+    """Replaces each parameter by where it lies in ``weights.safetensors``."""
+    places = read_places(folder / WEIGHTS_FILE)
+    for name, value in model.graph.initializers.items():
+        if name not in places:
+            continue
+        tensor = value.const_value
+        assert tensor is not None
+        value.const_value = ir.ExternalTensor(
+            location=WEIGHTS_FILE,
+            offset=places[name].offset,
+            length=places[name].length,
+            dtype=tensor.dtype,
+            shape=tensor.shape,
+            name=name,
+            base_dir=folder,
+        )
+
+
+def _drop_metadata(model: ir.Model) -> None:
+    """Removes the exporter's notes: they hold this machine's paths."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+    for value in [*model.graph.initializers.values(), *model.graph.inputs, *model.graph.outputs]:
+        value.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
+def _onnx_dtype(packed: PackedESM2) -> int:
+    return int(ir.DataType.from_numpy(packed.embed_tokens.weight[:0].numpy().dtype))

@@ -1,0 +1,112 @@
+"""``esm2::VarlenAttention`` for ONNX: its schema, and a body of standard ONNX ops.
+
+The body is a model-local function: a runtime that knows no kernel for the node inlines it. A native
+kernel registered for the node takes precedence.
+"""
+
+import onnx
+import onnx.parser
+from onnx.defs import OpSchema
+
+DOMAIN, OP_TYPE, VERSION = "esm2", "VarlenAttention", 1
+OPSET = 20
+
+# Rows of queries that attend at once: bounds the scores to H x 1024 x L, whatever the protein.
+QUERY_BLOCK = 1024
+
+# One iteration is one block of queries of one protein; nearly always the whole protein. ONNX
+# Runtime fuses the transposes into the MatMuls. Alternatives and their speeds: docs/decisions.md.
+_BODY = """
+<opset_import: ["" : {opset}], domain: "esm2">
+VarlenAttention <softmax_scale> (q, k, v, cu_seqlens, max_seqlen) => (out)
+{{
+  zero = Constant <value = int64[1] {{0}}> ()
+  one = Constant <value = int64[1] {{1}}> ()
+  last = Constant <value = int64[1] {{-1}}> ()
+  all = Constant <value = int64[1] {{9223372036854775807}}> ()
+  block = Constant <value = int64[1] {{{query_block}}}> ()
+  go_on = Constant <value = bool {{1}}> ()
+  scale_float = Constant <value_float: float = @softmax_scale> ()
+  scale = CastLike(scale_float, q)
+  scaled_q = Mul(q, scale)
+
+  bounds = Cast <to = 7> (cu_seqlens)
+  starts = Slice(bounds, zero, last, zero)
+  ends = Slice(bounds, one, all, zero)
+  lengths = Sub(ends, starts)
+  lengths_less_one = Sub(lengths, one)
+  blocks_less_one = Div(lengths_less_one, block)
+  blocks = Add(blocks_less_one, one)
+  num_blocks = ReduceSum <keepdims = 0> (blocks)
+
+  none = SequenceEmpty <dtype: int = {onnx_dtype}> ()
+  last_protein, last_row, attended = Loop (num_blocks, go_on, zero, zero, none) <body = query_block
+    (int64 i, bool go_on_in, int64[1] protein, int64[1] q_start, seq({type_name}) so_far)
+    => (bool go_on_out, int64[1] protein_out, int64[1] q_end, seq({type_name}) with_this) {{
+      go_on_out = Identity(go_on_in)
+      next_protein = Add(protein, one)
+      start = Gather(bounds, protein)
+      end = Gather(bounds, next_protein)
+      q_full = Add(q_start, block)
+      q_end = Min(q_full, end)
+      is_last_block = Equal(q_end, end)
+      advance = Cast <to = 7> (is_last_block)
+      protein_out = Add(protein, advance)
+      q_rows = Slice(scaled_q, q_start, q_end, zero)
+      k_rows = Slice(k, start, end, zero)
+      v_rows = Slice(v, start, end, zero)
+      q_heads = Transpose <perm = [1, 0, 2]> (q_rows)
+      k_heads = Transpose <perm = [1, 2, 0]> (k_rows)
+      v_heads = Transpose <perm = [1, 0, 2]> (v_rows)
+      scores = MatMul(q_heads, k_heads)
+      scores_float = Cast <to = 1> (scores)
+      probabilities_float = Softmax <axis = -1> (scores_float)
+      probabilities = CastLike(probabilities_float, scores)
+      heads = MatMul(probabilities, v_heads)
+      with_this = SequenceInsert(so_far, heads)
+  }}>
+  all_heads = ConcatFromSequence <axis = 1> (attended)
+  out = Transpose <perm = [1, 0, 2]> (all_heads)
+}}
+"""
+
+_TYPE_NAMES = {onnx.TensorProto.FLOAT: "float", onnx.TensorProto.FLOAT16: "float16"}
+
+
+def register_schema() -> None:
+    """Makes the node known to the ONNX checker and to the exporter; harmless when repeated."""
+    if onnx.defs.has(OP_TYPE, DOMAIN):
+        return
+    tensor = OpSchema.FormalParameter
+    onnx.defs.register_schema(
+        OpSchema(
+            OP_TYPE,
+            DOMAIN,
+            VERSION,
+            inputs=[
+                tensor("q", "T", "[T, H, D] after rotary"),
+                tensor("k", "T", "[T, H, D] after rotary"),
+                tensor("v", "T", "[T, H, D]"),
+                tensor("cu_seqlens", "tensor(int32)", "[N + 1]"),
+                tensor("max_seqlen", "tensor(int64)", "0-dim"),
+            ],
+            outputs=[tensor("out", "T", "[T, H, D]")],
+            type_constraints=[
+                ("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "of q, k, v")
+            ],
+            attributes=[
+                OpSchema.Attribute("softmax_scale", OpSchema.AttrType.FLOAT, "", required=True)
+            ],
+        )
+    )
+
+
+def attention_function(onnx_dtype: int) -> onnx.FunctionProto:
+    """The function's body for q, k, v of this ``onnx.TensorProto`` data type."""
+    text = _BODY.format(
+        opset=OPSET,
+        onnx_dtype=onnx_dtype,
+        type_name=_TYPE_NAMES[onnx_dtype],
+        query_block=QUERY_BLOCK,
+    )
+    return onnx.parser.parse_function(text)

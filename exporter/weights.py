@@ -1,0 +1,384 @@
+"""Loads ESM-2's weights into fair-esm's own model; the only importer of fair-esm.
+
+Four sources, one result (``Reference``): a model by fair-esm's name, a fair-esm checkpoint file, a
+folder as Hugging Face stores ESM-2, or synthetic weights of a true architecture.
+"""
+
+import argparse
+import hashlib
+import json
+import pickle
+import urllib.error
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import esm
+import numpy as np
+import torch
+from esm.model.esm2 import ESM2
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from exporter.errors import CheckpointError
+from exporter.huggingface import rename_to_fair_esm
+from runtime import manifest as manifests
+from runtime.manifest import Architecture, Manifest, WeightsOrigin
+
+# fair-esm README, "Available models": layers, embed dim, heads.
+ARCHITECTURES = {
+    "esm2_t6_8M_UR50D": (6, 320, 20),
+    "esm2_t12_35M_UR50D": (12, 480, 20),
+    "esm2_t30_150M_UR50D": (30, 640, 20),
+    "esm2_t33_650M_UR50D": (33, 1280, 20),
+    "esm2_t36_3B_UR50D": (36, 2560, 40),
+    "esm2_t48_15B_UR50D": (48, 5120, 40),
+}
+
+# esm/pretrained.py:62
+DOWNLOAD_URL = "https://dl.fbaipublicfiles.com/fair-esm/models/{name}.pt"
+
+# Parameters of fair-esm's model that no engine uses and that a checkpoint need not have: the
+# contact head comes in a file of its own, and lm_head.weight is the embedding table again.
+OPTIONAL = {
+    "contact_head.regression.weight",
+    "contact_head.regression.bias",
+    "lm_head.weight",
+}
+
+SourceKind = Literal["model", "checkpoint", "synthetic", "artifact"]
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where to load from: ``kind`` and the name or path, and the seed of synthetic weights."""
+
+    kind: SourceKind
+    value: str
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """fair-esm's own model with the weights in it: what every engine is traced from.
+
+    Attributes:
+        model: fair-esm's ``ESM2`` in eval mode, float32, on the CPU.
+        alphabet: fair-esm's ``Alphabet``.
+        architecture: its shape.
+        origin: for the manifest.
+    """
+
+    model: nn.Module
+    alphabet: Any
+    architecture: Architecture
+    origin: WeightsOrigin
+
+
+def load_reference(source: WeightsSource) -> Reference:
+    """Loads weights into fair-esm's model.
+
+    Raises:
+        CheckpointError: one line that says what is wrong with the source.
+    """
+    if source.kind == "synthetic":
+        shape = _known_architecture(source.value)
+        state, token_dropout = _synthetic_state(shape, source.seed), True
+        kind, label = "synthetic", source.value
+    else:
+        path = _downloaded(source.value) if source.kind == "model" else Path(source.value)
+        if source.kind == "artifact":
+            shape, token_dropout, state = _read_artifact(path)
+            kind = "artifact"
+        elif path.is_dir():
+            shape, token_dropout, state = _read_huggingface_folder(path)
+            kind = "huggingface"
+        else:
+            shape, token_dropout, state = _read_fair_esm_file(path)
+            kind = source.kind
+        label = path.resolve().stem if path.is_file() else path.resolve().name
+    model, alphabet = _empty_model(shape, token_dropout)
+    _fill(model, state, label)
+    num_layers, embed_dim, num_heads = shape
+    origin = WeightsOrigin(
+        kind=kind,
+        source=label,
+        seed=source.seed if kind == "synthetic" else None,
+        state_sha256=_state_sha256(model),
+    )
+    architecture = Architecture(
+        name=_architecture_name(shape),
+        num_layers=num_layers,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        head_dim=embed_dim // num_heads,
+        vocab_size=len(alphabet),
+        token_dropout=token_dropout,
+    )
+    return Reference(model.eval().requires_grad_(False), alphabet, architecture, origin)
+
+
+def load_original(folder: Path, manifest: Manifest, checkpoint: str | None) -> Reference:
+    """The reference for an artifact: the weights that it was built from, proven by their digest.
+
+    Synthetic weights are drawn again. Others come from ``checkpoint`` if it is given, else from
+    the artifact itself: equal digests show that those are the ones that were loaded.
+
+    Raises:
+        CheckpointError: the weights are not those that the artifact was built from.
+    """
+    origin = manifest.weights
+    if checkpoint is not None:
+        source = WeightsSource("checkpoint", checkpoint)
+    elif origin.kind == "synthetic":
+        source = WeightsSource("synthetic", origin.source, origin.seed or 0)
+    else:
+        source = WeightsSource("artifact", str(folder))
+    reference = load_reference(source)
+    if reference.origin.state_sha256 != origin.state_sha256:
+        raise CheckpointError(
+            f"{source.kind} {source.value} is not what {folder} was built from: digest of its "
+            f"parameters {reference.origin.state_sha256[:12]}..., expected "
+            f"{origin.state_sha256[:12]}..."
+        )
+    return reference
+
+
+def fair_esm_version() -> str:
+    """For the manifest."""
+    return str(esm.version.version)
+
+
+def _known_architecture(name: str) -> tuple[int, int, int]:
+    if name not in ARCHITECTURES:
+        raise CheckpointError(f"unknown model {name!r}, expected one of {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]
+
+
+def _architecture_name(shape: tuple[int, int, int]) -> str:
+    by_shape = {known: name for name, known in ARCHITECTURES.items()}
+    return by_shape.get(shape, "esm2_t{}_{}w_{}h".format(*shape))
+
+
+# --- fair-esm's own files ---------------------------------------------------------------------
+
+
+def _downloaded(name: str) -> Path:
+    """The file of a model in fair-esm's (torch.hub's) cache, downloaded if it is not there."""
+    _known_architecture(name)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / f"{name}.pt"
+    if not path.is_file():
+        url = DOWNLOAD_URL.format(name=name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path))
+        except (OSError, urllib.error.URLError) as error:
+            raise CheckpointError(
+                f"cannot download {url}: {error}. Download it elsewhere and put it at {path}, "
+                "or pass the file with --checkpoint"
+            ) from None
+    return path
+
+
+def _read_fair_esm_file(path: Path) -> tuple[tuple[int, int, int], bool, dict[str, Tensor]]:
+    """Shape, token dropout and parameters of a fair-esm ESM-2 checkpoint."""
+    contents = _unpickle(path)
+    if not isinstance(contents, dict):
+        raise CheckpointError(f"{path} holds a {type(contents).__name__}, not a checkpoint")
+    if "cfg" not in contents or "model" not in contents:
+        arch = getattr(contents.get("args"), "arch", None)
+        what = f"an ESM-1 model ({arch})" if arch else f"a dictionary of {_some(contents)}"
+        raise CheckpointError(
+            f"{path} is not an ESM-2 checkpoint of fair-esm: it holds {what}, "
+            "expected the keys 'cfg' and 'model'"
+        )
+    config = contents["cfg"]["model"]
+    try:
+        shape = (
+            int(config.encoder_layers),
+            int(config.encoder_embed_dim),
+            int(config.encoder_attention_heads),
+        )
+        token_dropout = bool(config.token_dropout)
+    except AttributeError as error:
+        raise CheckpointError(f"{path} is not an ESM-2 checkpoint: its cfg has {error}") from None
+    # esm/pretrained.py:164
+    state = {
+        name.removeprefix("encoder.").removeprefix("sentence_encoder."): tensor
+        for name, tensor in contents["model"].items()
+    }
+    return shape, token_dropout, state
+
+
+def _unpickle(path: Path) -> Any:
+    if not path.exists():
+        raise CheckpointError(f"cannot read {path}: no such file or folder")
+    with path.open("rb") as file:
+        head = file.read(512).lstrip().lower()
+    if not head:
+        raise CheckpointError(f"{path} is empty")
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(f"{path} is a web page, not a checkpoint: download the file itself")
+    is_zip = head.startswith(b"pk\x03\x04")
+    try:
+        # Checkpoints hold their settings as a Namespace: allow that class, and nothing else.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        text = " ".join(str(error).split())
+        if "GLOBAL" in text or "Unsupported" in text:
+            blocked = text.split("WeightsUnpickler error: ")[-1].split(" Please use")[0]
+            raise CheckpointError(
+                f"{path} is refused: it asks to load more than tensors and settings ({blocked})"
+            ) from None
+        raise CheckpointError(f"{path} is not a PyTorch checkpoint") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        what = "truncated or damaged" if is_zip else "not a PyTorch checkpoint"
+        raise CheckpointError(f"{path} is {what} ({reason})") from None
+
+
+# --- Hugging Face -----------------------------------------------------------------------------
+
+
+def _read_huggingface_folder(folder: Path) -> tuple[tuple[int, int, int], bool, dict[str, Tensor]]:
+    """Shape, token dropout and parameters of ESM-2 as ``transformers`` stores it."""
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise CheckpointError(f"{folder} is not a Hugging Face model: it holds no config.json")
+    try:
+        config = json.loads(config_path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{config_path} is not JSON ({error})") from None
+    if config.get("model_type") != "esm" or config.get("position_embedding_type") != "rotary":
+        raise CheckpointError(
+            f"{folder} is not ESM-2: expected model_type 'esm' with rotary positions, got "
+            f"{config.get('model_type')!r} with {config.get('position_embedding_type')!r}"
+        )
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        names = ["model.safetensors"]
+    stored: dict[str, Tensor] = {}
+    for name in names:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} holds no {name}")
+        try:
+            stored.update(load_file(folder / name))
+        except SafetensorError as error:
+            raise CheckpointError(f"{folder / name} is truncated or damaged ({error})") from None
+    shape = (
+        int(config["num_hidden_layers"]),
+        int(config["hidden_size"]),
+        int(config["num_attention_heads"]),
+    )
+    return shape, bool(config.get("token_dropout", False)), rename_to_fair_esm(stored)
+
+
+# --- an artifact's own weights ----------------------------------------------------------------
+
+
+def _read_artifact(folder: Path) -> tuple[tuple[int, int, int], bool, dict[str, Tensor]]:
+    """Shape, token dropout and parameters of ``weights.safetensors``."""
+    architecture = manifests.read(folder, check_files=False).architecture
+    state = load_file(folder / "weights.safetensors")
+    frequencies = state.pop("inv_freq")
+    for layer in range(architecture.num_layers):
+        state[f"layers.{layer}.self_attn.rot_emb.inv_freq"] = frequencies
+    shape = (architecture.num_layers, architecture.embed_dim, architecture.num_heads)
+    return shape, architecture.token_dropout, state
+
+
+# --- synthetic --------------------------------------------------------------------------------
+
+
+def _synthetic_state(shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
+    """Seeded weights in which every parameter matters: no zero bias, no LayerNorm weight of 1.
+
+    Each tensor has a generator of its own, so one tensor does not depend on the others' order.
+    """
+    model, _ = _empty_model(shape, token_dropout=True)
+    state = {}
+    for name, parameter in model.named_parameters():
+        random = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        unit = torch.from_numpy(random.random(tuple(parameter.shape), dtype=np.float32))
+        if name.endswith("bias"):
+            low, high = -0.2, 0.2
+        elif "layer_norm" in name:
+            low, high = 0.7, 1.3
+        elif name == "embed_tokens.weight":
+            low, high = -1.7, 1.7
+        else:
+            # The variance of fair-esm's own initialisation (xavier, gain 1 or 1 / sqrt(2)).
+            fan_out, fan_in = parameter.shape
+            gain = 0.5**0.5 if name.split(".")[-2] in ("q_proj", "k_proj", "v_proj") else 1.0
+            high = gain * (6 / (fan_in + fan_out)) ** 0.5
+            low = -high
+        state[name] = unit.mul_(high - low).add_(low)
+    return state
+
+
+# --- fair-esm's model ---------------------------------------------------------------------------
+
+
+def _empty_model(shape: tuple[int, int, int], token_dropout: bool) -> tuple[nn.Module, Any]:
+    """fair-esm's ``ESM2`` without memory for its parameters."""
+    num_layers, embed_dim, num_heads = shape
+    alphabet = esm.data.Alphabet.from_architecture("ESM-1b")
+    with torch.device("meta"):
+        model = ESM2(num_layers, embed_dim, num_heads, alphabet, token_dropout)
+    return model, alphabet
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], label: str) -> None:
+    """Assigns ``state`` to ``model`` in float32, as fair-esm's own loader casts it.
+
+    Raises:
+        CheckpointError: names are missing, superfluous, or of another shape; says all of it.
+    """
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    frequencies = {name for name in expected if name.endswith("rot_emb.inv_freq")}
+    missing = [n for n in expected if n not in state and n not in OPTIONAL | frequencies]
+    unexpected = [n for n in state if n not in expected]
+    wrong = [
+        f"{n} {list(state[n].shape)} instead of {list(shape)}"
+        for n, shape in expected.items()
+        if n in state and state[n].shape != shape
+    ]
+    problems = [
+        f"{len(names)} tensors {what} ({_some(names)})"
+        for names, what in ((missing, "missing"), (unexpected, "unknown"), (wrong, "misshapen"))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(f"{label} does not fit ESM-2: {'; '.join(problems)}")
+    for name, shape in expected.items():
+        if name not in state and name not in frequencies:
+            state[name] = torch.zeros(shape)
+    state["lm_head.weight"] = state["embed_tokens.weight"]
+    for name in frequencies:
+        # esm/rotary_embedding.py:38
+        dim = 2 * expected[name][0]
+        computed = 1.0 / (10000 ** (torch.arange(0, dim, 2).float() / dim))
+        state[name] = state.get(name, computed)
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    # load_state_dict(assign=True) unties what fair-esm ties.
+    model.lm_head.weight = model.embed_tokens.weight
+
+
+def _state_sha256(model: nn.Module) -> str:
+    """Digest of every parameter that an engine uses, by name, independent of the source's format."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name not in OPTIONAL:
+            digest.update(f"{name} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _some(names: Any) -> str:
+    listed = [str(name) for name in names]
+    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")

@@ -1,0 +1,33 @@
+"""Runs frozen ESM-2 engines on packed proteins. Importing it needs NumPy alone.
+
+    import runtime
+    engine = runtime.load("artifacts/esm2_t6_8M_UR50D-synthetic")
+    batch = runtime.PackedBatch.from_sequences(["MKTAYIAKQR", "GGAVL"])
+    outputs = engine.run(batch)
+"""
+
+from runtime.engine import Engine, EngineSpec, Outputs, load
+from runtime.errors import ArtifactError, EngineError, Esm2Error, InputError, NonFiniteError
+from runtime.packing import PackedBatch, first_fit_decreasing
+from runtime.pooling import pool
+from runtime.runner import AsyncInferenceRunner, Embedding, Record
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArtifactError",
+    "AsyncInferenceRunner",
+    "Embedding",
+    "Engine",
+    "EngineError",
+    "EngineSpec",
+    "Esm2Error",
+    "InputError",
+    "NonFiniteError",
+    "Outputs",
+    "PackedBatch",
+    "Record",
+    "first_fit_decreasing",
+    "load",
+    "pool",
+]

@@ -1,0 +1,215 @@
+"""``esm2-run``: look at an artifact, and embed FASTA files with it."""
+
+import dataclasses
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from runtime.errors import Esm2Error, InputError
+from runtime.pooling import POOL_CHOICES
+from runtime.tokenizer import UNKNOWN_CHOICES
+
+if TYPE_CHECKING:
+    from runtime.engine import EngineSpec
+    from runtime.manifest import Manifest
+    from runtime.runner import Embedding, Record, Totals
+
+USER_ERROR = 2
+
+
+def one_line_errors(*roots: type[Exception]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Prints errors of these classes as one line on stderr and exits with 2."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return command(*args, **kwargs)
+            except roots as error:
+                click.secho(f"error: {error}", err=True, fg="red")
+                sys.exit(USER_ERROR)
+
+        return wrapped
+
+    return decorate
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="esm2-engines")
+def main() -> None:
+    """Run frozen ESM-2 engines on packed proteins."""
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+@one_line_errors(Esm2Error)
+def info(artifact: Path, as_json: bool) -> None:
+    """Show what ARTIFACT holds; every file is checked against its SHA-256."""
+    from runtime import manifest as manifests
+
+    manifest = manifests.read(artifact)
+    if as_json:
+        click.echo((artifact / manifests.FILE_NAME).read_text(), nl=False)
+    else:
+        click.echo("\n".join(_describe(manifest)))
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("fasta", nargs=-1, required=True)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path),
+              help="Where to write: .npz, .parquet or .h5.")
+@click.option("--engine", default="auto", show_default=True,
+              help="onnx, torchscript, or auto: the first one that runs here.")
+@click.option("--device", default="auto", show_default=True,
+              type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--pool", default="mean", show_default=True, type=click.Choice(POOL_CHOICES),
+              help="mean: residues only. none: one vector per residue.")
+@click.option("--layer", type=int, help="Which exported layer to embed with.  [default: the last]")
+@click.option("--max-tokens", default=4096, show_default=True, type=click.IntRange(min=1),
+              help="Budget of a pack; a longer protein gets a pack of its own.")
+@click.option("--unknown", default="error", show_default=True, type=click.Choice(UNKNOWN_CHOICES),
+              help="For characters outside the alphabet, such as J, * or lower case.")
+@click.option("--v1-attention", is_flag=True,
+              help="Attention as the reference computes it (also: ESM2_V1_ATTENTION=true).")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: every core]")
+@click.option("--debug", is_flag=True, help="Log one line for each pack.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@one_line_errors(Esm2Error)
+def embed(
+    artifact: Path, fasta: tuple[str, ...], output: Path, engine: str, device: str, pool: Any,
+    layer: int | None, max_tokens: int, unknown: Any, v1_attention: bool, threads: int | None,
+    debug: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Embed the proteins of FASTA files (plain, .gz, .zst; - is standard input)."""
+    from runtime.engine import load
+    from runtime.fasta import check_readable, read_fasta
+    from runtime.runner import AsyncInferenceRunner
+    from runtime.writers import check_output, write_embeddings
+
+    if debug:
+        import logging
+
+        logging.basicConfig(level=logging.DEBUG, format="%(message)s", stream=sys.stderr)
+    check_output(output)
+    check_readable(fasta)
+    started = time.perf_counter()
+    loaded = load(artifact, engine, device, "standard" if v1_attention else None, threads)
+    with loaded:
+        runner = AsyncInferenceRunner(loaded, max_tokens, pool, layer, unknown)
+        spec = loaded.spec
+        _say(f"{spec.artifact}: {spec.format} ({spec.library}) on {spec.device}, {spec.dtype}, "
+             f"attention: {spec.attention}")
+        if spec.synthetic:
+            _warn("this artifact's weights are random: its embeddings mean nothing")
+        seen = _Ids()
+        embeddings = runner.run(seen.watch(read_fasta(fasta)))
+        metadata = {
+            "artifact": spec.artifact, "engine": spec.format, "pool": pool,
+            "layer": str(spec.layers[-1] if layer is None else layer),
+        }  # fmt: skip
+        write_embeddings(output, _with_progress(embeddings, runner.totals), metadata)
+    _report_oddities(runner.totals, seen, max_tokens)
+    seconds = time.perf_counter() - started
+    _summarise(output, spec, runner.totals, seconds, as_json)
+
+
+class _Ids:
+    """Watches a stream for ids that occur twice; keeps 8 bytes of each, not the ids."""
+
+    def __init__(self) -> None:
+        self.repeated: list[str] = []
+
+    def watch(self, records: "Iterable[Record]") -> "Iterator[Record]":
+        seen: set[int] = set()
+        for record in records:
+            digest = hash(record.id)
+            if digest in seen:
+                self.repeated.append(record.id)
+            seen.add(digest)
+            yield record
+
+
+def _with_progress(embeddings: "Iterable[Embedding]", totals: "Totals") -> "Iterator[Embedding]":
+    from tqdm import tqdm
+
+    with tqdm(unit=" tokens", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+        for embedding in embeddings:
+            bar.update(embedding.num_tokens)
+            bar.set_postfix_str(f"{totals.proteins} proteins", refresh=False)
+            yield embedding
+    if totals.proteins == 0:
+        raise InputError("the input holds no proteins")
+
+
+def _report_oddities(totals: "Totals", seen: _Ids, max_tokens: int) -> None:
+    for names, what, consequence in (
+        (seen.repeated, "repeated ids", "every record is kept, in input order"),
+        (totals.without_residues, "records without residues", "their mean embedding is NaN"),
+        (totals.over_budget, f"proteins longer than {max_tokens} tokens", "each ran alone"),
+    ):
+        if names:
+            examples = ", ".join(dict.fromkeys(names[:3])) + (", ..." if len(names) > 3 else "")
+            _warn(f"{what}: {len(names)} ({examples}); {consequence}")
+
+
+def _summarise(
+    output: Path, spec: "EngineSpec", totals: "Totals", seconds: float, as_json: bool
+) -> None:
+    if as_json:
+        summary = {
+            "output": str(output), "proteins": totals.proteins, "tokens": totals.tokens,
+            "packs": totals.packs, "seconds": round(seconds, 3),
+            "engine": dataclasses.asdict(spec),
+        }  # fmt: skip
+        click.echo(json.dumps(summary, indent=2))
+        return
+    click.echo(
+        f"{output}: {totals.proteins:,} proteins, {totals.tokens:,} tokens in {seconds:.1f} s "
+        f"({totals.tokens / seconds:,.0f} tokens/s, loading included), "
+        f"{output.stat().st_size / 1e6:.1f} MB"
+    )
+
+
+def _describe(manifest: "Manifest") -> Iterator[str]:
+    shape = manifest.architecture
+    weights = manifest.weights
+    yield manifest.name
+    yield (f"  architecture  {shape.name}: {shape.num_layers} layers, {shape.embed_dim} wide, "
+           f"{shape.num_heads} heads of {shape.head_dim}")
+    yield f"  weights       {weights.kind}: {weights.source}, {manifest.dtype}"
+    if weights.kind == "synthetic":
+        yield "                RANDOM WEIGHTS: for trying the project, the embeddings mean nothing"
+    for direction, tensors in (
+        ("inputs", manifest.signature.inputs), ("outputs", manifest.signature.outputs),
+    ):  # fmt: skip
+        shown = (f"{t.name} {t.dtype}[{', '.join(map(str, t.shape))}]" for t in tensors)
+        yield f"  {direction:13} {', '.join(shown)}"
+    for name, entry in manifest.engines.items():
+        parity = manifest.parity.get(name)
+        verdict = "not verified" if parity is None else (
+            f"{'passed' if parity.passed else 'FAILED'} parity: worst relative L2 "
+            f"{parity.worst_relative_l2:.1e}, {parity.worst_ratio_to_eager:.2f} x eager's own"
+        )
+        yield f"  engine        {name}: {entry.file}, {verdict}"
+    total = sum(entry.bytes for entry in manifest.files.values())
+    yield f"  files         {len(manifest.files)} unchanged, {total / 1e6:.1f} MB"
+
+
+def _say(message: str) -> None:
+    click.echo(message, err=True)
+
+
+def _warn(message: str) -> None:
+    click.secho(f"warning: {message}", err=True, fg="yellow")
+
+
+if __name__ == "__main__":
+    main()

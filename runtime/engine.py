@@ -1,0 +1,190 @@
+"""The Engine protocol, and ``load``: from an artifact folder to an engine that runs packs."""
+
+import importlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import EngineError
+from runtime.packing import PackedBatch
+
+if TYPE_CHECKING:
+    from runtime.manifest import Manifest
+
+Attention = Literal["auto", "standard"]
+
+# Format -> the module with its loader. "auto" takes the first that the artifact holds and this
+# environment can import.
+ENGINES = {
+    "onnx": "runtime.engines.onnx",
+    "torchscript": "runtime.engines.torchscript",
+}
+
+V1_ATTENTION_VARIABLES = ("ESM2_V1_ATTENTION", "VIRNUCPRO_V1_ATTENTION")
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What an engine is and where it runs.
+
+    Attributes:
+        format: key of ``ENGINES``.
+        artifact: the artifact's name.
+        device: ``cpu`` or ``cuda``.
+        dtype: of weights and outputs.
+        layers: exported layers, ascending.
+        pool: how the ``pooled`` output pools, or None.
+        attention: the kernel behind ``esm2::varlen_attention``.
+        library: the engine library and its version.
+        synthetic: the weights are random; for trying the project only.
+    """
+
+    format: str
+    artifact: str
+    device: str
+    dtype: str
+    layers: tuple[int, ...]
+    pool: str | None
+    attention: str
+    library: str
+    synthetic: bool
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What an engine computed for one pack.
+
+    Attributes:
+        logits: ``[T, 33]``.
+        representations: ``{layer: [T, E]}`` of the exported layers.
+        pooled: ``[N, E]``, or None where the artifact was built without pooling.
+    """
+
+    logits: NDArray[np.floating]
+    representations: dict[int, NDArray[np.floating]]
+    pooled: NDArray[np.floating] | None
+
+    @classmethod
+    def from_arrays(
+        cls, names: list[str], arrays: list[NDArray[np.floating]]
+    ) -> "Outputs":
+        """From an engine's outputs in the order of the manifest's signature."""
+        by_name = dict(zip(names, arrays, strict=True))
+        prefix = "representations."
+        return cls(
+            logits=by_name["logits"],
+            representations={
+                int(name.removeprefix(prefix)): array
+                for name, array in by_name.items()
+                if name.startswith(prefix)
+            },
+            pooled=by_name.get("pooled"),
+        )
+
+
+class Engine(Protocol):
+    """A frozen model that runs packs. Engines are context managers."""
+
+    spec: EngineSpec
+
+    def unsupported_reasons(self, batch: PackedBatch) -> list[str]:
+        """Why this engine cannot run ``batch``, in sentences; empty if it can."""
+        ...
+
+    def run(self, batch: PackedBatch) -> Outputs:
+        """Runs one pack. The caller owns the returned arrays; a later run never changes them.
+
+        Raises:
+            EngineError: the engine library failed; the message is its own.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees the weights. The engine cannot run afterwards."""
+        ...
+
+    def __enter__(self) -> "Engine": ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+def load(
+    artifact: str | os.PathLike[str],
+    engine: str = "auto",
+    device: str = "auto",
+    attention: Attention | None = None,
+    threads: int | None = None,
+    check_files: bool = True,
+) -> Engine:
+    """Loads an engine of an artifact.
+
+    Args:
+        artifact: the folder that ``esm2-export build`` wrote.
+        engine: ``"onnx"``, ``"torchscript"``, or ``"auto"``: the first of them that the artifact
+            holds and whose library is installed.
+        device: ``"cpu"``, ``"cuda"``, or ``"auto"``: cuda where the engine's library sees a GPU.
+        attention: ``"auto"``, the fastest kernel, or ``"standard"``, the reference's arithmetic.
+            None takes ``"standard"`` where ``ESM2_V1_ATTENTION`` (or ``VIRNUCPRO_V1_ATTENTION``)
+            is true, else ``"auto"``.
+        threads: CPU threads; None takes the library's own default, one for each core.
+        check_files: compare every file's SHA-256 with the manifest before loading.
+
+    Raises:
+        ArtifactError: the artifact is missing or damaged.
+        EngineError: the engine is not in the artifact, or cannot run here.
+    """
+    from runtime import manifest as manifests
+
+    folder = Path(artifact)
+    manifest = manifests.read(folder, check_files)
+    name = _choose_engine(engine, manifest)
+    if name not in manifest.engines:
+        raise EngineError(
+            f"artifact {folder} holds no engine {name!r}, it holds {', '.join(manifest.engines)}. "
+            f"Build it with 'esm2-export build --target {name}'"
+        )
+    if device not in ("auto", "cpu", "cuda"):
+        raise EngineError(f"device must be auto, cpu or cuda, got {device!r}")
+    loaded: Engine = _engine_module(name).load(
+        folder, manifest, device, attention or default_attention(), threads
+    )
+    return loaded
+
+
+def default_attention() -> Attention:
+    """``"standard"`` where the environment asks for the reference's arithmetic."""
+    asked = any(
+        os.environ.get(variable, "").strip().lower() in ("1", "true", "yes", "on")
+        for variable in V1_ATTENTION_VARIABLES
+    )
+    return "standard" if asked else "auto"
+
+
+def _choose_engine(requested: str, manifest: "Manifest") -> str:
+    if requested != "auto":
+        if requested not in ENGINES:
+            raise EngineError(f"engine must be auto, {', '.join(ENGINES)}, got {requested!r}")
+        return requested
+    reasons = []
+    for name in ENGINES:
+        if name not in manifest.engines:
+            reasons.append(f"{name} is not in the artifact")
+        elif missing := _engine_module(name).missing_library():
+            reasons.append(f"{name}: {missing}")
+        else:
+            return name
+    raise EngineError(f"no engine of {manifest.name!r} runs here: {'; '.join(reasons)}")
+
+
+def _engine_module(name: str) -> Any:
+    return importlib.import_module(ENGINES[name])

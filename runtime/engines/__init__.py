@@ -1,0 +1,1 @@
+"""One module per engine library, each with ``missing_library()`` and ``load(...)``."""

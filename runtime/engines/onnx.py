@@ -1,0 +1,107 @@
+"""ONNX Runtime: ``model.onnx`` with its weights memory-mapped from ``weights.safetensors``."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.engine import Attention, EngineSpec, Outputs
+from runtime.errors import EngineError
+from runtime.manifest import Manifest
+from runtime.packing import PackedBatch
+
+
+def missing_library() -> str | None:
+    """What to install, or None."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return "onnxruntime is not installed (pip install 'esm2-engines[onnx]')"
+    return None
+
+
+def load(
+    folder: Path, manifest: Manifest, device: str, attention: Attention, threads: int | None
+) -> "OnnxEngine":
+    """See ``runtime.load``. The graph's attention is the standard one either way."""
+    if reason := missing_library():
+        raise EngineError(f"cannot load engine 'onnx' of {manifest.name!r}: {reason}")
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    if device == "auto":
+        device = "cuda" if "CUDAExecutionProvider" in available else "cpu"
+    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
+    if provider not in available:
+        raise EngineError(
+            f"cannot load engine 'onnx' on {device}: this onnxruntime has {', '.join(available)}. "
+            "pip install 'esm2-engines[onnx-gpu]', or take device 'cpu'"
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    path = folder / manifest.engines["onnx"].file
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    except Exception as error:  # onnxruntime raises a class of its own for each status code
+        raise EngineError(
+            f"cannot load {path}: {_first_line(error)} (built with "
+            f"{manifest.engines['onnx'].built_with}, here onnxruntime {onnxruntime.__version__})"
+        ) from error
+    spec = EngineSpec(
+        format="onnx",
+        artifact=manifest.name,
+        device=device,
+        dtype=manifest.dtype,
+        layers=tuple(manifest.layers),
+        pool=manifest.pool,
+        attention="standard (model-local function)",
+        library=f"onnxruntime {onnxruntime.__version__}",
+        synthetic=manifest.weights.kind == "synthetic",
+    )
+    return OnnxEngine(session, spec, [output.name for output in manifest.signature.outputs])
+
+
+class OnnxEngine:
+    """An ``onnxruntime.InferenceSession`` that takes packs."""
+
+    def __init__(self, session: Any, spec: EngineSpec, output_names: list[str]):
+        self.spec = spec
+        self._session = session
+        self._output_names = output_names
+
+    def unsupported_reasons(self, batch: PackedBatch) -> list[str]:
+        """See ``Engine``: every valid pack runs."""
+        return []
+
+    def run(self, batch: PackedBatch) -> Outputs:
+        """See ``Engine.run``."""
+        if self._session is None:
+            raise EngineError("this engine is closed: load it again")
+        feeds = {
+            "input_ids": batch.input_ids,
+            "cu_seqlens": batch.cu_seqlens,
+            "max_seqlen": np.array(batch.max_seqlen, dtype=np.int64),
+        }
+        try:
+            arrays = self._session.run(self._output_names, feeds)
+        except Exception as error:  # see load
+            raise EngineError(
+                f"onnxruntime failed on a pack of {batch.num_proteins} proteins, "
+                f"{batch.num_tokens} tokens: {_first_line(error)}"
+            ) from error
+        return Outputs.from_arrays(self._output_names, arrays)
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        self._session = None
+
+    def __enter__(self) -> "OnnxEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,21 @@
+"""Errors a user of the runtime can reach. Each message: what failed, expected, got, what to do."""
+
+
+class Esm2Error(Exception):
+    """Root of the runtime's errors; the command line prints them as one line."""
+
+
+class ArtifactError(Esm2Error):
+    """An artifact is missing, damaged, or of another schema version."""
+
+
+class EngineError(Esm2Error):
+    """An engine cannot be loaded or cannot run this batch on this machine."""
+
+
+class InputError(Esm2Error, ValueError):
+    """Sequences, files or options that cannot be used as given."""
+
+
+class NonFiniteError(Esm2Error, ArithmeticError):
+    """An engine returned NaN or Inf; the message names the proteins."""

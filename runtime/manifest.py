@@ -1,0 +1,190 @@
+"""``manifest.json``: what an artifact holds, and proof that its files are whole."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from runtime.errors import ArtifactError
+
+FILE_NAME = "manifest.json"
+SCHEMA_VERSION = 1
+
+_SEAL = re.compile(rb'("manifest_sha256": ")([0-9a-f]{64})(")')
+_UNSEALED = b"0" * 64
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A misspelt or missing field is an error, never a default."""
+
+
+class Architecture(_Strict):
+    """The shape of the model."""
+
+    name: str
+    num_layers: int
+    embed_dim: int
+    num_heads: int
+    head_dim: int
+    vocab_size: int
+    token_dropout: bool
+
+
+class TensorSpec(_Strict):
+    """One input or output of every engine of the artifact; a dimension is a number or a symbol."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+class Signature(_Strict):
+    """Inputs and outputs, in order."""
+
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+
+
+class WeightsOrigin(_Strict):
+    """Where the weights came from.
+
+    Attributes:
+        kind: ``synthetic``, ``checkpoint`` (fair-esm file), ``huggingface`` or ``model``.
+        source: architecture or model name, or the name of the file or folder.
+        seed: of synthetic weights.
+        state_sha256: digest of the loaded parameters, independent of the file format.
+    """
+
+    kind: str
+    source: str
+    seed: int | None
+    state_sha256: str
+
+
+class EngineEntry(_Strict):
+    """One engine: its file, how the attention op was lowered, and what loads it."""
+
+    file: str
+    lowering: str
+    built_with: dict[str, str]
+
+
+class FileEntry(_Strict):
+    """Size and digest of one file."""
+
+    bytes: int
+    sha256: str
+
+
+class ParityEntry(_Strict):
+    """Measured parity of one engine; the rows are in ``parity.json``."""
+
+    passed: bool
+    worst_relative_l2: float
+    worst_ratio_to_eager: float
+    packs: int
+
+
+class Manifest(_Strict):
+    """See ``docs/artifact.md`` for the folder that this describes."""
+
+    schema_version: int
+    name: str
+    built_by: dict[str, str]
+    architecture: Architecture
+    dtype: str
+    layers: list[int]
+    pool: str | None
+    signature: Signature
+    op: str
+    weights: WeightsOrigin
+    reference_layer_norm: str
+    engines: dict[str, EngineEntry]
+    parity: dict[str, ParityEntry]
+    files: dict[str, FileEntry]
+    manifest_sha256: str = _UNSEALED.decode()
+
+
+def write(manifest: Manifest, folder: Path) -> None:
+    """Writes ``manifest.json`` into ``folder``, sealed with a digest of its own bytes."""
+    text = msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2)
+    text = _SEAL.sub(rb"\g<1>" + _UNSEALED + rb"\g<3>", text + b"\n")
+    seal = hashlib.sha256(text).hexdigest().encode()
+    (folder / FILE_NAME).write_bytes(_SEAL.sub(rb"\g<1>" + seal + rb"\g<3>", text))
+
+
+def read(folder: Path, check_files: bool = True) -> Manifest:
+    """Reads an artifact's manifest and checks that every file is the one that was built.
+
+    Args:
+        folder: the artifact.
+        check_files: compare the size and SHA-256 of every file.
+
+    Raises:
+        ArtifactError: missing, damaged, or of another schema version; names the file.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        what = "is not a folder" if not folder.is_dir() else f"holds no {FILE_NAME}"
+        raise ArtifactError(
+            f"{folder} is not an artifact: it {what}. Build one with 'esm2-export build'"
+        )
+    text = path.read_bytes()
+    version = _schema_version(text, path)
+    if version != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path} has schema version {version}, this runtime reads {SCHEMA_VERSION}. "
+            f"{'Upgrade esm2-engines' if version > SCHEMA_VERSION else 'Export again'}"
+        )
+    seal = _SEAL.search(text)
+    unsealed = _SEAL.sub(rb"\g<1>" + _UNSEALED + rb"\g<3>", text)
+    if seal is None or hashlib.sha256(unsealed).hexdigest().encode() != seal.group(2):
+        raise ArtifactError(f"{path} was changed after it was built. Export again or copy it anew")
+    try:
+        manifest = msgspec.json.decode(text, type=Manifest)
+    except msgspec.ValidationError as error:
+        raise ArtifactError(f"{path} does not follow the schema: {error}") from None
+    if check_files:
+        check(manifest, folder)
+    return manifest
+
+
+def check(manifest: Manifest, folder: Path) -> None:
+    """Raises ArtifactError naming every file of the artifact that is missing or changed."""
+    problems = []
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != entry.bytes:
+            problems.append(f"{name} has {path.stat().st_size} bytes, expected {entry.bytes}")
+        elif sha256_of_file(path) != entry.sha256:
+            problems.append(f"{name} was changed after it was built (SHA-256 differs)")
+    if problems:
+        raise ArtifactError(
+            f"artifact {folder} is damaged: {'; '.join(problems)}. Export again or copy it anew"
+        )
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex digest, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _schema_version(text: bytes, path: Path) -> int:
+    try:
+        fields: Any = msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise ArtifactError(
+            f"{path} is damaged, it is not JSON ({error}). Export again or copy it anew"
+        ) from None
+    version = fields.get("schema_version") if isinstance(fields, dict) else None
+    if not isinstance(version, int):
+        raise ArtifactError(f"{path} is damaged: no schema_version. Export again or copy it anew")
+    return version

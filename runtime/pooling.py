@@ -1,0 +1,53 @@
+"""From one vector per token to one per protein."""
+
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import InputError
+
+Pool = Literal["mean", "mean-with-eos", "cls", "none"]
+POOL_CHOICES: tuple[str, ...] = get_args(Pool)
+
+Floats = NDArray[np.floating]
+
+
+def pool(representations: Floats, cu_seqlens: NDArray[np.int32], how: Pool) -> Floats:
+    """Pools a pack's representations.
+
+    - ``mean``: over residues alone, neither BOS nor EOS; what fair-esm's extract script calls
+      ``mean_representations`` (scripts/extract.py). A protein without residues gives NaN, as there.
+    - ``mean-with-eos``: BOS skipped, EOS kept; for classifiers that were trained so.
+    - ``cls``: the BOS token.
+
+    A protein of a single token is taken as it is. Sums run in float64: the float32 sum of a long
+    protein would add more error than the engine has.
+
+    Args:
+        representations: ``[T, E]``.
+        cu_seqlens: ``[N + 1]``.
+        how: one of the above.
+
+    Returns:
+        ``[N, E]`` in the dtype of ``representations``.
+
+    Raises:
+        InputError: ``how`` is ``"none"`` or unknown.
+    """
+    if how not in ("mean", "mean-with-eos", "cls"):
+        raise InputError(f"pool must be mean, mean-with-eos or cls, got {how!r}")
+    pooled = np.full((len(cu_seqlens) - 1, representations.shape[1]), np.nan, representations.dtype)
+    for protein, (start, end) in enumerate(zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True)):
+        if how == "cls" or end - start == 1:
+            pooled[protein] = representations[start]
+            continue
+        rows = representations[start + 1 : end if how == "mean-with-eos" else end - 1]
+        if len(rows):
+            pooled[protein] = rows.mean(axis=0, dtype=np.float64)
+    return pooled
+
+
+def residue_rows(start: int, end: int) -> slice:
+    """The rows of a protein's residues in its pack: BOS and EOS left out, a single token kept."""
+    return slice(start, end) if end - start == 1 else slice(start + 1, end - 1)

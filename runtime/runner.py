@@ -1,0 +1,202 @@
+"""Streaming: records in, packs, engine, embeddings out, in input order.
+
+The data's path: ``_next_window`` reads and tokenizes records and packs them; ``_run_window`` runs
+the packs and pools. The next window is prepared in a thread while the engine works on this one.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.engine import Engine
+from runtime.errors import EngineError, InputError, NonFiniteError
+from runtime.packing import PackedBatch, first_fit_decreasing
+from runtime.pooling import POOL_CHOICES, Pool, pool, residue_rows
+from runtime.tokenizer import Unknown, tokenize
+
+logger = logging.getLogger(__name__)
+
+# First-fit decreasing wants many proteins to choose from, and order is restored window by window.
+WINDOW_PACKS = 16
+
+
+@dataclass(frozen=True)
+class Record:
+    """One protein: its id and its residues."""
+
+    id: str
+    sequence: str
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """One protein's result.
+
+    Attributes:
+        id: of the record.
+        num_tokens: tokens that were run, BOS and EOS included.
+        values: ``[E]``, or ``[L, E]`` for its residues where pooling is ``"none"``.
+    """
+
+    id: str
+    num_tokens: int
+    values: NDArray[np.floating]
+
+
+@dataclass
+class Totals:
+    """What a runner has done so far."""
+
+    proteins: int = 0
+    tokens: int = 0
+    packs: int = 0
+    without_residues: list[str] = field(default_factory=list)
+    over_budget: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Window:
+    names: list[str]
+    tokens: list[NDArray[np.int64]]
+    packs: list[list[int]]
+
+
+class AsyncInferenceRunner:
+    """Embeds a stream of proteins; reading, tokenizing and packing overlap with the engine.
+
+    Args:
+        engine: from ``runtime.load``.
+        max_tokens: budget of a pack; a longer protein gets a pack of its own.
+        pool: how to pool residues, or ``"none"`` for one vector per residue.
+        layer: which exported layer to embed with; None takes the last.
+        unknown: what to do with characters outside the alphabet (see ``tokenizer.encode``).
+
+    Raises:
+        InputError: a layer that the artifact does not export, or an unknown pooling.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        max_tokens: int = 4096,
+        pool: Pool = "mean",
+        layer: int | None = None,
+        unknown: Unknown = "error",
+    ):
+        if pool not in POOL_CHOICES:
+            raise InputError(f"pool must be one of {', '.join(POOL_CHOICES)}, got {pool!r}")
+        if max_tokens < 1:
+            raise InputError(f"max_tokens must be at least 1, got {max_tokens}")
+        layers = engine.spec.layers
+        if layer is None:
+            layer = layers[-1]
+        if layer not in layers:
+            raise InputError(
+                f"layer {layer} is not in this artifact, it exports {list(layers)}. "
+                f"Export it with 'esm2-export build --layers {layer}'"
+            )
+        self.totals = Totals()
+        self._engine = engine
+        self._max_tokens = max_tokens
+        self._pool: Pool = pool
+        self._layer = layer
+        self._unknown: Unknown = unknown
+
+    def run(self, records: Iterable[Record]) -> Iterator[Embedding]:
+        """Yields one embedding for each record, in input order.
+
+        Raises:
+            InputError: a sequence that cannot be tokenized.
+            NonFiniteError: the engine returned NaN or Inf.
+            EngineError: the engine failed.
+        """
+        stream = iter(records)
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="esm2-packing") as background:
+            upcoming = background.submit(self._next_window, stream)
+            while (window := upcoming.result()).names:
+                upcoming = background.submit(self._next_window, stream)
+                yield from self._run_window(window)
+
+    def _next_window(self, stream: Iterator[Record]) -> _Window:
+        names: list[str] = []
+        tokens: list[NDArray[np.int64]] = []
+        budget = WINDOW_PACKS * self._max_tokens
+        while budget > 0 and (record := next(stream, None)) is not None:
+            names.append(record.id)
+            tokens.append(tokenize(record.sequence, record.id, self._unknown))
+            budget -= len(tokens[-1])
+        lengths = [len(protein) for protein in tokens]
+        return _Window(names, tokens, first_fit_decreasing(lengths, self._max_tokens))
+
+    def _run_window(self, window: _Window) -> Iterator[Embedding]:
+        finished: dict[int, Embedding] = {}
+        to_yield = 0
+        for members in window.packs:
+            batch = PackedBatch.from_tokens(
+                [window.tokens[i] for i in members], [window.names[i] for i in members]
+            )
+            finished.update(zip(members, self._embed(batch), strict=True))
+            while to_yield in finished:
+                yield finished.pop(to_yield)
+                to_yield += 1
+
+    def _embed(self, batch: PackedBatch) -> list[Embedding]:
+        if reasons := self._engine.unsupported_reasons(batch):
+            raise EngineError(
+                f"engine {self._engine.spec.format!r} cannot run this pack: {'; '.join(reasons)}"
+            )
+        outputs = self._engine.run(batch)
+        self._account_for(batch)
+        representations = outputs.representations[self._layer]
+        check_finite(batch, representations)
+        bounds = batch.cu_seqlens.tolist()
+        if self._pool == "none":
+            # Copies: a view would keep the whole pack alive for as long as one protein's rows.
+            values = [
+                representations[residue_rows(start, end)].copy()
+                for start, end in zip(bounds[:-1], bounds[1:], strict=True)
+            ]
+        else:
+            values = list(pool(representations, batch.cu_seqlens, self._pool))
+        return [
+            Embedding(batch.name(i), bounds[i + 1] - bounds[i], values[i])
+            for i in range(batch.num_proteins)
+        ]
+
+    def _account_for(self, batch: PackedBatch) -> None:
+        totals = self.totals
+        totals.packs += 1
+        totals.proteins += batch.num_proteins
+        totals.tokens += batch.num_tokens
+        lengths = np.diff(batch.cu_seqlens)
+        totals.without_residues += [batch.name(i) for i in np.flatnonzero(lengths == 2)]
+        if batch.num_tokens > self._max_tokens:
+            totals.over_budget.append(batch.name(0))
+        logger.debug(
+            "pack %d: %d proteins, %d tokens, longest %d, packing efficiency %.1f %%",
+            totals.packs,
+            batch.num_proteins,
+            batch.num_tokens,
+            batch.max_seqlen,
+            100 * batch.num_tokens / max(self._max_tokens, batch.num_tokens),
+        )
+
+
+def check_finite(batch: PackedBatch, representations: NDArray[np.floating]) -> None:
+    """Raises NonFiniteError naming the proteins of ``batch`` with NaN or Inf in ``[T, E]``."""
+    finite = np.isfinite(representations).all(axis=1)
+    if finite.all():
+        return
+    protein_of_token = np.repeat(np.arange(batch.num_proteins), np.diff(batch.cu_seqlens))
+    wrong = np.unique(protein_of_token[~finite])
+    named = ", ".join(repr(batch.name(i)) for i in wrong[:5])
+    more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+    raise NonFiniteError(
+        f"the engine returned NaN or Inf for {len(wrong)} of {batch.num_proteins} proteins in a "
+        f"pack: {named}{more}. Half precision may overflow: try a float32 artifact, and "
+        "'esm2-export verify' to find a damaged one"
+    )
