@@ -1,6 +1,4 @@
 """Builds frozen, packed ESM-2 engines and proves each against eager fair-esm.
 
-    exporter.build        load -> trace -> lower -> write aside -> verify -> publish
-    exporter.esm2         the packed forward that is traced
-    exporter.parity       oracle, metrics, budgets, verdict
+Start reading in ``exporter.build``; the model that is traced is in ``exporter.packed_forward``.
 """

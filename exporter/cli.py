@@ -26,17 +26,27 @@ def main() -> None:
 
 @main.command()
 @click.option("--model", help="fair-esm's name of a model, such as esm2_t33_650M_UR50D.")
-@click.option("--checkpoint", type=click.Path(),
-              help="A fair-esm .pt file, or a folder as Hugging Face stores ESM-2.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(),
+    help="A fair-esm .pt file, or a folder as Hugging Face stores ESM-2.",
+)
 @click.option("--synthetic", help="Random weights of a true architecture, for trying the project.")
 @click.option("--seed", default=0, show_default=True, help="Of synthetic weights.")
-@click.option("--target", default="torchscript,onnx", show_default=True,
-              help="Formats, separated by commas.")
+@click.option(
+    "--target", default="torchscript,onnx", show_default=True, help="Formats, separated by commas."
+)
 @click.option("--layers", help="Layers to export, separated by commas.  [default: the last]")
-@click.option("--pool", type=click.Choice(["mean", "mean-with-eos", "cls"]),
-              help="Add an output with one vector per protein.")
-@click.option("--out", type=click.Path(path_type=Path),
-              help="The artifact's folder.  [default: artifacts/NAME]")
+@click.option(
+    "--pool",
+    type=click.Choice(["mean", "mean-with-eos", "cls"]),
+    help="Add an output with one vector per protein.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The artifact's folder.  [default: artifacts/NAME]",
+)
 @one_line_errors(ExportError, Esm2Error)
 def build(
     model: str | None, checkpoint: str | None, synthetic: str | None, seed: int, target: str,
@@ -71,8 +81,11 @@ def build(
 @main.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--engine", help="Only this one.  [default: every engine of the artifact]")
-@click.option("--checkpoint", type=click.Path(),
-              help="What the artifact was built from, to compare with the original weights.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(),
+    help="What the artifact was built from, to compare with the original weights.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of the random packs.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
 @one_line_errors(ExportError, Esm2Error)
@@ -88,7 +101,8 @@ def verify(
     manifest = manifests.read(artifact)
     if engine is not None and engine not in manifest.engines:
         raise ExportError(
-            f"artifact {artifact} holds no engine {engine!r}, it holds {', '.join(manifest.engines)}"
+            f"artifact {artifact} holds no engine {engine!r}, it holds "
+            f"{', '.join(manifest.engines)}"
         )
     from exporter.verify import verify as run_verify
     from exporter.weights import load_original
@@ -120,7 +134,7 @@ def _source(
     from exporter.weights import WeightsSource
 
     kind, value = given[0]
-    return WeightsSource(kind, value, seed)  # type: ignore[arg-type]
+    return WeightsSource(kind, value, seed)
 
 
 def _integers(text: str) -> list[int]:
@@ -140,13 +154,18 @@ def _describe(verdict: "EngineVerdict") -> str:
 
 def _table(report: "Report") -> list[str]:
     lines = [f"{report.artifact}, {report.dtype}, against eager fair-esm in float64", ""]
-    head = f"  {'pack':22}{'tensor':20}{'relative L2':>12}{'x eager':>9}{'worst abs':>11}{'cosine':>13}"
+    columns = ("relative L2", 12), ("x eager", 9), ("worst abs", 11), ("cosine", 13)
+    head = f"  {'pack':22}{'tensor':20}" + "".join(f"{name:>{width}}" for name, width in columns)
     for verdict in report.engines:
         lines += [_describe(verdict), head]
         for row in verdict.rows:
-            measured = "no answer" if row.engine is None else (
-                f"{row.engine.relative_l2:12.2e}{row.ratio:9.2f}{row.engine.worst_absolute:11.1e}"
-                f"{row.engine.cosine_p01:13.9f}"
+            measured = (
+                "no answer"
+                if row.engine is None
+                else (
+                    f"{row.engine.relative_l2:12.2e}{row.ratio:9.2f}{row.engine.worst_absolute:11.1e}"
+                    f"{row.engine.cosine_p01:13.9f}"
+                )
             )
             lines.append(f"  {row.pack:22}{row.tensor:20}{measured}")
             lines += [f"    FAILED {failure}" for failure in row.failures]

@@ -69,7 +69,9 @@ def check_cu_seqlens(cu_seqlens: Tensor) -> None:
     if cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}")
     if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2:
-        raise ValueError(f"cu_seqlens must be 1-D [N + 1] with N >= 1, got {list(cu_seqlens.shape)}")
+        raise ValueError(
+            f"cu_seqlens must be 1-D [N + 1] with N >= 1, got {list(cu_seqlens.shape)}"
+        )
     bounds = cu_seqlens.tolist()
     if bounds[0] != 0:
         raise ValueError(f"cu_seqlens must start at 0, got cu_seqlens[0] = {bounds[0]}")
@@ -124,8 +126,16 @@ def flash_attn_varlen_wrapper(
     if problems:
         raise ValueError("; ".join(problems))
     out: Tensor = flash_attn_varlen_func(
-        q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen,
-        dropout_p=dropout_p, softmax_scale=softmax_scale, causal=causal,
+        q,
+        k,
+        v,
+        cu_seqlens,
+        cu_seqlens,
+        max_seqlen,
+        max_seqlen,
+        dropout_p=dropout_p,
+        softmax_scale=softmax_scale,
+        causal=causal,
     )
     return out
 

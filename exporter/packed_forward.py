@@ -52,14 +52,13 @@ class PackedSelfAttention(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor | int
     ) -> Tensor:
+        """``[T, E]`` to ``[T, E]``; cos and sin as ``rotary_tables`` gives them."""
         heads = (-1, self.num_heads, self.head_dim)
         q = rotate(self.q_proj(x).view(heads), cos, sin)
         k = rotate(self.k_proj(x).view(heads), cos, sin)
         v = self.v_proj(x).view(heads)
-        if torch.jit.is_tracing():
-            attend = _scripted_attention
-        else:
-            attend = torch.ops.esm2.varlen_attention
+        tracing = torch.jit.is_tracing()
+        attend = _scripted_attention if tracing else torch.ops.esm2.varlen_attention
         attended = attend(q, k, v, cu_seqlens, max_seqlen, self.head_dim**-0.5)
         return self.out_proj(attended.flatten(1))
 
@@ -78,6 +77,7 @@ class PackedLayer(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor | int
     ) -> Tensor:
+        """``[T, E]`` to ``[T, E]``; cos and sin as ``rotary_tables`` gives them."""
         normed = layer_norm(self.self_attn_layer_norm, x)
         x = x + self.self_attn(normed, cos, sin, cu_seqlens, max_seqlen)
         normed = layer_norm(self.final_layer_norm, x)
@@ -94,6 +94,7 @@ class PackedLMHead(nn.Module):
         self.bias = head.bias
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """``[T, E]`` and the table ``[33, E]`` to logits ``[T, 33]``."""
         x = layer_norm(self.layer_norm, F.gelu(self.dense(x)))
         return F.linear(x, embedding, self.bias)
 
@@ -175,7 +176,7 @@ class PackedESM2(nn.Module):
         if torch.jit.is_tracing():
             embedding = _require_weights(embedding)
         else:
-            longest = max_seqlen.item()  # type: ignore[assignment]
+            longest = max_seqlen.item()
         _, start, end = token_spans(cu_seqlens, input_ids)
         position_ids = torch.ones_like(input_ids).cumsum(0) - 1 - start
         cos, sin = rotary_tables(position_ids, self.inv_freq, self.num_heads)
@@ -213,7 +214,7 @@ def layer_norm(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def rotary_tables(position_ids: Tensor, inv_freq: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
-    """cos and signed sin of the rotary angles, in the dtype of ``inv_freq``.
+    """Cos and signed sin of the rotary angles, in the dtype of ``inv_freq``.
 
     Source: esm/rotary_embedding.py:46, whose cached tables must not be traced.
 
@@ -225,7 +226,7 @@ def rotary_tables(position_ids: Tensor, inv_freq: Tensor, num_heads: int) -> tup
     tables = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
     if position_ids.device.type == "cpu":
         # Broadcasting over rows of D floats costs a CPU twice the time of reading whole tables.
-        return tuple(table.repeat(1, num_heads, 1) for table in tables)  # type: ignore[return-value]
+        return tuple(table.repeat(1, num_heads, 1) for table in tables)
     return tables
 
 
@@ -260,8 +261,9 @@ def scale_token_dropout(x: Tensor, is_mask: Tensor, start: Tensor, end: Tensor) 
 def pool_packed(x: Tensor, cu_seqlens: Tensor, pool: str) -> Tensor:
     """Pools ``[T, E]`` into ``[N, E]``; the same definitions as ``runtime.pooling``.
 
-    Sums run over ``N + 1`` slots and in float64: see ``token_spans`` for the first, and
-    ``docs/decisions.md`` for the second.
+    Sums run over ``N + 1`` slots (see ``token_spans``) and in float64 (as there). scatter_add, not
+    index_add: that becomes ONNX's ScatterND, and ONNX Runtime 1.31 on a CPU adds its rows from
+    several threads at once, so that sums of more than a few hundred rows come out wrong.
     """
     protein_index, start, end = token_spans(cu_seqlens, x[:, 0])
     if pool == "cls":
@@ -273,6 +275,8 @@ def pool_packed(x: Tensor, cu_seqlens: Tensor, pool: str) -> Tensor:
     kept = ~skipped | (end - start == 1)
     weight = kept.unsqueeze(-1).double()
     slots = torch.zeros_like(cu_seqlens, dtype=torch.float64).unsqueeze(-1)
-    count = slots.index_add(0, protein_index, weight)
-    total = slots.expand(-1, x.shape[-1]).index_add(0, protein_index, x.double() * weight)
+    slot = protein_index.unsqueeze(-1)
+    width = x.shape[-1]
+    count = slots.scatter_add(0, slot, weight)
+    total = slots.repeat(1, width).scatter_add(0, slot.expand(-1, width), x.double() * weight)
     return (total / count).to(x.dtype)[:-1]

@@ -23,12 +23,13 @@ def staged(destination: Path) -> Iterator[Path]:
     Raises:
         ExportError: ``destination`` is something other than an artifact.
     """
-    if destination.exists() and not (destination / "manifest.json").is_file():
-        if not destination.is_dir() or any(destination.iterdir()):
-            raise ExportError(
-                f"cannot write artifact {destination}: it exists and is not an artifact. "
-                "Choose another --out"
-            )
+    is_artifact = (destination / "manifest.json").is_file()
+    is_empty = destination.is_dir() and not any(destination.iterdir())
+    if destination.exists() and not is_artifact and not is_empty:
+        raise ExportError(
+            f"cannot write artifact {destination}: it exists and is not an artifact. "
+            "Choose another --out"
+        )
     destination.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(destination)
     folder = destination.with_name(f".{destination.name}.building-{os.getpid()}")

@@ -40,11 +40,9 @@ def verify(
     """
     packs = parity_packs(seed)
     layers = tuple(manifest.layers)
-    pooling: Pool = manifest.pool or "mean"  # type: ignore[assignment]
+    pooling: Pool = manifest.pool or "mean"
     oracle = run_eager(reference.model, packs, layers, pooling, torch.float64)
-    eager = run_eager(
-        reference.model, packs, layers, pooling, getattr(torch, manifest.dtype)
-    )
+    eager = run_eager(reference.model, packs, layers, pooling, getattr(torch, manifest.dtype))
     verdicts = []
     for name in manifest.engines if engines is None else engines:
         with load(folder, name, check_files=False) as engine:

@@ -228,8 +228,8 @@ def _unpickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         text = " ".join(str(error).split())
-        if "GLOBAL" in text or "Unsupported" in text:
-            blocked = text.split("WeightsUnpickler error: ")[-1].split(" Please use")[0]
+        if "GLOBAL" in text:
+            blocked = text.split("WeightsUnpickler error: ")[-1].split(" was not")[0]
             raise CheckpointError(
                 f"{path} is refused: it asks to load more than tensors and settings ({blocked})"
             ) from None
@@ -370,7 +370,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], label: str) -> None:
 
 
 def _state_sha256(model: nn.Module) -> str:
-    """Digest of every parameter that an engine uses, by name, independent of the source's format."""
+    """Digest of every parameter that an engine uses, whatever format it came in."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if name not in OPTIONAL:

@@ -1,9 +1,9 @@
 """Runs frozen ESM-2 engines on packed proteins. Importing it needs NumPy alone.
 
-    import runtime
-    engine = runtime.load("artifacts/esm2_t6_8M_UR50D-synthetic")
-    batch = runtime.PackedBatch.from_sequences(["MKTAYIAKQR", "GGAVL"])
-    outputs = engine.run(batch)
+>>> engine = runtime.load("artifacts/esm2_t6_8M_UR50D-synthetic")
+>>> batch = runtime.PackedBatch.from_sequences(["MKTAYIAKQR", "GGAVL"])
+>>> engine.run(batch).representations[6].shape
+(19, 320)
 """
 
 from runtime.engine import Engine, EngineSpec, Outputs, load

@@ -64,21 +64,49 @@ def info(artifact: Path, as_json: bool) -> None:
 @main.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("fasta", nargs=-1, required=True)
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path),
-              help="Where to write: .npz, .parquet or .h5.")
-@click.option("--engine", default="auto", show_default=True,
-              help="onnx, torchscript, or auto: the first one that runs here.")
-@click.option("--device", default="auto", show_default=True,
-              type=click.Choice(["auto", "cpu", "cuda"]))
-@click.option("--pool", default="mean", show_default=True, type=click.Choice(POOL_CHOICES),
-              help="mean: residues only. none: one vector per residue.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Where to write: .npz, .parquet or .h5.",
+)
+@click.option(
+    "--engine",
+    default="auto",
+    show_default=True,
+    help="onnx, torchscript, or auto: the first one that runs here.",
+)
+@click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
+)
+@click.option(
+    "--pool",
+    default="mean",
+    show_default=True,
+    type=click.Choice(POOL_CHOICES),
+    help="mean: residues only. none: one vector per residue.",
+)
 @click.option("--layer", type=int, help="Which exported layer to embed with.  [default: the last]")
-@click.option("--max-tokens", default=4096, show_default=True, type=click.IntRange(min=1),
-              help="Budget of a pack; a longer protein gets a pack of its own.")
-@click.option("--unknown", default="error", show_default=True, type=click.Choice(UNKNOWN_CHOICES),
-              help="For characters outside the alphabet, such as J, * or lower case.")
-@click.option("--v1-attention", is_flag=True,
-              help="Attention as the reference computes it (also: ESM2_V1_ATTENTION=true).")
+@click.option(
+    "--max-tokens",
+    default=4096,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Budget of a pack; a longer protein gets a pack of its own.",
+)
+@click.option(
+    "--unknown",
+    default="error",
+    show_default=True,
+    type=click.Choice(UNKNOWN_CHOICES),
+    help="For characters outside the alphabet, such as J, * or lower case.",
+)
+@click.option(
+    "--v1-attention",
+    is_flag=True,
+    help="Attention as the reference computes it (also: ESM2_V1_ATTENTION=true).",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: every core]")
 @click.option("--debug", is_flag=True, help="Log one line for each pack.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -105,8 +133,10 @@ def embed(
     with loaded:
         runner = AsyncInferenceRunner(loaded, max_tokens, pool, layer, unknown)
         spec = loaded.spec
-        _say(f"{spec.artifact}: {spec.format} ({spec.library}) on {spec.device}, {spec.dtype}, "
-             f"attention: {spec.attention}")
+        _say(
+            f"{spec.artifact}: {spec.format} ({spec.library}) on {spec.device}, {spec.dtype}, "
+            f"attention: {spec.attention}"
+        )
         if spec.synthetic:
             _warn("this artifact's weights are random: its embeddings mean nothing")
         seen = _Ids()
@@ -182,8 +212,10 @@ def _describe(manifest: "Manifest") -> Iterator[str]:
     shape = manifest.architecture
     weights = manifest.weights
     yield manifest.name
-    yield (f"  architecture  {shape.name}: {shape.num_layers} layers, {shape.embed_dim} wide, "
-           f"{shape.num_heads} heads of {shape.head_dim}")
+    yield (
+        f"  architecture  {shape.name}: {shape.num_layers} layers, {shape.embed_dim} wide, "
+        f"{shape.num_heads} heads of {shape.head_dim}"
+    )
     yield f"  weights       {weights.kind}: {weights.source}, {manifest.dtype}"
     if weights.kind == "synthetic":
         yield "                RANDOM WEIGHTS: for trying the project, the embeddings mean nothing"
@@ -194,9 +226,13 @@ def _describe(manifest: "Manifest") -> Iterator[str]:
         yield f"  {direction:13} {', '.join(shown)}"
     for name, entry in manifest.engines.items():
         parity = manifest.parity.get(name)
-        verdict = "not verified" if parity is None else (
-            f"{'passed' if parity.passed else 'FAILED'} parity: worst relative L2 "
-            f"{parity.worst_relative_l2:.1e}, {parity.worst_ratio_to_eager:.2f} x eager's own"
+        verdict = (
+            "not verified"
+            if parity is None
+            else (
+                f"{'passed' if parity.passed else 'FAILED'} parity: worst relative L2 "
+                f"{parity.worst_relative_l2:.1e}, {parity.worst_ratio_to_eager:.2f} x eager's own"
+            )
         )
         yield f"  engine        {name}: {entry.file}, {verdict}"
     total = sum(entry.bytes for entry in manifest.files.values())

@@ -70,9 +70,7 @@ class Outputs:
     pooled: NDArray[np.floating] | None
 
     @classmethod
-    def from_arrays(
-        cls, names: list[str], arrays: list[NDArray[np.floating]]
-    ) -> "Outputs":
+    def from_arrays(cls, names: list[str], arrays: list[NDArray[np.floating]]) -> "Outputs":
         """From an engine's outputs in the order of the manifest's signature."""
         by_name = dict(zip(names, arrays, strict=True))
         prefix = "representations."

@@ -16,11 +16,7 @@ _SEAL = re.compile(rb'("manifest_sha256": ")([0-9a-f]{64})(")')
 _UNSEALED = b"0" * 64
 
 
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A misspelt or missing field is an error, never a default."""
-
-
-class Architecture(_Strict):
+class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The shape of the model."""
 
     name: str
@@ -32,7 +28,7 @@ class Architecture(_Strict):
     token_dropout: bool
 
 
-class TensorSpec(_Strict):
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One input or output of every engine of the artifact; a dimension is a number or a symbol."""
 
     name: str
@@ -40,14 +36,14 @@ class TensorSpec(_Strict):
     shape: list[int | str]
 
 
-class Signature(_Strict):
+class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Inputs and outputs, in order."""
 
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
 
 
-class WeightsOrigin(_Strict):
+class WeightsOrigin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the weights came from.
 
     Attributes:
@@ -63,7 +59,7 @@ class WeightsOrigin(_Strict):
     state_sha256: str
 
 
-class EngineEntry(_Strict):
+class EngineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One engine: its file, how the attention op was lowered, and what loads it."""
 
     file: str
@@ -71,14 +67,14 @@ class EngineEntry(_Strict):
     built_with: dict[str, str]
 
 
-class FileEntry(_Strict):
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Size and digest of one file."""
 
     bytes: int
     sha256: str
 
 
-class ParityEntry(_Strict):
+class ParityEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Measured parity of one engine; the rows are in ``parity.json``."""
 
     passed: bool
@@ -87,7 +83,7 @@ class ParityEntry(_Strict):
     packs: int
 
 
-class Manifest(_Strict):
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """See ``docs/artifact.md`` for the folder that this describes."""
 
     schema_version: int

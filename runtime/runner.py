@@ -173,7 +173,7 @@ class AsyncInferenceRunner:
         totals.proteins += batch.num_proteins
         totals.tokens += batch.num_tokens
         lengths = np.diff(batch.cu_seqlens)
-        totals.without_residues += [batch.name(i) for i in np.flatnonzero(lengths == 2)]
+        totals.without_residues += [batch.name(i) for i in np.flatnonzero(lengths == 2).tolist()]
         if batch.num_tokens > self._max_tokens:
             totals.over_budget.append(batch.name(0))
         logger.debug(
@@ -192,7 +192,7 @@ def check_finite(batch: PackedBatch, representations: NDArray[np.floating]) -> N
     if finite.all():
         return
     protein_of_token = np.repeat(np.arange(batch.num_proteins), np.diff(batch.cu_seqlens))
-    wrong = np.unique(protein_of_token[~finite])
+    wrong: list[int] = np.unique(protein_of_token[~finite]).tolist()
     named = ", ".join(repr(batch.name(i)) for i in wrong[:5])
     more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
     raise NonFiniteError(

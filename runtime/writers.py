@@ -5,10 +5,10 @@ proteins stand one after the other in ``embeddings`` ``[sum(L), E]`` (in Parquet
 protein) and ``offsets`` ``[N + 1]`` says where each begins.
 """
 
-import importlib
+import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,11 @@ def check_output(path: Path) -> None:
     _, library = WRITERS[path.suffix]
     if library and importlib.util.find_spec(library) is None:
         raise InputError(
-            f"cannot write {path}: {library} is not installed. pip install {library}, "
-            "or write .npz"
+            f"cannot write {path}: {library} is not installed. pip install {library}, or write .npz"
         )
 
 
-def write_embeddings(
-    path: Path, embeddings: Iterable[Embedding], metadata: dict[str, str]
-) -> None:
+def write_embeddings(path: Path, embeddings: Iterable[Embedding], metadata: dict[str, str]) -> None:
     """Writes all embeddings; ``path`` appears only when the last of them is in it.
 
     Args:
@@ -62,11 +59,15 @@ def write_embeddings(
 
 def _write_npz(path: Path, embeddings: Iterable[Embedding], metadata: dict[str, str]) -> None:
     everything = list(embeddings)
-    arrays = _columns(everything)
+    arrays: Any = _columns(everything)
     if offsets := _offsets(everything):
         arrays["offsets"] = np.array([0, *offsets], dtype=np.int64)
     with path.open("wb") as file:
-        np.savez(file, **arrays, **{key: np.array(value) for key, value in metadata.items()})
+        np.savez(file, allow_pickle=False, **arrays, **_as_arrays(metadata))
+
+
+def _as_arrays(metadata: dict[str, str]) -> Any:
+    return {key: np.array(value) for key, value in metadata.items()}
 
 
 def _write_h5(path: Path, embeddings: Iterable[Embedding], metadata: dict[str, str]) -> None:
@@ -131,7 +132,7 @@ def _offsets(embeddings: list[Embedding]) -> list[int]:
     """Where each protein's rows end, or nothing where there is one row a protein."""
     if not _is_per_residue(embeddings):
         return []
-    return np.cumsum([len(embedding.values) for embedding in embeddings]).tolist()
+    return list(accumulate(len(embedding.values) for embedding in embeddings))
 
 
 def _is_per_residue(embeddings: list[Embedding]) -> bool:

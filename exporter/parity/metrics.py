@@ -52,8 +52,10 @@ def compare(actual: Floats, expected: Floats, bounds: NDArray[np.integer]) -> Te
     wide = actual.astype(np.float64)
     difference = np.abs(wide - expected)
     proteins = np.sqrt(
-        np.add.reduceat((difference**2).sum(axis=1), bounds[:-1])
-        / np.add.reduceat((expected**2).sum(axis=1), bounds[:-1])
+        ratio(
+            np.add.reduceat((difference**2).sum(axis=1), bounds[:-1]),
+            np.add.reduceat((expected**2).sum(axis=1), bounds[:-1]),
+        )
     )
     worst_protein = int(proteins.argmax())
     row, column = np.unravel_index(difference.argmax(), difference.shape)
@@ -68,5 +70,15 @@ def compare(actual: Floats, expected: Floats, bounds: NDArray[np.integer]) -> Te
     )
 
 
+def ratio(a: Floats, b: Floats) -> Floats:
+    """``a / b`` of nonnegative numbers, in which 0 / 0 is 0 and x / 0 is infinite."""
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    unbounded = np.where(a > 0, np.inf, 0.0)
+    return np.divide(a, b, out=unbounded, where=b > 0)
+
+
 def _cosine(a: Floats, b: Floats) -> Floats:
-    return (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    """Of each row; two rows of zeros (a mask's embedding) are equal, so theirs is 1."""
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    equal = (a == b).all(axis=1).astype(np.float64)
+    return np.divide((a * b).sum(axis=1), norms, out=equal, where=norms > 0)

@@ -34,9 +34,7 @@ def run_eager(
     seen: dict[bytes, Outputs] = {}
     with _in_dtype(model, dtype):
         progress = tqdm(packs.items(), desc=f"eager fair-esm in {dtype}", leave=False, disable=None)
-        return {
-            name: _run_pack(model, batch, layers, pooling, seen) for name, batch in progress
-        }
+        return {name: _run_pack(model, batch, layers, pooling, seen) for name, batch in progress}
 
 
 def _run_pack(

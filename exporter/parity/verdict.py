@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from exporter.parity.budgets import RELATIVE_TO_EAGER, Budget, budgets_for
-from exporter.parity.metrics import Floats, TensorError, compare
+from exporter.parity.metrics import Floats, TensorError, compare, ratio
 from runtime.engine import Engine, Outputs
 from runtime.errors import Esm2Error
 from runtime.manifest import Architecture, ParityEntry
@@ -38,10 +38,11 @@ class Row(msgspec.Struct, frozen=True):
         """The engine's error over eager's own, whole tensor or worst protein."""
         if self.engine is None:
             return float("inf")
-        return max(
-            self.engine.relative_l2 / self.eager.relative_l2,
-            self.engine.worst_protein_relative_l2 / self.eager.worst_protein_relative_l2,
-        )
+        errors = [
+            [error.relative_l2, error.worst_protein_relative_l2]
+            for error in (self.engine, self.eager)
+        ]
+        return float(ratio(*np.array(errors)).max())
 
 
 class EngineVerdict(msgspec.Struct, frozen=True):
@@ -152,9 +153,7 @@ def _with_pooled(outputs: Outputs, batch: PackedBatch, pooling: Pool) -> Outputs
     if outputs.pooled is not None:
         return outputs
     last = outputs.representations[max(outputs.representations)]
-    return Outputs(
-        outputs.logits, outputs.representations, pool(last, batch.cu_seqlens, pooling)
-    )
+    return Outputs(outputs.logits, outputs.representations, pool(last, batch.cu_seqlens, pooling))
 
 
 def _tensors(outputs: Outputs) -> dict[str, Floats]:
@@ -164,5 +163,3 @@ def _tensors(outputs: Outputs) -> dict[str, Floats]:
     if outputs.pooled is not None:
         tensors["pooled"] = outputs.pooled
     return tensors
-
-

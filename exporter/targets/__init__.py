@@ -1,6 +1,6 @@
 """One module per format, each with ``export(packed, folder) -> EngineEntry``.
 
-``weights.safetensors`` lies in ``folder`` already; an engine file refers to it and holds no weights.
+``weights.safetensors`` lies in ``folder`` already; an engine file refers to it.
 """
 
 import importlib

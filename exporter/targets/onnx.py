@@ -18,6 +18,7 @@ from exporter.shared_weights import read_places
 from exporter.targets.onnx_attention import (
     DOMAIN,
     OPSET,
+    QUERY_BLOCK,
     VERSION,
     attention_function,
     register_schema,
@@ -49,7 +50,10 @@ def export(packed: PackedESM2, folder: Path) -> EngineEntry:
     onnx.checker.check_model(path)
     return EngineEntry(
         file=FILE_NAME,
-        lowering="esm2::VarlenAttention with a model-local function: a Loop over proteins, 1024 queries at a time",
+        lowering=(
+            "esm2::VarlenAttention with a model-local function: "
+            f"a Loop over proteins, {QUERY_BLOCK} queries at a time"
+        ),
         built_with={"torch": str(torch.__version__), "onnx": onnx.__version__, "opset": str(OPSET)},
     )
 
@@ -65,8 +69,9 @@ def _export_graph(packed: PackedESM2) -> ir.Model:
         with (
             torch.no_grad(),
             shape_config.patch(backed_size_oblivious=True),
-            warnings.catch_warnings(action="ignore"),
+            warnings.catch_warnings(),
         ):
+            warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 packed,
                 tracing_pack(),

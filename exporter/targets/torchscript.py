@@ -44,7 +44,9 @@ def _parameters_stripped(module: torch.jit.ScriptModule) -> Iterator[None]:
     kept = {name: parameter.data for name, parameter in parameters.items()}
     try:
         for parameter in parameters.values():
-            parameter.data = torch.full((), torch.nan, dtype=parameter.dtype).expand(parameter.shape)
+            parameter.data = torch.full((), torch.nan, dtype=parameter.dtype).expand(
+                parameter.shape
+            )
         yield
     finally:
         for name, parameter in parameters.items():

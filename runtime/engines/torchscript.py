@@ -43,7 +43,7 @@ def load(
         torch.set_num_threads(threads)
     path = folder / manifest.engines["torchscript"].file
     try:
-        module = torch.jit.load(path, map_location=device)
+        module = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
         module.load_state_dict(load_file(folder / "weights.safetensors", device), assign=True)
     except RuntimeError as error:
         raise EngineError(
@@ -102,7 +102,7 @@ class TorchScriptEngine:
         # Optimized execution specialises to shapes, and no two packs have the same.
         with (
             torch.inference_mode(),
-            torch.jit.optimized_execution(False),
+            torch.jit.optimized_execution(False),  # type: ignore[attr-defined]
             varlen_attention.attention(self._attention),
         ):
             try:

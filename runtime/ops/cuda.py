@@ -71,7 +71,7 @@ def choose_kernel(
         ("memory-efficient", _memory_efficient, _memory_efficient_reasons(dtype, head_dim)),
         ("standard", _standard, []),
     ]
-    passed_over = []
+    passed_over: list[str] = []
     for name, kernel, reasons in candidates:
         if not reasons:
             return Choice(name, kernel, tuple(passed_over))

@@ -1,0 +1,59 @@
+# Thin targets: what CI calls is what you call.
+
+PYTHON   ?= python3
+MODEL    ?=
+CHECKPOINT ?=
+TARGET   ?= torchscript,onnx
+LAYERS   ?=
+OUT      ?=
+ARTIFACT ?= artifacts/esm2_t6_8M_UR50D-synthetic
+# For example: make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+
+VENV := .venv
+BIN  := $(VENV)/bin
+READY := $(VENV)/.ready
+
+SOURCE := $(if $(MODEL),--model $(MODEL),$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT),--synthetic esm2_t6_8M_UR50D))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup export verify test bench lint clean
+
+help:    ## Show this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make export MODEL=esm2_t33_650M_UR50D     a model by fair-esm's name"
+	@echo "  make export CHECKPOINT=FILE.pt|FOLDER     fair-esm's file, or Hugging Face's folder"
+	@echo "  make export TARGET=onnx LAYERS=6,12       which engines, which layers"
+
+setup: $(READY)    ## Make .venv with everything for export, run and test
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+export: $(READY)    ## Build an artifact; synthetic 8M weights without MODEL or CHECKPOINT
+	$(BIN)/esm2-export build $(SOURCE) --target $(TARGET) $(if $(LAYERS),--layers $(LAYERS)) $(if $(OUT),--out $(OUT))
+
+verify: $(READY)    ## Compare the engines of ARTIFACT with eager fair-esm in float64
+	$(BIN)/esm2-export verify $(ARTIFACT) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
+
+test: $(READY)    ## Run the tests
+	$(BIN)/python -m pytest
+
+bench: $(READY) $(ARTIFACT)    ## Measure every engine, eager fair-esm and the machine's limit
+	$(BIN)/python -m benchmarks $(ARTIFACT)
+
+$(ARTIFACT):
+	$(MAKE) export
+
+lint: $(READY)    ## Style, types, and which module may import which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+clean:    ## Remove .venv, artifacts and caches
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find artifacts -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +

@@ -1,0 +1,233 @@
+import os
+import subprocess
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from exporter.packed_forward import PackedESM2
+from exporter.shared_weights import read_places
+from exporter.targets.onnx_attention import QUERY_BLOCK, attention_function
+from exporter.targets.tracing import tracing_pack
+from exporter.weights import Reference
+from runtime.ops import varlen_attention
+from tests.conftest import LAYERS
+
+Pack = tuple[Tensor, Tensor, Tensor]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def graph(artifact: Path) -> onnx.GraphProto:
+    return onnx.load(artifact / "model.onnx", load_external_data=False).graph
+
+
+class TestTorchScript:
+    def test_a_longer_packs_max_seqlen_reaches_the_op(self, artifact: Path, tensors: Pack) -> None:
+        """The output of a CPU kernel does not show a baked max_seqlen; its argument does."""
+        module = load_module(artifact)
+        with Calls() as calls:
+            module(*tensors)
+        _, cu_seqlens, max_seqlen = tensors
+        assert int(max_seqlen) > int(tracing_pack()[2])
+        assert calls.received == [(cu_seqlens.tolist(), int(max_seqlen))] * 6
+
+    def test_a_file_without_weights_refuses_to_run(self, artifact: Path, tensors: Pack) -> None:
+        module = torch.jit.load(artifact / "model.ts")
+        with pytest.raises(torch.jit.Error, match="holds no weights: load it with runtime.load"):
+            module(*tensors)
+        assert (artifact / "model.ts").stat().st_size < 200_000
+
+    def test_no_path_of_the_building_machine_is_in_it(self, artifact: Path) -> None:
+        with zipfile.ZipFile(artifact / "model.ts") as archive:
+            everything = b"".join(archive.read(name) for name in archive.namelist())
+        assert b"/exporter/" not in everything
+        assert str(Path.cwd()).encode() not in everything
+
+    def test_runs_where_only_the_runtime_is_importable(
+        self, artifact: Path, fresh_python: Run
+    ) -> None:
+        code = (
+            "import runtime; e = runtime.load(sys.argv[1], 'torchscript');"
+            "o = e.run(runtime.PackedBatch.from_sequences(['MKT', 'GGAVLK']));"
+            "print(o.representations[6].shape, e.spec.format)"
+        )
+        blocked = ("esm", "exporter", "onnx", "onnxruntime", "onnxscript")
+        result = fresh_python(code, artifact, blocked=blocked)
+        assert result.stdout == "(13, 320) torchscript\n", result.stderr
+
+
+class Calls(TorchDispatchMode):
+    """Records what ``esm2::varlen_attention`` is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.received: list[tuple[list[int], int]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is torch.ops.esm2.varlen_attention.default:
+            self.received.append((args[3].tolist(), args[4]))
+        return func(*args, **(kwargs or {}))
+
+
+def load_module(artifact: Path) -> torch.jit.ScriptModule:
+    from safetensors.torch import load_file
+
+    module = torch.jit.load(artifact / "model.ts")
+    module.load_state_dict(load_file(artifact / "weights.safetensors"), assign=True)
+    return module
+
+
+class TestOnnx:
+    def test_the_op_is_the_only_attention(self, graph: onnx.GraphProto) -> None:
+        kinds = [node.op_type for node in graph.node]
+        assert kinds.count("VarlenAttention") == 6
+        assert not {"Softmax", "MatMul", "Attention", "Loop"} & set(kinds)
+
+    def test_max_seqlen_feeds_every_op(self, graph: onnx.GraphProto) -> None:
+        producers = {output: node for node in graph.node for output in node.output}
+        for node in graph.node:
+            if node.op_type != "VarlenAttention":
+                continue
+            name = node.input[4]
+            while name in producers:
+                name = producers[name].input[0]
+            assert name == "max_seqlen"
+
+    def test_every_weight_is_shared(self, artifact: Path, graph: onnx.GraphProto) -> None:
+        places = read_places(artifact / "weights.safetensors")
+        external = {i.name: {e.key: e.value for e in i.external_data} for i in graph.initializer}
+        for name, place in places.items():
+            assert external[name]["location"] == "weights.safetensors", name
+            assert int(external[name]["offset"]) == place.offset
+            assert int(external[name]["length"]) == place.length
+        inline = [i for i in graph.initializer if not i.external_data]
+        assert sum(len(i.raw_data) for i in inline) < 1000
+
+    def test_dimensions_are_named(self, graph: onnx.GraphProto) -> None:
+        shapes = {
+            value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+            for value in [*graph.input, *graph.output]
+        }
+        assert shapes == {
+            "input_ids": ["T"],
+            "cu_seqlens": ["N + 1"],
+            "max_seqlen": [],
+            "logits": ["T", 33],
+            **{f"representations.{layer}": ["T", 320] for layer in LAYERS},
+            "pooled": ["N", 320],
+        }
+
+    def test_no_path_of_the_building_machine_is_in_it(self, artifact: Path) -> None:
+        assert str(Path.cwd()).encode() not in (artifact / "model.onnx").read_bytes()
+
+    def test_runs_without_torch(self, artifact: Path, fresh_python: Run) -> None:
+        code = (
+            "import runtime; e = runtime.load(sys.argv[1]);"
+            "o = e.run(runtime.PackedBatch.from_sequences(['MKT', 'GGAVLK']));"
+            "print(o.pooled.shape, e.spec.format)"
+        )
+        blocked = ("torch", "esm", "exporter", "onnx", "onnxscript", "safetensors")
+        result = fresh_python(code, artifact, blocked=blocked)
+        assert result.stdout == "(2, 320) onnx\n", result.stderr
+
+    def test_position_ids_restart_inside_the_graph(self, artifact: Path, tensors: Pack) -> None:
+        """No output shows whether positions restart, so the graph is opened up."""
+        model = onnx.load(artifact / "model.onnx")
+        cos = next(node for node in model.graph.node if node.op_type == "Cos")
+        producers = {output: node for node in model.graph.node for output in node.output}
+        name = cos.input[0]
+        while producers[name].op_type != "Cast":
+            name = producers[name].input[0]
+        position_ids = producers[name].input[0]
+        model.graph.output.append(
+            onnx.helper.make_tensor_value_info(position_ids, onnx.TensorProto.INT64, ["T"])
+        )
+        session = onnxruntime.InferenceSession(model.SerializeToString())
+        input_ids, cu_seqlens, max_seqlen = (tensor.numpy() for tensor in tensors)
+        feeds = {"input_ids": input_ids, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
+        (positions,) = session.run([position_ids], feeds)
+        expected = np.concatenate([np.arange(n) for n in np.diff(cu_seqlens)])
+        np.testing.assert_array_equal(positions, expected)
+
+
+@pytest.mark.parametrize(
+    "lengths", [[1], [QUERY_BLOCK], [QUERY_BLOCK + 1, 3, 2 * QUERY_BLOCK], [5, 1, 1, 9]]
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_onnx_attention_body_equals_the_op(lengths: list[int], dtype: type) -> None:
+    """Proteins of exactly one block, of several, and of a rest."""
+    random = np.random.default_rng(0)
+    q, k, v = (random.standard_normal((sum(lengths), 2, 8)).astype(dtype) for _ in range(3))
+    cu_seqlens = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+    onnx_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node(
+        "VarlenAttention",
+        ["q", "k", "v", "cu_seqlens", "max_seqlen"],
+        ["out"],
+        domain="esm2",
+        softmax_scale=0.3,
+    )
+    graph = onnx.helper.make_graph(
+        [node],
+        "attention",
+        [value(name, onnx_type, ["T", 2, 8]) for name in "qkv"]
+        + [
+            value("cu_seqlens", onnx.TensorProto.INT32, ["B"]),
+            value("max_seqlen", onnx.TensorProto.INT64, []),
+        ],
+        [value("out", onnx_type, ["T", 2, 8])],
+    )
+    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("esm2", 1)]
+    model = onnx.helper.make_model(
+        graph, functions=[attention_function(onnx_type)], opset_imports=opsets, ir_version=10
+    )
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    feeds = {"q": q, "k": k, "v": v, "cu_seqlens": cu_seqlens}
+    (out,) = session.run(None, {**feeds, "max_seqlen": np.array(max(lengths))})
+    wide = (torch.from_numpy(x.astype(np.float64)) for x in (q, k, v))
+    with varlen_attention.attention("standard"):
+        expected = torch.ops.esm2.varlen_attention(
+            *wide, torch.from_numpy(cu_seqlens), max(lengths), 0.3
+        )
+    np.testing.assert_allclose(out, expected, atol=2e-6 if dtype == np.float32 else 4e-3)
+
+
+@pytest.mark.parametrize("num_proteins", [1, 2, 5])
+def test_every_number_of_proteins(reference: Reference, num_proteins: int) -> None:
+    """torch.export can exclude N = 1 without a word; so does a baked N."""
+    packed = PackedESM2(reference.model, (6,), "mean").eval()
+    lengths = list(range(4, 4 + num_proteins))
+    cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    outputs = packed(torch.full((sum(lengths),), 5), cu_seqlens, torch.tensor(max(lengths)))
+    assert outputs[-1].shape == (num_proteins, 320)
+
+
+# The command itself, but verified on two packs only: this is about the bytes.
+BUILD_QUICKLY = """
+from exporter import verify
+packs = verify.parity_packs
+verify.parity_packs = lambda seed: {k: packs(seed)[k] for k in ("one residue", "mixed")}
+from exporter.cli import main
+main(["build", "--synthetic", "esm2_t6_8M_UR50D", "--out", sys.argv[1]])
+"""
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, fresh_python: Run) -> None:
+    contents = []
+    for i in range(2):
+        folder = tmp_path / str(i) / "same"
+        # Another hash seed, so that no order of a set is in the files.
+        result = fresh_python(BUILD_QUICKLY, folder, env={**os.environ, "PYTHONHASHSEED": str(i)})
+        assert result.returncode == 0, result.stderr
+        contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert contents[0].keys() == contents[1].keys()
+    assert [k for k in contents[0] if contents[0][k] != contents[1][k]] == []

@@ -1,0 +1,170 @@
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import runtime
+from exporter.weights import Reference
+from runtime.engine import V1_ATTENTION_VARIABLES
+from tests.conftest import LAYERS
+
+ENGINES = ("onnx", "torchscript")
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest, artifact: Path) -> runtime.Engine:
+    with runtime.load(artifact, request.param, device="cpu") as engine:
+        yield engine
+
+
+def test_outputs(engine: runtime.Engine, batch: runtime.PackedBatch) -> None:
+    outputs = engine.run(batch)
+    assert outputs.logits.shape == (batch.num_tokens, 33)
+    assert {k: v.shape for k, v in outputs.representations.items()} == dict.fromkeys(
+        LAYERS, (batch.num_tokens, 320)
+    )
+    assert outputs.pooled is not None
+    assert outputs.pooled.shape == (batch.num_proteins, 320)
+
+
+def test_a_later_run_leaves_the_earlier_outputs(
+    engine: runtime.Engine, batch: runtime.PackedBatch
+) -> None:
+    first = engine.run(batch)
+    kept = first.logits.copy()
+    engine.run(runtime.PackedBatch.from_tokens([batch.input_ids[::-1].copy()]))
+    np.testing.assert_array_equal(first.logits, kept)
+
+
+def test_a_pack_of_one_token(engine: runtime.Engine) -> None:
+    outputs = engine.run(runtime.PackedBatch.from_tokens([np.array([5])]))
+    assert outputs.logits.shape == (1, 33)
+    np.testing.assert_array_equal(outputs.pooled, outputs.representations[6])
+
+
+def test_proteins_do_not_see_each_other(
+    engine: runtime.Engine, sequences: list[str], batch: runtime.PackedBatch
+) -> None:
+    together = engine.run(batch).logits
+    for i, sequence in enumerate(sequences):
+        alone = engine.run(runtime.PackedBatch.from_sequences([sequence])).logits
+        rows = slice(batch.cu_seqlens[i], batch.cu_seqlens[i + 1])
+        np.testing.assert_allclose(together[rows], alone, atol=5e-4, rtol=1e-5)
+
+
+def test_spec(engine: runtime.Engine) -> None:
+    assert engine.spec.device == "cpu"
+    assert engine.spec.dtype == "float32"
+    assert engine.spec.layers == LAYERS
+    assert engine.spec.pool == "mean"
+    assert engine.spec.synthetic
+    assert engine.unsupported_reasons(runtime.PackedBatch.from_sequences(["M"])) == []
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_closed_engine_says_so(artifact: Path, batch: runtime.PackedBatch, name: str) -> None:
+    with runtime.load(artifact, name) as engine:
+        pass
+    with pytest.raises(runtime.EngineError, match="engine is closed"):
+        engine.run(batch)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_standard_attention_is_the_references(
+    artifact: Path, reference: Reference, batch: runtime.PackedBatch, name: str
+) -> None:
+    with runtime.load(artifact, name, attention="standard") as engine:
+        assert engine.spec.attention.startswith("standard")
+        outputs = engine.run(batch)
+    bounds = batch.cu_seqlens
+    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        tokens = torch.from_numpy(batch.input_ids[start:end])[None]
+        with torch.no_grad():
+            expected = reference.model(tokens)["logits"][0]
+        np.testing.assert_allclose(outputs.logits[start:end], expected, atol=5e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("variable", V1_ATTENTION_VARIABLES)
+def test_the_environment_asks_for_standard_attention(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    with runtime.load(artifact, "torchscript", device="cpu") as engine:
+        assert engine.spec.attention == "torch sdpa per protein"
+    monkeypatch.setenv(variable, "true")
+    with runtime.load(artifact, "torchscript", device="cpu") as engine:
+        assert engine.spec.attention == "standard"
+
+
+def test_auto_takes_onnx(artifact: Path) -> None:
+    with runtime.load(artifact) as engine:
+        assert engine.spec.format == "onnx"
+
+
+def test_auto_takes_what_is_installed(artifact: Path, fresh_python) -> None:  # type: ignore[no-untyped-def]
+    code = "import runtime; print(runtime.load(sys.argv[1]).spec.format)"
+    assert fresh_python(code, artifact, blocked=("onnxruntime",)).returncode != 0
+    code = (
+        "import importlib.util as u; find = u.find_spec;"
+        "u.find_spec = lambda n, p=None: None if n == 'onnxruntime' else find(n, p);" + code
+    )
+    result = fresh_python(code, artifact)
+    assert result.stdout == "torchscript\n", result.stderr
+
+
+class TestErrors:
+    def test_nothing_installed_names_both_extras(
+        self, artifact: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(runtime.EngineError) as error:
+            runtime.load(artifact)
+        assert "esm2-engines[onnx]" in str(error.value)
+        assert "esm2-engines[torch]" in str(error.value)
+
+    def test_an_engine_that_is_not_in_the_artifact(self, artifact: Path, tmp_path: Path) -> None:
+        with pytest.raises(runtime.EngineError, match="engine must be auto, onnx, torchscript"):
+            runtime.load(artifact, "tensorrt")
+
+    @pytest.mark.parametrize("name", ENGINES)
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="describes a machine without GPU")
+    def test_cuda_without_a_gpu(self, artifact: Path, name: str) -> None:
+        with pytest.raises(runtime.EngineError, match=f"cannot load engine '{name}' on cuda"):
+            runtime.load(artifact, name, device="cuda")
+
+    def test_an_unknown_device(self, artifact: Path) -> None:
+        with pytest.raises(runtime.EngineError, match="auto, cpu or cuda, got 'tpu'"):
+            runtime.load(artifact, device="tpu")
+
+    @pytest.mark.parametrize(
+        ("name", "file"), [("onnx", "model.onnx"), ("torchscript", "model.ts")]
+    )
+    def test_a_file_that_the_library_refuses(
+        self, artifact: Path, tmp_path: Path, name: str, file: str
+    ) -> None:
+        folder = Path(shutil.copytree(artifact, tmp_path / "copy"))
+        (folder / file).write_bytes(b"not an engine")
+        with pytest.raises(runtime.EngineError) as error:
+            runtime.load(folder, name, check_files=False)
+        assert str(error.value).startswith(f"cannot load {folder / file}: ")
+        assert "\n" not in str(error.value)
+
+
+def test_importing_runtime_needs_numpy_alone(fresh_python) -> None:  # type: ignore[no-untyped-def]
+    heavy = (
+        "torch", "onnxruntime", "esm", "exporter", "onnx", "safetensors", "tensorrt",
+        "click", "msgspec", "dnaio", "xopen", "tqdm", "h5py", "pyarrow",
+    )  # fmt: skip
+    result = fresh_python("import runtime; print('imported')", blocked=heavy)
+    assert result.stdout == "imported\n", result.stderr
+
+
+@pytest.mark.parametrize("module", ["runtime.cli", "exporter.cli"])
+def test_help_needs_no_engine_library(fresh_python, module: str) -> None:  # type: ignore[no-untyped-def]
+    code = f"import {module} as m; m.main(['--help'])"
+    blocked = ("torch", "onnxruntime", "esm", "onnx", "safetensors", "dnaio")
+    result = fresh_python(code, blocked=blocked)
+    assert result.stdout.startswith("Usage: "), result.stderr
+    assert sys.version_info >= (3, 10)

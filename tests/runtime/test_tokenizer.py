@@ -1,0 +1,74 @@
+import esm
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.errors import InputError
+from runtime.tokenizer import TOKENS, encode, tokenize
+
+ALPHABET = esm.data.Alphabet.from_architecture("ESM-1b")
+
+PIECES = st.lists(
+    st.one_of(
+        st.sampled_from(TOKENS),
+        st.sampled_from([" ", "\t", "\n", "  ", "\xa0", "\x1c"]),
+        st.sampled_from(["J", "*", "m", "<", ">", "mask", "<mas", "é", "λ"]),
+    ),
+    max_size=30,
+)
+
+
+def test_the_same_tokens() -> None:
+    assert list(TOKENS) == ALPHABET.all_toks
+
+
+@given(PIECES)
+def test_equals_fair_esm_on_all_that_it_accepts(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    try:
+        expected = ALPHABET.encode(text)
+    except KeyError:
+        with pytest.raises(InputError):
+            encode(text)
+    else:
+        assert encode(text).tolist() == expected
+
+
+@given(st.text(max_size=20))
+def test_equals_fair_esm_on_any_text(text: str) -> None:
+    try:
+        expected = ALPHABET.encode(text)
+    except KeyError:
+        with pytest.raises(InputError):
+            encode(text)
+    else:
+        assert encode(text).tolist() == expected
+
+
+def test_bos_and_eos_as_the_batch_converter_sets_them() -> None:
+    _, _, tokens = ALPHABET.get_batch_converter()([("a", "MK<mask>T")])
+    assert tokenize("MK<mask>T").tolist() == tokens[0].tolist()
+    assert tokenize("").tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "character", "position"),
+    [("MKJT", "J", 3), ("MK<mask>*", "*", 9), ("M k", "k", 3), ("MλK", "λ", 2), ("M?K", "?", 2)],
+)
+def test_errors_name_record_character_and_position(
+    text: str, character: str, position: int
+) -> None:
+    with pytest.raises(InputError) as error:
+        encode(text, "protein 7")
+    expected = f"record 'protein 7': character {character!r} at position {position} is not in"
+    assert str(error.value).startswith(expected)
+
+
+def test_lower_case_gets_a_hint() -> None:
+    with pytest.raises(InputError, match="Write residues in upper case"):
+        encode("mkt")
+
+
+def test_substitutes() -> None:
+    assert encode("MJ*", unknown="x").tolist() == ALPHABET.encode("MXX")
+    assert encode("MJ*", unknown="unk").tolist() == ALPHABET.encode("M<unk><unk>")
