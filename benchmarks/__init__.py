@@ -1,0 +1,5 @@
+"""`python -m benchmarks ARTIFACT`: every engine, eager fair-esm and the machine's limit, in one run.
+
+``workload`` says what is run, ``worker`` is one contender in a process of its own, ``limit`` is
+what the machine could do, ``environment`` installs the runtime afresh, ``__main__`` puts it together.
+"""

@@ -1,0 +1,31 @@
+"""What the machine could do: all FLOPs over its float32 matrix rate, measured in the same run."""
+
+import time
+
+import torch
+
+from runtime.manifest import Architecture
+
+# The cost of one exponential in FLOPs: a degree-5 polynomial with range reduction, vectorised.
+FLOPS_PER_EXPONENTIAL = 20
+
+
+def flops(architecture: Architecture, lengths: list[int]) -> float:
+    """Of the linears (2 a weight and token), attention (4 L^2 D a head), and exponentials."""
+    width, layers = architecture.embed_dim, architecture.num_layers
+    tokens, squares = sum(lengths), sum(length**2 for length in lengths)
+    linears = layers * 24 * width**2 + 2 * width * (width + architecture.vocab_size)
+    attention = 4 * width + FLOPS_PER_EXPONENTIAL * architecture.num_heads
+    return float(tokens * linears + layers * squares * attention)
+
+
+def matrix_rate() -> float:
+    """Best float32 FLOP/s of a square matrix product on all cores, of ten."""
+    size = 2048
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    seconds = []
+    for _ in range(10):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds)

@@ -1,0 +1,254 @@
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from backports import zstd
+from click.testing import CliRunner, Result
+from pyarrow import parquet
+
+import runtime
+from runtime.cli import main
+from tests.conftest import random_sequence
+
+FASTA = """>sp|P1 the first
+MKTAYIAKQRQISFVKSHFSRQ
+LEERLGLIEV
+>two
+GGAVL<mask>KW
+>three
+M
+"""
+IDS = ["sp|P1", "two", "three"]
+
+
+def run(*arguments: object, stdin: bytes | None = None) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
+
+
+@pytest.fixture
+def fasta(tmp_path: Path) -> Path:
+    path = tmp_path / "x.fasta"
+    path.write_text(FASTA)
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(artifact: Path) -> np.ndarray:
+    sequences = ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEV", "GGAVL<mask>KW", "M"]
+    with runtime.load(artifact, "onnx") as engine:
+        rows = [
+            engine.run(runtime.PackedBatch.from_sequences([s])).representations[6][1:-1].mean(0)
+            for s in sequences
+        ]
+    return np.stack(rows)
+
+
+def read(path: Path) -> tuple[list[str], np.ndarray]:
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            return file["ids"].tolist(), file["embeddings"]
+    if path.suffix == ".h5":
+        with h5py.File(path) as file:
+            return [name.decode() for name in file["ids"]], file["embeddings"][:]
+    table = parquet.read_table(path)
+    return table["id"].to_pylist(), np.array(table["embedding"].to_pylist(), dtype=np.float32)
+
+
+def read_residues(path: Path) -> list[np.ndarray]:
+    if path.suffix == ".parquet":
+        rows = parquet.read_table(path)["embedding"].to_pylist()
+        return [np.array(row, dtype=np.float32).reshape(-1, 320) for row in rows]
+    with np.load(path) if path.suffix == ".npz" else h5py.File(path) as file:
+        return np.split(file["embeddings"][:], file["offsets"][1:-1])
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet", ".h5"])
+@pytest.mark.parametrize("engine", ["onnx", "torchscript"])
+class TestEmbed:
+    def test_every_format(
+        self, artifact: Path, fasta: Path, expected: np.ndarray, suffix: str, engine: str
+    ) -> None:
+        output = fasta.with_suffix(suffix)
+        result = run("embed", artifact, fasta, "-o", output, "--engine", engine)
+        assert result.exit_code == 0, result.output
+        assert result.stdout.startswith(f"{output}: 3 proteins, ")
+        assert "weights are random" in result.stderr
+        ids, embeddings = read(output)
+        assert ids == IDS
+        np.testing.assert_allclose(embeddings, expected, atol=2e-5)
+        assert {path.name for path in fasta.parent.iterdir()} == {fasta.name, output.name}
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet", ".h5"])
+def test_many_proteins_without_pooling(artifact: Path, tmp_path: Path, suffix: str) -> None:
+    """More rows than are written at once, so that offsets go on from one write to the next."""
+    random = np.random.default_rng(0)
+    sequences = [random_sequence(random, int(n)) for n in random.integers(1, 4, 1500)]
+    lines = [f">p{i}\n{sequence}\n" for i, sequence in enumerate(sequences)]
+    (tmp_path / "many.fasta").write_text("".join(lines))
+    output = tmp_path / f"many{suffix}"
+    result = run("embed", artifact, tmp_path / "many.fasta", "-o", output, "--pool", "none")
+    assert result.exit_code == 0, result.output
+    rows = read_residues(output)
+    assert [len(row) for row in rows] == [len(sequence) for sequence in sequences]
+    with runtime.load(artifact, "onnx") as engine:
+        batch = runtime.PackedBatch.from_sequences([sequences[1400]])
+        alone = engine.run(batch).representations[6]
+    np.testing.assert_allclose(rows[1400], alone[1:-1], atol=2e-5)
+
+
+class TestInputs:
+    @pytest.mark.parametrize("compress", [bytes, gzip.compress, zstd.compress])
+    @pytest.mark.parametrize("through_stdin", [True, False])
+    def test_compressed_and_piped(
+        self, artifact: Path, tmp_path: Path, compress: Callable[[bytes], bytes],
+        through_stdin: bool,
+    ) -> None:  # fmt: skip
+        data = compress(FASTA.encode())
+        source = tmp_path / "input"
+        source.write_bytes(data)
+        output = tmp_path / "x.npz"
+        # CliRunner's stdin is no real file, so a real process takes the pipe.
+        command = [sys.executable, "-m", "runtime.cli", "embed", str(artifact),
+                   "-" if through_stdin else str(source), "-o", str(output)]  # fmt: skip
+        with source.open("rb") as stdin:
+            result = subprocess.run(command, stdin=stdin, capture_output=True, timeout=120)
+        assert result.returncode == 0, result.stderr.decode()
+        assert read(output)[0] == IDS
+
+    def test_several_files_and_repeated_ids(self, artifact: Path, fasta: Path) -> None:
+        output = fasta.with_suffix(".npz")
+        result = run("embed", artifact, fasta, fasta, "-o", output)
+        assert result.exit_code == 0
+        assert read(output)[0] == IDS * 2
+        assert "repeated ids: 3 (sp|P1, two, three); every record is kept" in result.stderr
+
+    def test_empty_records_and_long_proteins(self, artifact: Path, tmp_path: Path) -> None:
+        (tmp_path / "x.fasta").write_text(">none\n>long\n" + "M" * 50 + "\n>short\nMK\n")
+        output = tmp_path / "x.npz"
+        result = run("embed", artifact, tmp_path / "x.fasta", "-o", output, "--max-tokens", 20)
+        assert result.exit_code == 0
+        assert "records without residues: 1 (none); their mean embedding is NaN" in result.stderr
+        assert "proteins longer than 20 tokens: 1 (long); each ran alone" in result.stderr
+        ids, embeddings = read(output)
+        assert ids == ["none", "long", "short"]
+        assert np.isnan(embeddings).all(axis=1).tolist() == [True, False, False]
+
+    def test_unknown_characters(self, artifact: Path, tmp_path: Path) -> None:
+        (tmp_path / "x.fasta").write_text(">a\nMKJ*\n")
+        output = tmp_path / "x.npz"
+        arguments = ("embed", artifact, tmp_path / "x.fasta", "-o", output)
+        assert "record 'a': character 'J' at position 3" in run(*arguments).stderr
+        assert not output.exists()
+        assert run(*arguments, "--unknown", "x").exit_code == 0
+
+    def test_json(self, artifact: Path, fasta: Path) -> None:
+        output = fasta.with_suffix(".npz")
+        result = run("embed", artifact, fasta, "-o", output, "--json", "--v1-attention",
+                     "--engine", "torchscript", "--device", "cpu")  # fmt: skip
+        summary = json.loads(result.stdout)
+        assert summary["proteins"] == 3
+        assert summary["engine"]["attention"] == "standard"
+
+    def test_debug_says_one_line_for_each_pack(self, artifact: Path, fasta: Path) -> None:
+        command = [sys.executable, "-m", "runtime.cli", "embed", str(artifact), str(fasta),
+                   "-o", str(fasta.with_suffix(".npz")), "--debug"]  # fmt: skip
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert "pack 1: 3 proteins, 47 tokens, longest 34, packing efficiency" in result.stderr
+
+
+class TestUserErrors:
+    def one_line(self, result: Result) -> str:
+        assert result.exit_code == 2, result.output
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1
+        assert "Traceback" not in result.output
+        return errors[0]
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("empty.fasta", b"", "is empty: it holds no FASTA record"),
+            ("blank.fasta", b"\n\n", "is empty: it holds no FASTA record"),
+            ("page.fasta", b"<html>not found</html>\n", "is not FASTA after 0 records"),
+            ("binary.fasta", b"\x83\x00\xff" * 50, "is not FASTA after 0 records"),
+            ("cut.fasta.gz", gzip.compress(FASTA.encode())[:-12], "cannot read"),
+            ("cut.fasta.zst", zstd.compress(FASTA.encode())[:-12], "cannot read"),
+        ],
+    )
+    def test_bad_files(
+        self, artifact: Path, tmp_path: Path, name: str, content: bytes, message: str
+    ) -> None:
+        (tmp_path / name).write_bytes(content)
+        result = run("embed", artifact, tmp_path / name, "-o", tmp_path / "out.npz")
+        error = self.one_line(result)
+        assert message in error
+        assert name in error
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+
+    def test_missing_input(self, artifact: Path, tmp_path: Path) -> None:
+        result = run("embed", artifact, tmp_path / "no.fasta", "-o", tmp_path / "out.npz")
+        assert "no such file" in self.one_line(result)
+
+    @pytest.mark.parametrize(
+        ("output", "message"),
+        [
+            ("out.csv", "one of .npz, .parquet, .h5"),
+            ("no/such/out.npz", "does not exist"),
+            ("folder.npz", "it is a folder"),
+        ],
+    )
+    def test_bad_outputs(self, artifact: Path, fasta: Path, output: str, message: str) -> None:
+        (fasta.parent / "folder.npz").mkdir()
+        assert message in self.one_line(run("embed", artifact, fasta, "-o", fasta.parent / output))
+
+    def test_a_format_whose_library_is_missing(
+        self, artifact: Path, fasta: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        result = run("embed", artifact, fasta, "-o", fasta.with_suffix(".parquet"))
+        assert "pyarrow is not installed. pip install pyarrow, or write .npz" in self.one_line(
+            result
+        )
+
+    def test_not_an_artifact(self, fasta: Path) -> None:
+        result = run("embed", fasta.parent, fasta, "-o", fasta.with_suffix(".npz"))
+        assert "is not an artifact" in self.one_line(result)
+
+    def test_a_layer_that_was_not_exported(self, artifact: Path, fasta: Path) -> None:
+        result = run("embed", artifact, fasta, "-o", fasta.with_suffix(".npz"), "--layer", 2)
+        assert "exports [0, 3, 6]" in self.one_line(result)
+
+    def test_an_old_output_survives_a_failure(self, artifact: Path, fasta: Path) -> None:
+        output = fasta.with_suffix(".npz")
+        output.write_bytes(b"precious")
+        with fasta.open("a") as file:
+            file.write(">bad\nMJ\n")
+        self.one_line(run("embed", artifact, fasta, "-o", output))
+        assert output.read_bytes() == b"precious"
+
+
+class TestInfo:
+    def test_says_what_there_is(self, artifact: Path) -> None:
+        result = run("info", artifact)
+        assert result.exit_code == 0
+        assert "RANDOM WEIGHTS" in result.stdout
+        assert "onnx: model.onnx, passed parity: worst relative L2" in result.stdout
+        assert "6 layers, 320 wide, 20 heads of 16" in result.stdout
+
+    def test_json(self, artifact: Path) -> None:
+        assert json.loads(run("info", artifact, "--json").stdout)["dtype"] == "float32"
+
+    def test_a_damaged_artifact(self, artifact: Path, tmp_path: Path) -> None:
+        copy = Path(shutil.copytree(artifact, tmp_path / "copy"))
+        (copy / "model.ts").write_bytes(b"x")
+        result = run("info", copy)
+        assert result.exit_code == 2
+        assert "model.ts has 1 bytes" in result.stderr

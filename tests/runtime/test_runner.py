@@ -1,0 +1,146 @@
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import runtime
+from runtime.engine import Outputs
+from runtime.runner import WINDOW_PACKS, Record
+from tests.conftest import random_sequence
+
+
+@pytest.fixture(scope="module")
+def engine(artifact: Path) -> runtime.Engine:
+    with runtime.load(artifact, "onnx") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def records() -> list[Record]:
+    random = np.random.default_rng(3)
+    lengths = random.integers(1, 90, 60)
+    return [Record(f"p{i}", random_sequence(random, int(n))) for i, n in enumerate(lengths)]
+
+
+def alone(engine: runtime.Engine, record: Record) -> np.ndarray:
+    batch = runtime.PackedBatch.from_sequences([record.sequence])
+    return engine.run(batch).representations[6]
+
+
+@pytest.mark.parametrize("max_tokens", [20, 150, 100_000])
+def test_results_come_in_input_order(
+    engine: runtime.Engine, records: list[Record], max_tokens: int
+) -> None:
+    results = list(runtime.AsyncInferenceRunner(engine, max_tokens).run(records))
+    assert [result.id for result in results] == [record.id for record in records]
+    for record, result in zip(records[::7], results[::7], strict=True):
+        expected = alone(engine, record)[1:-1].mean(axis=0)
+        np.testing.assert_allclose(result.values, expected, atol=2e-5)
+        assert result.num_tokens == len(record.sequence) + 2
+
+
+def test_without_pooling_one_vector_per_residue(
+    engine: runtime.Engine, records: list[Record]
+) -> None:
+    runner = runtime.AsyncInferenceRunner(engine, 200, pool="none", layer=6)
+    for record, result in zip(records[:9], runner.run(records[:9]), strict=True):
+        assert result.values.shape == (len(record.sequence), 320)
+        np.testing.assert_allclose(result.values, alone(engine, record)[1:-1], atol=2e-5)
+
+
+def test_another_layer(engine: runtime.Engine) -> None:
+    (result,) = runtime.AsyncInferenceRunner(engine, layer=3).run([Record("a", "MKT")])
+    batch = runtime.PackedBatch.from_sequences(["MKT"])
+    expected = engine.run(batch).representations[3][1:-1].mean(axis=0)
+    np.testing.assert_allclose(result.values, expected, atol=1e-5)
+
+
+def test_a_layer_that_was_not_exported(engine: runtime.Engine) -> None:
+    with pytest.raises(runtime.InputError, match=r"layer 5 .* exports \[0, 3, 6\].* --layers 5"):
+        runtime.AsyncInferenceRunner(engine, layer=5)
+
+
+def test_no_records(engine: runtime.Engine) -> None:
+    assert list(runtime.AsyncInferenceRunner(engine).run([])) == []
+
+
+def test_over_budget_and_empty_are_kept_and_counted(engine: runtime.Engine) -> None:
+    runner = runtime.AsyncInferenceRunner(engine, max_tokens=10)
+    proteins = [Record("empty", ""), Record("long", "M" * 30), Record("short", "MK")]
+    results = list(runner.run(proteins))
+    assert [result.id for result in results] == ["empty", "long", "short"]
+    assert np.isnan(results[0].values).all()
+    assert np.isfinite(results[1].values).all()
+    assert runner.totals.without_residues == ["empty"]
+    assert runner.totals.over_budget == ["long"]
+    assert (runner.totals.proteins, runner.totals.tokens) == (3, 2 + 32 + 4)
+
+
+def test_the_debug_line(engine: runtime.Engine, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "runtime"):
+        list(
+            runtime.AsyncInferenceRunner(engine, 20).run([Record("a", "MKT"), Record("b", "MKTAY")])
+        )
+    assert caplog.messages == [
+        "pack 1: 2 proteins, 12 tokens, longest 7, packing efficiency 60.0 %"
+    ]
+
+
+def test_reading_runs_ahead_of_the_engine_but_not_away(engine: runtime.Engine) -> None:
+    """The next window is read while the engine works on this one, and no more than that."""
+    read = 0
+    threads = set()
+
+    def endless() -> Iterator[Record]:
+        nonlocal read
+        while True:
+            read += 1
+            threads.add(threading.current_thread().name)
+            yield Record(str(read), "MKTAY")
+
+    runner = runtime.AsyncInferenceRunner(engine, max_tokens=70)
+    results = runner.run(endless())
+    next(results)
+    window = WINDOW_PACKS * 10
+    assert window <= read <= 2 * window
+    assert threading.current_thread().name not in threads
+    results.close()
+
+
+def test_an_error_in_the_input_reaches_the_caller(engine: runtime.Engine) -> None:
+    runner = runtime.AsyncInferenceRunner(engine)
+    with pytest.raises(runtime.InputError, match="record 'bad': character 'J' at position 2"):
+        list(runner.run([Record("good", "MKT"), Record("bad", "MJT")]))
+
+
+class Poisoned:
+    """A real engine that returns a NaN in one protein's rows."""
+
+    def __init__(self, engine: runtime.Engine, name: str):
+        self.engine, self.name_of_poisoned, self.spec = engine, name, engine.spec
+
+    def unsupported_reasons(self, batch: runtime.PackedBatch) -> list[str]:
+        return []
+
+    def run(self, batch: runtime.PackedBatch) -> Outputs:
+        outputs = self.engine.run(batch)
+        values = outputs.representations[6].copy()
+        values[batch.cu_seqlens[batch.names.index(self.name_of_poisoned)] + 1, 4] = np.nan
+        return replace(outputs, representations={6: values})
+
+
+def test_nan_stops_it_and_names_the_protein(engine: runtime.Engine) -> None:
+    runner = runtime.AsyncInferenceRunner(Poisoned(engine, "b"))
+    with pytest.raises(runtime.NonFiniteError, match="1 of 3 proteins in a pack: 'b'"):
+        list(runner.run([Record("a", "MKT"), Record("b", "MK"), Record("c", "M")]))
+
+
+def test_what_an_engine_does_not_support_is_said(engine: runtime.Engine) -> None:
+    poisoned = Poisoned(engine, "a")
+    poisoned.unsupported_reasons = lambda batch: ["too long", "too odd"]  # type: ignore[method-assign]
+    with pytest.raises(runtime.EngineError, match="cannot run this pack: too long; too odd"):
+        list(runtime.AsyncInferenceRunner(poisoned).run([Record("a", "MKT")]))
