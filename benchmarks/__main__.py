@@ -15,8 +15,17 @@ import click
 
 from benchmarks import environment
 from benchmarks.limit import flops
-from benchmarks.workload import PACK_TOKENS, PADDED_TOKENS, SETS, lengths_of
+from benchmarks.workload import (
+    PACK_TOKENS,
+    PADDED_TOKENS,
+    SCAN_TOKENS,
+    SETS,
+    TOKENS,
+    lengths_of,
+)
 from runtime import manifest as manifests
+from runtime.cli import MAX_CONCURRENCY
+from runtime.engine import usable_cores
 
 RESULTS = Path(__file__).parent / "results"
 SKEWED = [1000] + 100 * [30]
@@ -64,17 +73,21 @@ class Worker:
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path, exists=True))
-@click.option("--rounds", default=5, show_default=True, help="Of each contender, in turn.")
+@click.option("--rounds", default=4, show_default=True, help="Of each contender, in turn.")
 @click.option("--install/--no-install", default=True, help="Also install the runtime afresh.")
 def main(artifact: Path, rounds: int, install: bool) -> None:
     """Measure ARTIFACT's engines against eager fair-esm and the machine's limit."""
     manifest = manifests.read(artifact)
-    engines = list(manifest.engines)
+    engines = sorted(manifest.engines)
+    cores = usable_cores()
+    contenders = ["eager", *engines]
+    if "onnx" in engines and cores > 1:
+        contenders.insert(2, f"onnx@{min(cores, MAX_CONCURRENCY)}")
     results: dict[str, Any] = {
         "artifact": manifest.name,
         "machine": f"{platform.machine()}, {_cpu()}",
         "date": time.strftime("%Y-%m-%d"),
-        "speed": {name: measure_speed(artifact, name, engines, rounds) for name in SETS},
+        "speed": {name: measure_speed(artifact, name, contenders, rounds) for name in SETS},
         "memory": {name: measure_memory(artifact, name) for name in ["eager", *engines]},
     }
     for name in SETS:
@@ -86,15 +99,14 @@ def main(artifact: Path, rounds: int, install: bool) -> None:
     click.echo("\n".join(tables(results)))
 
 
-def measure_speed(artifact: Path, name: str, engines: list[str], rounds: int) -> dict[str, Any]:
+def measure_speed(artifact: Path, name: str, contenders: list[str], rounds: int) -> dict[str, Any]:
     """Each contender at its best batch size: found in one scan, then measured in turn."""
     with Worker(artifact, "machine") as machine:
-        workers = [Worker(artifact, contender) for contender in ["eager", *engines]]
+        workers = [Worker(artifact, contender) for contender in contenders]
         try:
             measured = {}
             for worker in workers:
-                sizes = PADDED_TOKENS if worker.name == "eager" else PACK_TOKENS
-                scan = {size: worker.ask(what="speed", set=name, max_tokens=size) for size in sizes}
+                scan = scan_batch_sizes(worker, name)
                 best = max(scan, key=lambda size: scan[size])
                 measured[worker.name] = {"scan": scan, "best_max_tokens": best, "tokens_s": []}
             rates = []
@@ -102,8 +114,10 @@ def measure_speed(artifact: Path, name: str, engines: list[str], rounds: int) ->
                 rates.append(machine.ask(what="rate"))
                 for worker in workers:
                     row = measured[worker.name]
-                    speed = worker.ask(what="speed", set=name, max_tokens=row["best_max_tokens"])
-                    row["tokens_s"].append(speed)
+                    size = row["best_max_tokens"]
+                    row["tokens_s"].append(
+                        worker.ask(what="speed", set=name, tokens=TOKENS, max_tokens=size)
+                    )
             for worker in workers:
                 measured[worker.name]["peak_mb"] = worker.ask(what="peak")
         finally:
@@ -112,10 +126,17 @@ def measure_speed(artifact: Path, name: str, engines: list[str], rounds: int) ->
     return {"contenders": measured, "matrix_flops": rates}
 
 
+def scan_batch_sizes(worker: Worker, name: str) -> dict[int, float]:
+    """Tokens a second at each batch size: the better of two short runs."""
+    sizes = PADDED_TOKENS if worker.name == "eager" else PACK_TOKENS
+    request = {"what": "speed", "set": name, "tokens": SCAN_TOKENS}
+    return {size: max(worker.ask(**request, max_tokens=size) for _ in range(2)) for size in sizes}
+
+
 def measure_memory(artifact: Path, name: str) -> float:
-    """MB above the loaded engine that one skewed pack (1 of 1000, 100 of 30) takes."""
+    """MB above the loaded weights that one skewed pack (1 of 1000, 100 of 30) takes."""
     with Worker(artifact, name) as worker:
-        return worker.ask(what="pack", lengths=SKEWED)
+        return worker.ask(what="memory", lengths=SKEWED, max_tokens=sum(SKEWED))
 
 
 def add_limit(
@@ -149,7 +170,7 @@ def tables(results: dict[str, Any]) -> list[str]:
         limits = speed["limit_tokens_s"]
         eager = contenders["eager"]["tokens_s"]
         for contender, row in contenders.items():
-            label = "eager fair-esm, padded" if contender == "eager" else f"{contender}, packed"
+            label = describe(contender)
             lines.append(
                 f"  {label:24}{statistics.median(row['tokens_s']):10,.0f}"
                 f"{_median_ratio(row['tokens_s'], eager):9.2f}"
@@ -163,11 +184,19 @@ def tables(results: dict[str, Any]) -> list[str]:
         lines.append(f"  eager at other batch sizes: {scan}")
     lines += [
         "",
-        "memory of one skewed pack (1 of 1000 tokens, 100 of 30), above the loaded engine",
+        "memory of one skewed pack (1 of 1000 tokens, 100 of 30), above the loaded weights",
     ]
     lines += [f"  {name:24}{megabytes:10,.0f} MB" for name, megabytes in results["memory"].items()]
     lines += ["", "pip install '.[onnx]' in a fresh environment", *_fresh_lines(results)]
     return lines
+
+
+def describe(contender: str) -> str:
+    """For people."""
+    engine, _, concurrency = contender.partition("@")
+    if engine == "eager":
+        return "eager fair-esm, padded"
+    return f"{engine}, {concurrency} packs at once" if concurrency else f"{engine}, packed"
 
 
 def _fresh_lines(results: dict[str, Any]) -> list[str]:
@@ -175,10 +204,10 @@ def _fresh_lines(results: dict[str, Any]) -> list[str]:
     if isinstance(fresh, str):
         return [f"  {fresh}"]
     return [
-        f"  installed               {fresh['installed_mb']:10,.0f} MB, {fresh['packages']} packages",
-        f"  import runtime          {fresh['import_ms']:10,.0f} ms",
-        f"  first embedding         {fresh['first_embedding_ms']:10,.0f} ms, process start included",
-        f"  relative L2             {fresh['relative_l2']:10.1e} against eager fair-esm in float64",
+        f"  {'installed':24}{fresh['installed_mb']:10,.0f} MB, {fresh['packages']} packages",
+        f"  {'import runtime':24}{fresh['import_ms']:10,.0f} ms",
+        f"  {'first embedding':24}{fresh['first_embedding_ms']:10,.0f} ms, process start included",
+        f"  {'its relative L2':24}{fresh['relative_l2']:10.1e} against eager fair-esm in float64",
     ]
 
 

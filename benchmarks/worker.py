@@ -1,6 +1,8 @@
 """One contender in a process of its own: reads requests from stdin, answers on stdout.
 
-    python -m benchmarks.worker ARTIFACT eager|onnx|torchscript|machine
+    python -m benchmarks.worker ARTIFACT eager|onnx|onnx@2|torchscript|machine
+
+``onnx@2`` runs two packs at once, as ``esm2-run embed`` does on two cores.
 
 Engines that share a process disturb each other: their thread pools spin on the same cores.
 """
@@ -10,10 +12,12 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from benchmarks.workload import lengths_of, packs_of, padded_batches_of, random_tokens
 
@@ -47,11 +51,11 @@ def eager_contender(artifact: Path) -> Contender:
     return prepare
 
 
-def engine_contender(artifact: Path, name: str) -> Contender:
+def engine_contender(artifact: Path, name: str, concurrency: int) -> Contender:
     """An engine of the artifact on a pack."""
     import runtime
 
-    engine = runtime.load(artifact, name, device="cpu")
+    engine = runtime.load(artifact, name, device="cpu", concurrency=concurrency)
     random = np.random.default_rng(0)
 
     def prepare(lengths: list[int]) -> Job:
@@ -61,19 +65,24 @@ def engine_contender(artifact: Path, name: str) -> Contender:
     return prepare
 
 
-def timed_run(contender: Contender, batches: list[list[int]]) -> float:
+def timed_run(contender: Contender, batches: list[list[int]], concurrency: int) -> float:
     """Tokens a second over all batches, padding not counted."""
     jobs = [contender(lengths) for lengths in batches]
     jobs[0]()
-    started = time.perf_counter()
-    for job in jobs:
-        job()
-    return sum(map(sum, batches)) / (time.perf_counter() - started)
+    with ThreadPoolExecutor(concurrency) as workers:
+        started = time.perf_counter()
+        list(workers.map(lambda job: job(), jobs))
+        return sum(map(sum, batches)) / (time.perf_counter() - started)
 
 
 def peak_mb() -> float:
     """Peak resident memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def resident_mb() -> float:
+    """Resident memory of this process now."""
+    return psutil.Process().memory_info().rss / 2**20
 
 
 def main() -> None:
@@ -84,17 +93,21 @@ def main() -> None:
 
         answer: Callable[[dict[str, Any]], float] = lambda request: matrix_rate()  # noqa: E731
     else:
-        is_eager = name == "eager"
-        contender = eager_contender(artifact) if is_eager else engine_contender(artifact, name)
-        split = padded_batches_of if is_eager else packs_of
-        loaded_mb = peak_mb()
+        engine, _, suffix = name.partition("@")
+        concurrency = int(suffix or 1)
+        if engine == "eager":
+            contender, split = eager_contender(artifact), padded_batches_of
+        else:
+            contender, split = engine_contender(artifact, engine, concurrency), packs_of
+        loaded_mb = resident_mb()
 
         def answer(request: dict[str, Any]) -> float:
             if request["what"] == "speed":
-                batches = split(lengths_of(request["set"]), request["max_tokens"])
-                return timed_run(contender, batches)
-            if request["what"] == "pack":
-                contender(request["lengths"])()
+                lengths = lengths_of(request["set"], request["tokens"])
+                return timed_run(contender, split(lengths, request["max_tokens"]), concurrency)
+            if request["what"] == "memory":
+                for lengths in split(request["lengths"], request["max_tokens"]):
+                    contender(lengths)()
                 return peak_mb() - loaded_mb
             return peak_mb()
 

@@ -4,21 +4,23 @@ import numpy as np
 
 from runtime.packing import first_fit_decreasing
 
-# Tokens of each set: enough for several packs of the largest budget.
+# Log-normal numbers of residues, clipped.
 SETS = {
-    "mixed": {"median": 280, "sigma": 0.6, "low": 20, "high": 1022, "tokens": 16_384},
-    "short": {"median": 47, "sigma": 0.5, "low": 10, "high": 200, "tokens": 8_192},
+    "mixed": {"median": 280, "sigma": 0.6, "low": 20, "high": 1022},
+    "short": {"median": 47, "sigma": 0.5, "low": 10, "high": 200},
 }
+# To find the best batch size, and to measure it.
+SCAN_TOKENS, TOKENS = 8_192, 24_576
 PACK_TOKENS = (1024, 2048, 4096, 8192)
 PADDED_TOKENS = (256, 512, 1024, 2048, 4096)
 
 
-def lengths_of(name: str) -> list[int]:
-    """Tokens (BOS and EOS included) of each protein of a set; log-normal, the same every time."""
+def lengths_of(name: str, tokens: int = TOKENS) -> list[int]:
+    """Lengths in tokens (BOS and EOS included) of a set's proteins; the same every time."""
     spec = SETS[name]
     random = np.random.default_rng(20)
     lengths: list[int] = []
-    while sum(lengths) < spec["tokens"]:
+    while sum(lengths) < tokens:
         residues = np.exp(random.normal(np.log(spec["median"]), spec["sigma"]))
         lengths.append(int(residues.clip(spec["low"], spec["high"])) + 2)
     return lengths

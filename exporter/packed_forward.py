@@ -122,6 +122,7 @@ class PackedESM2(nn.Module):
         super().__init__()
         self.num_layers: int = base_model.num_layers
         self.num_heads: int = base_model.attention_heads
+        self.head_dim: int = base_model.embed_dim // base_model.attention_heads
         self.repr_layers = check_repr_layers(repr_layers, self.num_layers)
         self.pool = pool
         self.token_dropout: bool = base_model.token_dropout

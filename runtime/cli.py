@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from runtime.runner import Embedding, Record, Totals
 
 USER_ERROR = 2
+
+# Packs that run at once on a CPU, each on its share of the cores: measured 8 % (mixed lengths) to
+# 22 % (short ones) faster than one after the other on 2 cores. Each takes memory of its own.
+MAX_CONCURRENCY = 4
 
 
 def one_line_errors(*roots: type[Exception]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -117,7 +121,7 @@ def embed(
     debug: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Embed the proteins of FASTA files (plain, .gz, .zst; - is standard input)."""
-    from runtime.engine import load
+    from runtime.engine import load, usable_cores
     from runtime.fasta import check_readable, read_fasta
     from runtime.runner import AsyncInferenceRunner
     from runtime.writers import check_output, write_embeddings
@@ -129,7 +133,9 @@ def embed(
     check_output(output)
     check_readable(fasta)
     started = time.perf_counter()
-    loaded = load(artifact, engine, device, "standard" if v1_attention else None, threads)
+    attention: Literal["standard"] | None = "standard" if v1_attention else None
+    concurrency = min(threads or usable_cores(), MAX_CONCURRENCY)
+    loaded = load(artifact, engine, device, attention, threads, concurrency)
     with loaded:
         runner = AsyncInferenceRunner(loaded, max_tokens, pool, layer, unknown)
         spec = loaded.spec

@@ -1,12 +1,13 @@
 """Streaming: records in, packs, engine, embeddings out, in input order.
 
 The data's path: ``_next_window`` reads and tokenizes records and packs them; ``_run_window`` runs
-the packs and pools. The next window is prepared in a thread while the engine works on this one.
+the packs and pools. The next window is prepared in a thread while the engine works on this one,
+and the engine takes as many packs at once as it was loaded for.
 """
 
 import logging
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -115,11 +116,14 @@ class AsyncInferenceRunner:
             EngineError: the engine failed.
         """
         stream = iter(records)
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="esm2-packing") as background:
+        with (
+            ThreadPoolExecutor(1, "esm2-packing") as background,
+            ThreadPoolExecutor(self._engine.concurrency, "esm2-engine") as workers,
+        ):
             upcoming = background.submit(self._next_window, stream)
             while (window := upcoming.result()).names:
                 upcoming = background.submit(self._next_window, stream)
-                yield from self._run_window(window)
+                yield from self._run_window(window, workers)
 
     def _next_window(self, stream: Iterator[Record]) -> _Window:
         names: list[str] = []
@@ -132,14 +136,19 @@ class AsyncInferenceRunner:
         lengths = [len(protein) for protein in tokens]
         return _Window(names, tokens, first_fit_decreasing(lengths, self._max_tokens))
 
-    def _run_window(self, window: _Window) -> Iterator[Embedding]:
+    def _run_window(self, window: _Window, workers: Executor) -> Iterator[Embedding]:
+        batches = [
+            PackedBatch.from_tokens(
+                [window.tokens[i] for i in pack], [window.names[i] for i in pack]
+            )
+            for pack in window.packs
+        ]
         finished: dict[int, Embedding] = {}
         to_yield = 0
-        for members in window.packs:
-            batch = PackedBatch.from_tokens(
-                [window.tokens[i] for i in members], [window.names[i] for i in members]
-            )
-            finished.update(zip(members, self._embed(batch), strict=True))
+        embedded = workers.map(self._embed, batches)
+        for members, batch, embeddings in zip(window.packs, batches, embedded, strict=True):
+            self._account_for(batch)
+            finished.update(zip(members, embeddings, strict=True))
             while to_yield in finished:
                 yield finished.pop(to_yield)
                 to_yield += 1
@@ -150,7 +159,6 @@ class AsyncInferenceRunner:
                 f"engine {self._engine.spec.format!r} cannot run this pack: {'; '.join(reasons)}"
             )
         outputs = self._engine.run(batch)
-        self._account_for(batch)
         representations = outputs.representations[self._layer]
         check_finite(batch, representations)
         bounds = batch.cu_seqlens.tolist()

@@ -43,7 +43,8 @@ def export(packed: PackedESM2, folder: Path) -> EngineEntry:
     _point_to_weights(model, folder)
     _drop_metadata(model)
     proto = ir.to_proto(model)
-    proto.functions.append(attention_function(_onnx_dtype(packed)))
+    heads = packed.num_heads, packed.head_dim
+    proto.functions.append(attention_function(_onnx_dtype(packed), *heads))
     path = folder / FILE_NAME
     onnx.save(proto, path)
     # By path, so that the checker follows the external data.

@@ -9,13 +9,14 @@ import onnx.parser
 from onnx.defs import OpSchema
 
 DOMAIN, OP_TYPE, VERSION = "esm2", "VarlenAttention", 1
-OPSET = 20
+# The first opset with Attention.
+OPSET = 23
 
 # Rows of queries that attend at once: bounds the scores to H x 1024 x L, whatever the protein.
 QUERY_BLOCK = 1024
 
-# One iteration is one block of queries of one protein; nearly always the whole protein. ONNX
-# Runtime fuses the transposes into the MatMuls. Alternatives and their speeds: docs/decisions.md.
+# One iteration is one block of queries of one protein; nearly always the whole protein.
+# Alternatives and their speeds: docs/decisions.md, 2026-11-21. softmax_precision 1 is float32.
 _BODY = """
 <opset_import: ["" : {opset}], domain: "esm2">
 VarlenAttention <softmax_scale> (q, k, v, cu_seqlens, max_seqlen) => (out)
@@ -25,10 +26,8 @@ VarlenAttention <softmax_scale> (q, k, v, cu_seqlens, max_seqlen) => (out)
   last = Constant <value = int64[1] {{-1}}> ()
   all = Constant <value = int64[1] {{9223372036854775807}}> ()
   block = Constant <value = int64[1] {{{query_block}}}> ()
+  flat = Constant <value = int64[3] {{1, -1, {width}}}> ()
   go_on = Constant <value = bool {{1}}> ()
-  scale_float = Constant <value_float: float = @softmax_scale> ()
-  scale = CastLike(scale_float, q)
-  scaled_q = Mul(q, scale)
 
   bounds = Cast <to = 7> (cu_seqlens)
   starts = Slice(bounds, zero, last, zero)
@@ -39,6 +38,9 @@ VarlenAttention <softmax_scale> (q, k, v, cu_seqlens, max_seqlen) => (out)
   blocks = Add(blocks_less_one, one)
   num_blocks = ReduceSum <keepdims = 0> (blocks)
 
+  flat_q = Reshape(q, flat)
+  flat_k = Reshape(k, flat)
+  flat_v = Reshape(v, flat)
   none = SequenceEmpty <dtype: int = {onnx_dtype}> ()
   last_protein, last_row, attended = Loop (num_blocks, go_on, zero, zero, none) <body = query_block
     (int64 i, bool go_on_in, int64[1] protein, int64[1] q_start, seq({type_name}) so_far)
@@ -52,21 +54,16 @@ VarlenAttention <softmax_scale> (q, k, v, cu_seqlens, max_seqlen) => (out)
       is_last_block = Equal(q_end, end)
       advance = Cast <to = 7> (is_last_block)
       protein_out = Add(protein, advance)
-      q_rows = Slice(scaled_q, q_start, q_end, zero)
-      k_rows = Slice(k, start, end, zero)
-      v_rows = Slice(v, start, end, zero)
-      q_heads = Transpose <perm = [1, 0, 2]> (q_rows)
-      k_heads = Transpose <perm = [1, 2, 0]> (k_rows)
-      v_heads = Transpose <perm = [1, 0, 2]> (v_rows)
-      scores = MatMul(q_heads, k_heads)
-      scores_float = Cast <to = 1> (scores)
-      probabilities_float = Softmax <axis = -1> (scores_float)
-      probabilities = CastLike(probabilities_float, scores)
-      heads = MatMul(probabilities, v_heads)
-      with_this = SequenceInsert(so_far, heads)
+      q_rows = Slice(flat_q, q_start, q_end, one)
+      k_rows = Slice(flat_k, start, end, one)
+      v_rows = Slice(flat_v, start, end, one)
+      rows = Attention <q_num_heads = {num_heads}, kv_num_heads = {num_heads},
+        scale: float = @softmax_scale, softmax_precision = 1> (q_rows, k_rows, v_rows)
+      with_this = SequenceInsert(so_far, rows)
   }}>
-  all_heads = ConcatFromSequence <axis = 1> (attended)
-  out = Transpose <perm = [1, 0, 2]> (all_heads)
+  all_rows = ConcatFromSequence <axis = 1> (attended)
+  shape = Shape(q)
+  out = Reshape(all_rows, shape)
 }}
 """
 
@@ -101,12 +98,14 @@ def register_schema() -> None:
     )
 
 
-def attention_function(onnx_dtype: int) -> onnx.FunctionProto:
-    """The function's body for q, k, v of this ``onnx.TensorProto`` data type."""
+def attention_function(onnx_dtype: int, num_heads: int, head_dim: int) -> onnx.FunctionProto:
+    """The function's body for q, k, v of this ``onnx.TensorProto`` data type and ``[T, H, D]``."""
     text = _BODY.format(
         opset=OPSET,
         onnx_dtype=onnx_dtype,
         type_name=_TYPE_NAMES[onnx_dtype],
         query_block=QUERY_BLOCK,
+        num_heads=num_heads,
+        width=num_heads * head_dim,
     )
     return onnx.parser.parse_function(text)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.engine import Attention, EngineSpec, Outputs
+from runtime.engine import Attention, EngineSpec, Outputs, Threads
 from runtime.errors import EngineError
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
@@ -20,7 +20,7 @@ def missing_library() -> str | None:
 
 
 def load(
-    folder: Path, manifest: Manifest, device: str, attention: Attention, threads: int | None
+    folder: Path, manifest: Manifest, device: str, attention: Attention, threads: Threads
 ) -> "OnnxEngine":
     """See ``runtime.load``. The graph's attention is the standard one either way."""
     if reason := missing_library():
@@ -38,8 +38,7 @@ def load(
         )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads.per_pack
     path = folder / manifest.engines["onnx"].file
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
@@ -59,14 +58,16 @@ def load(
         library=f"onnxruntime {onnxruntime.__version__}",
         synthetic=manifest.weights.kind == "synthetic",
     )
-    return OnnxEngine(session, spec, [output.name for output in manifest.signature.outputs])
+    names = [output.name for output in manifest.signature.outputs]
+    return OnnxEngine(session, spec, names, threads.concurrency)
 
 
 class OnnxEngine:
     """An ``onnxruntime.InferenceSession`` that takes packs."""
 
-    def __init__(self, session: Any, spec: EngineSpec, output_names: list[str]):
+    def __init__(self, session: Any, spec: EngineSpec, output_names: list[str], concurrency: int):
         self.spec = spec
+        self.concurrency = concurrency
         self._session = session
         self._output_names = output_names
 

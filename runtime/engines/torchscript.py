@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.engine import Attention, EngineSpec, Outputs
+from runtime.engine import Attention, EngineSpec, Outputs, Threads
 from runtime.errors import EngineError
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
@@ -22,7 +22,7 @@ def missing_library() -> str | None:
 
 
 def load(
-    folder: Path, manifest: Manifest, device: str, attention: Attention, threads: int | None
+    folder: Path, manifest: Manifest, device: str, attention: Attention, threads: Threads
 ) -> "TorchScriptEngine":
     """See ``runtime.load``."""
     if reason := missing_library():
@@ -39,8 +39,8 @@ def load(
             f"cannot load engine 'torchscript' on cuda: PyTorch {torch.__version__} sees no GPU. "
             "Install a CUDA build and driver, or take device 'cpu'"
         )
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if threads.total is not None:
+        torch.set_num_threads(threads.total)
     path = folder / manifest.engines["torchscript"].file
     try:
         module = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
@@ -71,7 +71,9 @@ def load(
 
 
 class TorchScriptEngine:
-    """A traced module on one device."""
+    """A traced module; one pack at a time, for PyTorch has one thread count a process."""
+
+    concurrency = 1
 
     def __init__(
         self,

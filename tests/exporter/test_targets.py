@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from exporter.packed_forward import PackedESM2
 from exporter.shared_weights import read_places
-from exporter.targets.onnx_attention import QUERY_BLOCK, attention_function
+from exporter.targets.onnx_attention import OPSET, QUERY_BLOCK, attention_function
 from exporter.targets.tracing import tracing_pack
 from exporter.weights import Reference
 from runtime.ops import varlen_attention
@@ -186,9 +186,9 @@ def test_onnx_attention_body_equals_the_op(lengths: list[int], dtype: type) -> N
         ],
         [value("out", onnx_type, ["T", 2, 8])],
     )
-    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("esm2", 1)]
+    opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid("esm2", 1)]
     model = onnx.helper.make_model(
-        graph, functions=[attention_function(onnx_type)], opset_imports=opsets, ir_version=10
+        graph, functions=[attention_function(onnx_type, 2, 8)], opset_imports=opsets, ir_version=10
     )
     session = onnxruntime.InferenceSession(model.SerializeToString())
     feeds = {"q": q, "k": k, "v": v, "cu_seqlens": cu_seqlens}

@@ -31,10 +31,16 @@ def alone(engine: runtime.Engine, record: Record) -> np.ndarray:
     return engine.run(batch).representations[6]
 
 
+@pytest.mark.parametrize("concurrency", [1, 3])
 @pytest.mark.parametrize("max_tokens", [20, 150, 100_000])
 def test_results_come_in_input_order(
-    engine: runtime.Engine, records: list[Record], max_tokens: int
+    artifact: Path, records: list[Record], max_tokens: int, concurrency: int
 ) -> None:
+    with runtime.load(artifact, "onnx", threads=3, concurrency=concurrency) as engine:
+        check_order(engine, records, max_tokens)
+
+
+def check_order(engine: runtime.Engine, records: list[Record], max_tokens: int) -> None:
     results = list(runtime.AsyncInferenceRunner(engine, max_tokens).run(records))
     assert [result.id for result in results] == [record.id for record in records]
     for record, result in zip(records[::7], results[::7], strict=True):
@@ -121,7 +127,8 @@ class Poisoned:
     """A real engine that returns a NaN in one protein's rows."""
 
     def __init__(self, engine: runtime.Engine, name: str):
-        self.engine, self.name_of_poisoned, self.spec = engine, name, engine.spec
+        self.engine, self.name_of_poisoned = engine, name
+        self.spec, self.concurrency = engine.spec, 2
 
     def unsupported_reasons(self, batch: runtime.PackedBatch) -> list[str]:
         return []
@@ -144,3 +151,18 @@ def test_what_an_engine_does_not_support_is_said(engine: runtime.Engine) -> None
     poisoned.unsupported_reasons = lambda batch: ["too long", "too odd"]  # type: ignore[method-assign]
     with pytest.raises(runtime.EngineError, match="cannot run this pack: too long; too odd"):
         list(runtime.AsyncInferenceRunner(poisoned).run([Record("a", "MKT")]))
+
+
+def test_as_many_packs_at_once_as_the_engine_takes(engine: runtime.Engine) -> None:
+    """Two runs wait for each other: one after the other, they would wait for ever."""
+    together = threading.Barrier(2, timeout=20)
+
+    class Waiting(Poisoned):
+        def run(self, batch: runtime.PackedBatch) -> Outputs:
+            together.wait()
+            return self.engine.run(batch)
+
+    runner = runtime.AsyncInferenceRunner(Waiting(engine, ""), max_tokens=10)
+    results = list(runner.run([Record(str(i), "MKTAYIAK") for i in range(4)]))
+    assert [result.id for result in results] == ["0", "1", "2", "3"]
+    assert runner.totals.packs == 4
