@@ -127,10 +127,11 @@ def measure_speed(artifact: Path, name: str, contenders: list[str], rounds: int)
 
 
 def scan_batch_sizes(worker: Worker, name: str) -> dict[int, float]:
-    """Tokens a second at each batch size: the better of two short runs."""
+    """Tokens a second at each batch size: the median of three short runs, size by size in turn."""
     sizes = PADDED_TOKENS if worker.name == "eager" else PACK_TOKENS
     request = {"what": "speed", "set": name, "tokens": SCAN_TOKENS}
-    return {size: max(worker.ask(**request, max_tokens=size) for _ in range(2)) for size in sizes}
+    passes = [{size: worker.ask(**request, max_tokens=size) for size in sizes} for _ in range(3)]
+    return {size: statistics.median(one[size] for one in passes) for size in sizes}
 
 
 def measure_memory(artifact: Path, name: str) -> float:

@@ -47,7 +47,7 @@ def main() -> None:
     type=click.Path(path_type=Path),
     help="The artifact's folder.  [default: artifacts/NAME]",
 )
-@one_line_errors(ExportError, Esm2Error)
+@one_line_errors(ExportError, Esm2Error, OSError)
 def build(
     model: str | None, checkpoint: str | None, synthetic: str | None, seed: int, target: str,
     layers: str | None, pool: str | None, out: Path | None,
@@ -88,7 +88,7 @@ def build(
 )
 @click.option("--seed", default=0, show_default=True, help="Of the random packs.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
-@one_line_errors(ExportError, Esm2Error)
+@one_line_errors(ExportError, Esm2Error, OSError)
 def verify(
     artifact: Path, engine: str | None, checkpoint: str | None, seed: int, as_json: bool
 ) -> None:

@@ -53,7 +53,7 @@ def main() -> None:
 @main.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-@one_line_errors(Esm2Error)
+@one_line_errors(Esm2Error, OSError)
 def info(artifact: Path, as_json: bool) -> None:
     """Show what ARTIFACT holds; every file is checked against its SHA-256."""
     from runtime import manifest as manifests
@@ -114,7 +114,7 @@ def info(artifact: Path, as_json: bool) -> None:
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: every core]")
 @click.option("--debug", is_flag=True, help="Log one line for each pack.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-@one_line_errors(Esm2Error)
+@one_line_errors(Esm2Error, OSError)
 def embed(
     artifact: Path, fasta: tuple[str, ...], output: Path, engine: str, device: str, pool: Any,
     layer: int | None, max_tokens: int, unknown: Any, v1_attention: bool, threads: int | None,
