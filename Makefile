@@ -42,11 +42,11 @@ verify: $(READY)    ## Compare the engines of ARTIFACT with eager fair-esm in fl
 test: $(READY)    ## Run the tests
 	$(BIN)/python -m pytest
 
-bench: $(READY) $(ARTIFACT)    ## Measure every engine, eager fair-esm and the machine's limit
+bench: $(READY) $(ARTIFACT)/manifest.json    ## Measure every engine, eager fair-esm and the machine's limit
 	$(BIN)/python -m benchmarks $(ARTIFACT)
 
-$(ARTIFACT):
-	$(MAKE) export
+artifacts/esm2_t6_8M_UR50D-synthetic/manifest.json:
+	$(MAKE) export MODEL= CHECKPOINT= OUT=
 
 lint: $(READY)    ## Style, types, and which module may import which
 	$(BIN)/ruff check .

@@ -32,7 +32,13 @@ def main() -> None:
     help="A fair-esm .pt file, or a folder as Hugging Face stores ESM-2.",
 )
 @click.option("--synthetic", help="Random weights of a true architecture, for trying the project.")
-@click.option("--seed", default=0, show_default=True, help="Of synthetic weights.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Of synthetic weights.",
+)
 @click.option(
     "--target", default="torchscript,onnx", show_default=True, help="Formats, separated by commas."
 )
@@ -86,7 +92,13 @@ def build(
     type=click.Path(),
     help="What the artifact was built from, to compare with the original weights.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the random packs.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Of the random packs.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
 @one_line_errors(ExportError, Esm2Error, OSError)
 def verify(

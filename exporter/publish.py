@@ -23,6 +23,8 @@ def staged(destination: Path) -> Iterator[Path]:
     Raises:
         ExportError: ``destination`` is something other than an artifact.
     """
+    # Through a symbolic link, so that the folder is exchanged and not the link.
+    destination = destination.resolve()
     is_artifact = (destination / "manifest.json").is_file()
     is_empty = destination.is_dir() and not any(destination.iterdir())
     if destination.exists() and not is_artifact and not is_empty:
@@ -66,7 +68,8 @@ def _remove_leftovers(destination: Path) -> None:
     pattern = re.compile(re.escape(f".{destination.name}.building-") + r"(\d+)(-old)?")
     for sibling in destination.parent.iterdir():
         match = pattern.fullmatch(sibling.name)
-        if match and not _is_running(int(match.group(1))):
+        # Containers give the same pid again and again: one of this pid is not this build's either.
+        if match and (int(match.group(1)) == os.getpid() or not _is_running(int(match.group(1)))):
             shutil.rmtree(sibling, ignore_errors=True)
 
 

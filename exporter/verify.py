@@ -45,7 +45,7 @@ def verify(
     eager = run_eager(reference.model, packs, layers, pooling, getattr(torch, manifest.dtype))
     verdicts = []
     for name in manifest.engines if engines is None else engines:
-        with load(folder, name, check_files=False) as engine:
+        with load(folder, name, attention="auto", check_files=False) as engine:
             verdicts.append(judge(engine, manifest.architecture, packs, oracle, eager, pooling))
     return Report(
         schema_version=SCHEMA_VERSION,

@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import json
 import pickle
+import re
 import urllib.error
 import zlib
 from dataclasses import dataclass
@@ -46,6 +47,14 @@ OPTIONAL = {
     "contact_head.regression.weight",
     "contact_head.regression.bias",
     "lm_head.weight",
+}
+
+# What fair-esm's ESM-2 computes; a folder with anything else is another model.
+HUGGINGFACE_CONFIG = {
+    "model_type": "esm",
+    "position_embedding_type": "rotary",
+    "layer_norm_eps": 1e-5,
+    "emb_layer_norm_before": False,
 }
 
 SourceKind = Literal["model", "checkpoint", "synthetic", "artifact"]
@@ -194,50 +203,58 @@ def _read_fair_esm_file(path: Path) -> tuple[tuple[int, int, int], bool, dict[st
             f"{path} is not an ESM-2 checkpoint of fair-esm: it holds {what}, "
             "expected the keys 'cfg' and 'model'"
         )
-    config = contents["cfg"]["model"]
     try:
-        shape = (
-            int(config.encoder_layers),
-            int(config.encoder_embed_dim),
-            int(config.encoder_attention_heads),
+        config = contents["cfg"]["model"]
+        shape = _checked_shape(
+            config.encoder_layers, config.encoder_embed_dim, config.encoder_attention_heads
         )
         token_dropout = bool(config.token_dropout)
-    except AttributeError as error:
-        raise CheckpointError(f"{path} is not an ESM-2 checkpoint: its cfg has {error}") from None
-    # esm/pretrained.py:164
-    state = {
-        name.removeprefix("encoder.").removeprefix("sentence_encoder."): tensor
-        for name, tensor in contents["model"].items()
-    }
+        # esm/pretrained.py:164
+        state = {
+            name.removeprefix("encoder.").removeprefix("sentence_encoder."): tensor
+            for name, tensor in contents["model"].items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not an ESM-2 checkpoint of fair-esm: {error}") from None
     return shape, token_dropout, state
+
+
+def _checked_shape(num_layers: Any, embed_dim: Any, num_heads: Any) -> tuple[int, int, int]:
+    """Raises ValueError unless these are the sizes of some ESM-2."""
+    sizes = num_layers, embed_dim, num_heads
+    if not all(isinstance(size, int) and size > 0 for size in sizes) or embed_dim % num_heads:
+        raise ValueError(f"layers, embed dim and heads are {sizes}")
+    if embed_dim // num_heads % 2:
+        raise ValueError(f"head dim {embed_dim // num_heads} is odd, rotary positions need pairs")
+    return sizes
 
 
 def _unpickle(path: Path) -> Any:
     if not path.exists():
         raise CheckpointError(f"cannot read {path}: no such file or folder")
     with path.open("rb") as file:
-        head = file.read(512).lstrip().lower()
+        start = file.read(512)
+    head = start.lstrip().lower()
     if not head:
         raise CheckpointError(f"{path} is empty")
     if head.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise CheckpointError(f"{path} is a web page, not a checkpoint: download the file itself")
-    is_zip = head.startswith(b"pk\x03\x04")
+    is_zip = start.startswith(b"PK\x03\x04")
     try:
         # Checkpoints hold their settings as a Namespace: allow that class, and nothing else.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        text = " ".join(str(error).split())
-        if "GLOBAL" in text:
-            blocked = text.split("WeightsUnpickler error: ")[-1].split(" was not")[0]
+    except OSError:
+        raise
+    except Exception as error:  # the unpickler's opcodes fail on foreign bytes in any way
+        blocked = re.search(r"GLOBAL (\S+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and blocked:
             raise CheckpointError(
-                f"{path} is refused: it asks to load more than tensors and settings ({blocked})"
+                f"{path} is refused: it asks to load more than tensors and settings "
+                f"({blocked.group(1)})"
             ) from None
-        raise CheckpointError(f"{path} is not a PyTorch checkpoint") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        what = "truncated or damaged" if is_zip else "not a PyTorch checkpoint"
-        raise CheckpointError(f"{path} is {what} ({reason})") from None
+        what = "a truncated or damaged checkpoint" if is_zip else "not a PyTorch checkpoint"
+        raise CheckpointError(f"{path} is {what} ({type(error).__name__})") from None
 
 
 # --- Hugging Face -----------------------------------------------------------------------------
@@ -252,16 +269,25 @@ def _read_huggingface_folder(folder: Path) -> tuple[tuple[int, int, int], bool, 
         config = json.loads(config_path.read_text())
     except ValueError as error:
         raise CheckpointError(f"{config_path} is not JSON ({error})") from None
-    if config.get("model_type") != "esm" or config.get("position_embedding_type") != "rotary":
-        raise CheckpointError(
-            f"{folder} is not ESM-2: expected model_type 'esm' with rotary positions, got "
-            f"{config.get('model_type')!r} with {config.get('position_embedding_type')!r}"
-        )
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{config_path} does not hold a model's settings")
+    wrong = [
+        f"{key} {config.get(key)!r} instead of {value!r}"
+        for key, value in HUGGINGFACE_CONFIG.items()
+        if config.get(key) != value
+    ]
+    if wrong:
+        raise CheckpointError(f"{folder} is not ESM-2: config.json has {', '.join(wrong)}")
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        names = ["model.safetensors"]
+    names = ["model.safetensors"]
+    try:
+        shape = _checked_shape(
+            config["num_hidden_layers"], config["hidden_size"], config["num_attention_heads"]
+        )
+        if index.is_file():
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder} is not a whole Hugging Face model: {error}") from None
     stored: dict[str, Tensor] = {}
     for name in names:
         if not (folder / name).is_file():
@@ -270,11 +296,6 @@ def _read_huggingface_folder(folder: Path) -> tuple[tuple[int, int, int], bool, 
             stored.update(load_file(folder / name))
         except SafetensorError as error:
             raise CheckpointError(f"{folder / name} is truncated or damaged ({error})") from None
-    shape = (
-        int(config["num_hidden_layers"]),
-        int(config["hidden_size"]),
-        int(config["num_attention_heads"]),
-    )
     return shape, bool(config.get("token_dropout", False)), rename_to_fair_esm(stored)
 
 
@@ -339,6 +360,15 @@ def _fill(model: nn.Module, state: dict[str, Tensor], label: str) -> None:
     Raises:
         CheckpointError: names are missing, superfluous, or of another shape; says all of it.
     """
+    foreign = [
+        str(name)
+        for name, tensor in state.items()
+        if not (isinstance(name, str) and isinstance(tensor, Tensor))
+        or tensor.layout != torch.strided
+        or not tensor.is_floating_point()
+    ]
+    if foreign:
+        raise CheckpointError(f"{label} holds more than float tensors: {_some(foreign)}")
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     frequencies = {name for name in expected if name.endswith("rot_emb.inv_freq")}
     missing = [n for n in expected if n not in state and n not in OPTIONAL | frequencies]
@@ -355,6 +385,15 @@ def _fill(model: nn.Module, state: dict[str, Tensor], label: str) -> None:
     ]
     if problems:
         raise CheckpointError(f"{label} does not fit ESM-2: {'; '.join(problems)}")
+    not_finite = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if not_finite:
+        raise CheckpointError(f"{label} holds NaN or Inf: {_some(not_finite)}")
+    head = state.get("lm_head.weight")
+    if head is not None and not torch.equal(head, state["embed_tokens.weight"]):
+        raise CheckpointError(
+            f"{label} does not fit ESM-2: lm_head.weight differs from embed_tokens.weight, and "
+            "ESM-2 ties them"
+        )
     for name, shape in expected.items():
         if name not in state and name not in frequencies:
             state[name] = torch.zeros(shape)

@@ -35,13 +35,19 @@ def one_line_errors(*roots: type[Exception]) -> Callable[[Callable[..., Any]], C
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             try:
                 return command(*args, **kwargs)
+            except ModuleNotFoundError as error:
+                _fail(f"{error.name} is not installed. pip install 'esm2-engines[export]'")
             except roots as error:
-                click.secho(f"error: {error}", err=True, fg="red")
-                sys.exit(USER_ERROR)
+                _fail(str(error))
 
         return wrapped
 
     return decorate
+
+
+def _fail(message: str) -> None:
+    click.secho(f"error: {message}", err=True, fg="red")
+    sys.exit(USER_ERROR)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

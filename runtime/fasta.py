@@ -1,7 +1,6 @@
 """Reads proteins from FASTA files: plain, .gz, .zst, or standard input."""
 
 import sys
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,10 +18,11 @@ def check_readable(paths: Iterable[str]) -> None:
     for path in paths:
         if path == STDIN:
             continue
-        if not Path(path).is_file():
+        # A pipe such as <(zcat x.gz) is neither a file nor a folder.
+        if not Path(path).exists() or Path(path).is_dir():
             what = "it is a folder" if Path(path).is_dir() else "no such file"
             raise InputError(f"cannot read {path}: {what}")
-        if Path(path).stat().st_size == 0:
+        if Path(path).is_file() and Path(path).stat().st_size == 0:
             raise InputError(f"{path} is empty: it holds no FASTA record")
 
 
@@ -46,7 +46,7 @@ def read_fasta(paths: Iterable[str]) -> Iterator[Record]:
                     yield Record(record.id or f"record_{count}", record.sequence)
         except (dnaio.FileFormatError, UnicodeDecodeError) as error:
             raise InputError(f"{name} is not FASTA after {count} records: {error}") from None
-        except (EOFError, OSError, zlib.error, ValueError) as error:
+        except Exception as error:  # each decompressor has an error class of its own
             raise InputError(f"cannot read {name} after {count} records: {error}") from None
         if count == 0:
             raise InputError(f"{name} is empty: it holds no FASTA record")

@@ -176,7 +176,7 @@ def sha256_of_file(path: Path) -> str:
 def _schema_version(text: bytes, path: Path) -> int:
     try:
         fields: Any = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(
             f"{path} is damaged, it is not JSON ({error}). Export again or copy it anew"
         ) from None

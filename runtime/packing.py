@@ -107,8 +107,8 @@ def _batch_problems(batch: PackedBatch) -> list[str]:
     if wrong.any():
         place = int(np.argmax(wrong))
         problems.append(
-            f"input_ids[{place}] = {ids[place]}: ids run from 0 to {len(TOKENS) - 1} "
-            f"and a pack holds no padding ({PAD_ID})"
+            f"input_ids[{place}] = {ids[place]}: "
+            f"ids run from 0 to {len(TOKENS) - 1} and a pack holds no padding ({PAD_ID})"
         )
     if batch.names and len(batch.names) != len(bounds) - 1:
         problems.append(f"got {len(batch.names)} names for {len(bounds) - 1} proteins")

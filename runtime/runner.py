@@ -116,14 +116,17 @@ class AsyncInferenceRunner:
             EngineError: the engine failed.
         """
         stream = iter(records)
-        with (
-            ThreadPoolExecutor(1, "esm2-packing") as background,
-            ThreadPoolExecutor(self._engine.concurrency, "esm2-engine") as workers,
-        ):
+        background = ThreadPoolExecutor(1, "esm2-packing")
+        workers = ThreadPoolExecutor(self._engine.concurrency, "esm2-engine")
+        try:
             upcoming = background.submit(self._next_window, stream)
             while (window := upcoming.result()).names:
                 upcoming = background.submit(self._next_window, stream)
                 yield from self._run_window(window, workers)
+        finally:
+            workers.shutdown(cancel_futures=True)
+            # Not waited for: it may be reading from a pipe that stays silent.
+            background.shutdown(wait=False, cancel_futures=True)
 
     def _next_window(self, stream: Iterator[Record]) -> _Window:
         names: list[str] = []

@@ -56,8 +56,14 @@ def encode(sequence: str, record: str = "", unknown: Unknown = "error") -> NDArr
 
 
 def tokenize(sequence: str, record: str = "", unknown: Unknown = "error") -> NDArray[np.int64]:
-    """``encode`` between BOS (``<cls>``) and EOS (``<eos>``): ``[L + 2]`` int64."""
+    """``encode`` between BOS (``<cls>``) and EOS (``<eos>``): ``[L + 2]`` int64.
+
+    Raises:
+        InputError: as ``encode``, and for ``<pad>``: a pack holds no padding.
+    """
     ids = encode(sequence, record, unknown)
+    if (ids == PAD_ID).any():
+        raise InputError(f"{_name(record)}: holds <pad>, and packs have no padding. Remove it")
     return np.concatenate(([CLS_ID], ids, [EOS_ID])).astype(np.int64, copy=False)
 
 
@@ -70,11 +76,15 @@ def _encode_piecewise(sequence: str, record: str, unknown: Unknown) -> NDArray[n
             continue
         token_id = ID_OF_TOKEN.get(text, substitute)
         if token_id is None:
+            advice = "Write residues in upper case, or use" if text.islower() else "Use"
             raise InputError(
-                f"{f'record {record!r}' if record else 'sequence'}: character {text!r} at position "
-                f"{piece.start() + 1} is not in ESM-2's alphabet ({''.join(TOKENS[4:31])}). "
-                f"{'Write residues in upper case, or use' if text.islower() else 'Use'} "
-                "--unknown x (take it as X) or --unknown unk"
+                f"{_name(record)}: character {text!r} at position {piece.start() + 1} is not in "
+                f"ESM-2's alphabet ({''.join(TOKENS[4:31])}). {advice} --unknown x (take it as X) "
+                "or --unknown unk"
             )
         ids.append(token_id)
     return np.array(ids, dtype=np.int64)
+
+
+def _name(record: str) -> str:
+    return f"record {record!r}" if record else "sequence"

@@ -63,7 +63,7 @@ def _write_npz(path: Path, embeddings: Iterable[Embedding], metadata: dict[str, 
     if offsets := _offsets(everything):
         arrays["offsets"] = np.array([0, *offsets], dtype=np.int64)
     with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays, **_as_arrays(metadata))
+        np.savez(file, **arrays, **_as_arrays(metadata))
 
 
 def _as_arrays(metadata: dict[str, str]) -> Any:
@@ -111,7 +111,7 @@ def _write_parquet(path: Path, embeddings: Iterable[Embedding], metadata: dict[s
         if offsets := _offsets(chunk):
             vectors = pyarrow.LargeListArray.from_arrays([0, *offsets], vectors)
         table = pyarrow.table(
-            {"id": columns["ids"], "num_tokens": columns["num_tokens"], "embedding": vectors}
+            {"ids": columns["ids"], "num_tokens": columns["num_tokens"], "embeddings": vectors}
         ).replace_schema_metadata(metadata)
         writer = writer or parquet.ParquetWriter(path, table.schema)
         writer.write_table(table)

@@ -50,6 +50,8 @@ class EngineVerdict(msgspec.Struct, frozen=True):
 
     engine: str
     library: str
+    device: str
+    attention: str
     passed: bool
     worst_relative_l2: float
     worst_ratio_to_eager: float
@@ -122,6 +124,8 @@ def judge(
     return EngineVerdict(
         engine=engine.spec.format,
         library=engine.spec.library,
+        device=engine.spec.device,
+        attention=engine.spec.attention,
         passed=bool(rows) and not any(row.failures for row in rows),
         worst_relative_l2=max(errors, default=float("inf")),
         worst_ratio_to_eager=max((row.ratio for row in rows), default=float("inf")),

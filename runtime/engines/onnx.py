@@ -30,23 +30,30 @@ def load(
     available = onnxruntime.get_available_providers()
     if device == "auto":
         device = "cuda" if "CUDAExecutionProvider" in available else "cpu"
-    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
-    if provider not in available:
+    if device == "cuda" and "CUDAExecutionProvider" not in available:
         raise EngineError(
-            f"cannot load engine 'onnx' on {device}: this onnxruntime has {', '.join(available)}. "
+            f"cannot load engine 'onnx' on cuda: this onnxruntime has {', '.join(available)}. "
             "pip install 'esm2-engines[onnx-gpu]', or take device 'cpu'"
         )
+    # TF32, onnxruntime's default on CUDA, would cost the float32 budget a thousandfold.
+    cuda = [("CUDAExecutionProvider", {"use_tf32": "0"})] if device == "cuda" else []
+    providers = [*cuda, "CPUExecutionProvider"]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads.per_pack
     path = folder / manifest.engines["onnx"].file
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime raises a class of its own for each status code
         raise EngineError(
             f"cannot load {path}: {_first_line(error)} (built with "
             f"{manifest.engines['onnx'].built_with}, here onnxruntime {onnxruntime.__version__})"
         ) from error
+    if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        raise EngineError(
+            "cannot load engine 'onnx' on cuda: onnxruntime could not start its CUDA provider "
+            "(no GPU, or another CUDA or cuDNN than it was built for). Take device 'cpu'"
+        )
     spec = EngineSpec(
         format="onnx",
         artifact=manifest.name,
@@ -59,7 +66,7 @@ def load(
         synthetic=manifest.weights.kind == "synthetic",
     )
     names = [output.name for output in manifest.signature.outputs]
-    return OnnxEngine(session, spec, names, threads.concurrency)
+    return OnnxEngine(session, spec, names, threads.concurrency if device == "cpu" else 1)
 
 
 class OnnxEngine:
@@ -105,4 +112,4 @@ class OnnxEngine:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

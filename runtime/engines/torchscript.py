@@ -28,6 +28,7 @@ def load(
     if reason := missing_library():
         raise EngineError(f"cannot load engine 'torchscript' of {manifest.name!r}: {reason}")
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from runtime.ops import varlen_attention
@@ -45,9 +46,9 @@ def load(
     try:
         module = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
         module.load_state_dict(load_file(folder / "weights.safetensors", device), assign=True)
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         raise EngineError(
-            f"cannot load {path}: {str(error).strip().splitlines()[0]} (built with "
+            f"cannot load {path}: {_cause(error)} (built with "
             f"{manifest.engines['torchscript'].built_with}, here torch {torch.__version__})"
         ) from error
     spec = EngineSpec(
@@ -99,8 +100,6 @@ class TorchScriptEngine:
 
         if self._module is None:
             raise EngineError("this engine is closed: load it again")
-        input_ids = torch.from_numpy(batch.input_ids).to(self.spec.device)
-        cu_seqlens = torch.from_numpy(batch.cu_seqlens).to(self.spec.device)
         # Optimized execution specialises to shapes, and no two packs have the same.
         with (
             torch.inference_mode(),
@@ -108,15 +107,20 @@ class TorchScriptEngine:
             varlen_attention.attention(self._attention),
         ):
             try:
-                tensors = self._module(input_ids, cu_seqlens, torch.tensor(batch.max_seqlen))
+                tensors = self._module(
+                    torch.from_numpy(batch.input_ids).to(self.spec.device),
+                    torch.from_numpy(batch.cu_seqlens).to(self.spec.device),
+                    torch.tensor(batch.max_seqlen),
+                )
+                # NumPy has no bfloat16; float32 holds every bfloat16 exactly.
+                wide = [t.float() if t.dtype == torch.bfloat16 else t for t in tensors]
+                arrays = [t.cpu().numpy() for t in wide]
             except RuntimeError as error:
                 raise EngineError(
                     f"torch failed on a pack of {batch.num_proteins} proteins, "
-                    f"{batch.num_tokens} tokens: {str(error).strip().splitlines()[-1]}"
+                    f"{batch.num_tokens} tokens: {_cause(error)}"
                 ) from error
-        # NumPy has no bfloat16; float32 holds every bfloat16 exactly.
-        wide = [t.float() if t.dtype == torch.bfloat16 else t for t in tensors]
-        return Outputs.from_arrays(self._output_names, [t.cpu().numpy() for t in wide])
+        return Outputs.from_arrays(self._output_names, arrays)
 
     def close(self) -> None:
         """See ``Engine.close``."""
@@ -127,3 +131,10 @@ class TorchScriptEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _cause(error: Exception) -> str:
+    """The line of PyTorch's message that says what happened; TorchScript puts its trace before."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    telling = [line for line in lines if "Error: " in line or "error: " in line]
+    return (telling or lines)[0].strip()

@@ -83,7 +83,13 @@ def _flash_attn_reasons() -> list[str]:
     version = flash_attn_version()
     if version is None:
         return ["not installed"]
-    return [] if is_flash_attn_current(version) else ["older than 2.6.0"]
+    if not is_flash_attn_current(version):
+        return ["older than 2.6.0"]
+    try:
+        import flash_attn  # noqa: F401
+    except ImportError as error:  # built for another PyTorch, say
+        return [f"cannot be imported ({error})"]
+    return []
 
 
 def _flash_reasons(capability: tuple[int, int], dtype: torch.dtype, head_dim: int) -> list[str]:

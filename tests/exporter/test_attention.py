@@ -1,4 +1,6 @@
 import logging
+import sys
+import types
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ H200, T4 = (9, 0), (7, 5)
 @pytest.fixture
 def flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "flash_attn_version", lambda: "2.8.3")
+    monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
     choose_kernel.cache_clear()
     yield
     choose_kernel.cache_clear()
@@ -54,6 +57,15 @@ def test_one_log_line(reference: Reference, caplog: pytest.LogCaptureFixture) ->
 
 def test_flash_attn_is_chosen_on_a_current_gpu(flash_attn: None) -> None:
     assert choose_kernel(H200, torch.bfloat16, 64).name == "flash-attn 2.8.3"
+
+
+def test_a_flash_attn_that_cannot_be_imported_is_passed_over(
+    flash_attn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    choice = choose_kernel(H200, torch.bfloat16, 64)
+    assert choice.name == "torch flash"
+    assert choice.passed_over[0].startswith("flash-attn 2.8.3: cannot be imported")
 
 
 def test_float32_takes_the_memory_efficient_kernel(flash_attn: None) -> None:

@@ -104,6 +104,13 @@ class TestPublishing:
         assert (target / "manifest.json").read_text() == "one"
         assert list(tmp_path.iterdir()) == [target]
 
+    def test_through_a_symbolic_link(self, tmp_path: Path) -> None:
+        self.make(tmp_path / "a", "one")
+        (tmp_path / "link").symlink_to("a")
+        self.make(tmp_path / "link", "two")
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "a" / "manifest.json").read_text() == "two"
+
     def test_does_not_overwrite_other_peoples_folders(self, tmp_path: Path) -> None:
         (tmp_path / "a").mkdir()
         (tmp_path / "a" / "thesis.tex").touch()
@@ -115,6 +122,8 @@ class TestPublishing:
         dead = subprocess.Popen([sys.executable, "-c", ""])
         dead.wait()
         leftover = tmp_path / f".a.building-{dead.pid}"
+        # In a container the dead build often had the pid that this one has.
+        (tmp_path / f".a.building-{os.getpid()}").mkdir()
         running = tmp_path / f".a.building-{os.getppid()}"
         leftover.mkdir()
         running.mkdir()

@@ -151,6 +151,62 @@ class TestForeignFiles:
         with pytest.raises(CheckpointError, match=r"an ESM-1 model \(roberta_large\)"):
             load(tmp_path / "esm1b.pt")
 
+    @pytest.mark.parametrize(
+        "contents",
+        [
+            {"cfg": None, "model": {}},
+            {"cfg": {}, "model": {}},
+            {"cfg": {"model": {"encoder_layers": 6}}, "model": {}},
+            {"cfg": {"model": argparse.Namespace(encoder_layers=6)}, "model": {}},
+            {"cfg": {"model": CONFIG}, "model": [1, 2]},
+            {"cfg": {"model": CONFIG}, "model": {3: torch.zeros(1)}},
+            {"cfg": {"model": CONFIG}, "model": {"embed_tokens.weight": "text"}},
+            {
+                "cfg": {"model": CONFIG},
+                "model": {"embed_tokens.weight": torch.zeros(2).to_sparse()},
+            },
+            *(
+                {"cfg": {"model": argparse.Namespace(**{**vars(CONFIG), **wrong})}, "model": {}}
+                for wrong in (
+                    {"encoder_layers": 0},
+                    {"encoder_layers": None},
+                    {"encoder_embed_dim": -320},
+                    {"encoder_attention_heads": 0},
+                    {"encoder_attention_heads": 7},
+                    {"encoder_attention_heads": 64},
+                )
+            ),
+            [1, 2, 3],
+        ],
+    )
+    def test_anything_else_is_one_line(self, tmp_path: Path, contents: object) -> None:
+        torch.save(contents, tmp_path / "odd.pt")
+        with pytest.raises(CheckpointError) as error:
+            load(tmp_path / "odd.pt")
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("content", [b"abc,def", b"R0", b".", b"G", b"PK\x03\x04", b"\x80\x02"])
+    def test_any_bytes_are_one_line(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "odd.pt").write_bytes(content)
+        with pytest.raises(CheckpointError, match="checkpoint") as error:
+            load(tmp_path / "odd.pt")
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("encoder.lm_head.weight", torch.ones(33, 320), "ESM-2 ties them"),
+            ("encoder.lm_head.bias", torch.full((33,), torch.nan), "NaN or Inf: lm_head.bias"),
+        ],
+    )
+    def test_weights_that_would_compute_something_else(
+        self, reference: Reference, tmp_path: Path, name: str, value: torch.Tensor, message: str
+    ) -> None:
+        state = {**fair_esm_state(reference), name: value}
+        torch.save({"cfg": {"model": CONFIG}, "model": state}, tmp_path / "wrong.pt")
+        with pytest.raises(CheckpointError, match=message):
+            load(tmp_path / "wrong.pt")
+
     def test_bare_state_dict(self, reference: Reference, tmp_path: Path) -> None:
         torch.save(fair_esm_state(reference), tmp_path / "state.pt")
         with pytest.raises(CheckpointError, match="expected the keys 'cfg' and 'model'"):
@@ -218,8 +274,26 @@ class TestHuggingFace:
 
     def test_another_model(self, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-        with pytest.raises(CheckpointError, match="not ESM-2: .* got 'bert'"):
+        with pytest.raises(CheckpointError, match="model_type 'bert' instead of 'esm'"):
             load(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"layer_norm_eps": 1e-12}, "layer_norm_eps 1e-12 instead of 1e-05"),
+            ({"emb_layer_norm_before": True}, "emb_layer_norm_before True"),
+            ({"hidden_size": None}, "not a whole Hugging Face model"),
+            ({"num_attention_heads": 7}, "not a whole Hugging Face model"),
+        ],
+    )
+    def test_settings_that_fair_esm_does_not_have(
+        self, saved: tuple[object, Path], tmp_path: Path, change: dict[str, object], message: str
+    ) -> None:
+        folder = shutil.copytree(saved[1], tmp_path / "copy")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(CheckpointError, match=message):
+            load(folder)
 
     def test_a_folder_without_config(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"holds no config\.json"):

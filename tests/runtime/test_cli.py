@@ -58,12 +58,12 @@ def read(path: Path) -> tuple[list[str], np.ndarray]:
         with h5py.File(path) as file:
             return [name.decode() for name in file["ids"]], file["embeddings"][:]
     table = parquet.read_table(path)
-    return table["id"].to_pylist(), np.array(table["embedding"].to_pylist(), dtype=np.float32)
+    return table["ids"].to_pylist(), np.array(table["embeddings"].to_pylist(), dtype=np.float32)
 
 
 def read_residues(path: Path) -> list[np.ndarray]:
     if path.suffix == ".parquet":
-        rows = parquet.read_table(path)["embedding"].to_pylist()
+        rows = parquet.read_table(path)["embeddings"].to_pylist()
         return [np.array(row, dtype=np.float32).reshape(-1, 320) for row in rows]
     with np.load(path) if path.suffix == ".npz" else h5py.File(path) as file:
         return np.split(file["embeddings"][:], file["offsets"][1:-1])
@@ -180,6 +180,8 @@ class TestUserErrors:
             ("page.fasta", b"<html>not found</html>\n", "is not FASTA after 0 records"),
             ("binary.fasta", b"\x83\x00\xff" * 50, "is not FASTA after 0 records"),
             ("cut.fasta.gz", gzip.compress(FASTA.encode())[:-12], "cannot read"),
+            ("bad.fasta.gz", gzip.compress(FASTA.encode())[:12] + b"x" * 99, "cannot read"),
+            ("bad.fasta.zst", zstd.compress(FASTA.encode())[:6] + b"x" * 99, "cannot read"),
             ("cut.fasta.zst", zstd.compress(FASTA.encode())[:-12], "cannot read"),
         ],
     )
@@ -203,6 +205,7 @@ class TestUserErrors:
             ("out.csv", "one of .npz, .parquet, .h5"),
             ("no/such/out.npz", "does not exist"),
             ("folder.npz", "it is a folder"),
+            ("/proc/out.npz", "/proc"),
         ],
     )
     def test_bad_outputs(self, artifact: Path, fasta: Path, output: str, message: str) -> None:

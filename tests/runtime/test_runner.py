@@ -1,5 +1,6 @@
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,28 @@ def test_reading_runs_ahead_of_the_engine_but_not_away(engine: runtime.Engine) -
     results.close()
 
 
+@pytest.mark.parametrize("end", ["close", "error"])
+def test_a_silent_input_does_not_hold_up_the_end(engine: runtime.Engine, end: str) -> None:
+    released = threading.Event()
+
+    def silent_after_the_first_window() -> Iterator[Record]:
+        for i in range(WINDOW_PACKS * 10):
+            yield Record(str(i), "MKTAY")
+        released.wait(timeout=60)
+
+    poisoned = Poisoned(engine, "0") if end == "error" else engine
+    results = runtime.AsyncInferenceRunner(poisoned, 70).run(silent_after_the_first_window())
+    started = time.perf_counter()
+    if end == "error":
+        with pytest.raises(runtime.NonFiniteError):
+            next(results)
+    else:
+        next(results)
+        results.close()
+    assert time.perf_counter() - started < 20
+    released.set()
+
+
 def test_an_error_in_the_input_reaches_the_caller(engine: runtime.Engine) -> None:
     runner = runtime.AsyncInferenceRunner(engine)
     with pytest.raises(runtime.InputError, match="record 'bad': character 'J' at position 2"):
@@ -136,7 +159,8 @@ class Poisoned:
     def run(self, batch: runtime.PackedBatch) -> Outputs:
         outputs = self.engine.run(batch)
         values = outputs.representations[6].copy()
-        values[batch.cu_seqlens[batch.names.index(self.name_of_poisoned)] + 1, 4] = np.nan
+        if self.name_of_poisoned in batch.names:
+            values[batch.cu_seqlens[batch.names.index(self.name_of_poisoned)] + 1, 4] = np.nan
         return replace(outputs, representations={6: values})
 
 

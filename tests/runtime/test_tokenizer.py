@@ -64,6 +64,11 @@ def test_errors_name_record_character_and_position(
     assert str(error.value).startswith(expected)
 
 
+def test_padding_is_no_part_of_a_protein() -> None:
+    with pytest.raises(InputError, match="record 'a': holds <pad>"):
+        tokenize("MK<pad>T", "a")
+
+
 def test_lower_case_gets_a_hint() -> None:
     with pytest.raises(InputError, match="Write residues in upper case"):
         encode("mkt")
