@@ -1,3 +1,4 @@
+import argparse
 import copy
 import hashlib
 import json
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 import runtime
@@ -20,7 +22,7 @@ from exporter.errors import ExportError
 from exporter.packed_forward import PackedESM2
 from exporter.parity.packs import parity_packs
 from exporter.publish import staged
-from exporter.weights import Reference
+from exporter.weights import Reference, WeightsSource, load_reference
 from tests.conftest import ARCHITECTURE, LAYERS
 
 
@@ -158,6 +160,11 @@ def test_killing_a_build_leaves_the_old_artifact(
         assert engine.run(runtime.PackedBatch.from_sequences(["MKT"])).logits.shape == (5, 33)
 
 
+def two_packs(seed: int) -> dict[str, runtime.PackedBatch]:
+    packs = parity_packs(seed)
+    return {name: packs[name] for name in ("one residue", "mixed")}
+
+
 def test_an_engine_that_fails_is_not_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,10 +179,6 @@ def test_an_engine_that_fails_is_not_published(
         for layer in packed.layers:
             layer.fc1.bias.data[0] += 1e-3
         return packed
-
-    def two_packs(seed: int) -> dict[str, runtime.PackedBatch]:
-        packs = parity_packs(seed)
-        return {name: packs[name] for name in ("one residue", "mixed")}
 
     make_sound = building._packed
     monkeypatch.setattr("exporter.verify.parity_packs", two_packs)
@@ -215,3 +218,40 @@ class TestVerify:
         result = run("verify", other, "--checkpoint", "/nowhere.pt")
         assert result.exit_code == 2
         assert "no such file" in result.stderr
+
+
+class TestFromACheckpoint:
+    """Weights that cannot be drawn again: verify takes the artifact's own, by their digest."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def files(cls, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp("checkpoint")
+        return save_checkpoint(folder / "mine.pt", 3), save_checkpoint(folder / "other.pt", 4)
+
+    def test_build_and_verify(
+        self, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        mine, other = files
+        monkeypatch.setattr("exporter.verify.parity_packs", two_packs)
+        out = tmp_path / "mine"
+        result = run("build", "--checkpoint", mine, "--target", "torchscript", "--out", out)
+        assert result.exit_code == 0, result.output
+        assert "SYNTHETIC" not in result.output
+        assert json.loads((out / "manifest.json").read_text())["weights"]["kind"] == "checkpoint"
+        assert run("verify", out).exit_code == 0
+        assert run("verify", out, "--checkpoint", mine).exit_code == 0
+        result = run("verify", out, "--checkpoint", other)
+        assert result.exit_code == 2
+        assert "is not what" in result.stderr
+
+
+def save_checkpoint(path: Path, seed: int) -> Path:
+    """A file as fair-esm's are."""
+    model = load_reference(WeightsSource("synthetic", ARCHITECTURE, seed)).model
+    config = argparse.Namespace(
+        encoder_layers=6, encoder_embed_dim=320, encoder_attention_heads=20, token_dropout=True
+    )
+    state = {f"encoder.sentence_encoder.{k}": v for k, v in model.state_dict().items()}
+    torch.save({"cfg": {"model": config}, "model": state}, path)
+    return path
