@@ -11,14 +11,16 @@ import torch
 from exporter import shared_weights
 from exporter.errors import ExportError, ParityError
 from exporter.packed_forward import PackedESM2, check_repr_layers
-from exporter.parity.verdict import Report
+from exporter.parity.cache import Cache
+from exporter.parity.golden import write_golden
+from exporter.parity.report import Report, write_report
+from exporter.precision import DTYPES, cast_copy
 from exporter.publish import staged
 from exporter.targets import TARGETS, exporter_of
-from exporter.verify import FILE_NAME as PARITY_FILE
-from exporter.verify import layer_norm_of, verify, write_report
+from exporter.verify import layer_norm_of, verify
 from exporter.weights import Reference, WeightsSource, load_reference
 from runtime import manifest as manifests
-from runtime.manifest import EngineEntry, FileEntry, Manifest, Signature, TensorSpec
+from runtime.manifest import EngineEntry, FileEntry, Golden, Manifest, Signature, TensorSpec
 from runtime.ops.varlen_attention import NAME as OP_NAME
 from runtime.ops.varlen_attention import SCHEMA as OP_SCHEMA
 
@@ -32,6 +34,7 @@ class BuildOptions:
         targets: formats, keys of ``exporter.targets.TARGETS``.
         layers: to export; None takes the last.
         pool: adds a ``pooled`` output of the last exported layer.
+        dtype: of weights and outputs, one of ``exporter.precision.DTYPES``.
         out: the artifact's folder; None takes ``artifacts/<name>``.
     """
 
@@ -39,15 +42,19 @@ class BuildOptions:
     targets: Sequence[str]
     layers: Sequence[int] | None = None
     pool: str | None = None
+    dtype: str = "float32"
     out: Path | None = None
 
 
-def build(options: BuildOptions, say: Callable[[str], None]) -> tuple[Path, Report]:
+def build(
+    options: BuildOptions, say: Callable[[str], None], cache: Cache | None = None
+) -> tuple[Path, Report]:
     """Builds, verifies and publishes an artifact.
 
     Args:
         options: what to build.
         say: receives one line for each step.
+        cache: of eager fair-esm's answers; None computes them.
 
     Returns:
         The artifact's folder and its parity report.
@@ -60,10 +67,12 @@ def build(options: BuildOptions, say: Callable[[str], None]) -> tuple[Path, Repo
     unknown = [target for target in options.targets if target not in TARGETS]
     if unknown or not options.targets:
         raise ExportError(f"targets must be of {', '.join(TARGETS)}, got {unknown or 'none'}")
+    if options.dtype not in DTYPES:
+        raise ExportError(f"dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
     say(f"loading {options.source.kind} {options.source.value}")
     reference = load_reference(options.source)
     packed = _packed(reference, options)
-    name = options.out.resolve().name if options.out else _artifact_name(reference)
+    name = options.out.resolve().name if options.out else _artifact_name(reference, options.dtype)
     destination = options.out or Path("artifacts") / name
     with staged(destination) as folder:
         shared_weights.write(packed, folder)
@@ -71,16 +80,19 @@ def build(options: BuildOptions, say: Callable[[str], None]) -> tuple[Path, Repo
         for target in options.targets:
             say(f"exporting {target}")
             engines[target] = exporter_of(target)(packed, folder)
-        manifest = _manifest(name, reference, packed, engines, folder)
+        say("running eager fair-esm in float64")
+        layers = packed.repr_layers
+        golden = write_golden(folder, reference, layers, options.pool, options.dtype, cache)
+        manifest = _manifest(name, reference, packed, engines, golden, folder)
         manifests.write(manifest, folder)
-        say("verifying against eager fair-esm in float64")
-        report = verify(folder, manifest, reference)
+        say("verifying the engines")
+        report = verify(folder, manifest, reference, cache=cache)
         if not report.passed:
             raise ParityError(_first_failure(report))
         write_report(report, folder)
-        parity = {verdict.engine: verdict.summary() for verdict in report.engines}
-        files = {**manifest.files, PARITY_FILE: _file_entry(folder / PARITY_FILE)}
-        manifests.write(msgspec.structs.replace(manifest, parity=parity, files=files), folder)
+        parity = {v.engine: v.summary() for v in report.engines if v.status != "not measured"}
+        manifest = msgspec.structs.replace(manifest, parity=parity, files=_files(folder))
+        manifests.write(manifest, folder)
     return destination, report
 
 
@@ -91,17 +103,19 @@ def _packed(reference: Reference, options: BuildOptions) -> PackedESM2:
         layers = check_repr_layers(layers, num_layers)
     except ValueError as error:
         raise ExportError(str(error)) from None
-    return PackedESM2(reference.model, layers, options.pool).eval()
+    packed = PackedESM2(reference.model, layers, options.pool).eval()
+    return cast_copy(packed, getattr(torch, options.dtype))
 
 
-def _artifact_name(reference: Reference) -> str:
+def _artifact_name(reference: Reference, dtype: str) -> str:
     origin = reference.origin
-    return f"{origin.source}-synthetic" if origin.kind == "synthetic" else origin.source
+    name = f"{origin.source}-synthetic" if origin.kind == "synthetic" else origin.source
+    return name if dtype == "float32" else f"{name}-{dtype}"
 
 
 def _manifest(
     name: str, reference: Reference, packed: PackedESM2, engines: dict[str, EngineEntry],
-    folder: Path,
+    golden: Golden, folder: Path,
 ) -> Manifest:  # fmt: skip
     architecture = reference.architecture
     dtype = str(packed.embed_tokens.weight.dtype).removeprefix("torch.")
@@ -136,18 +150,25 @@ def _manifest(
         reference_layer_norm=layer_norm_of(reference),
         engines=engines,
         parity={},
-        files={path.name: _file_entry(path) for path in sorted(folder.iterdir())},
+        golden=golden,
+        files=_files(folder),
     )
 
 
-def _file_entry(path: Path) -> FileEntry:
-    return FileEntry(bytes=path.stat().st_size, sha256=manifests.sha256_of_file(path))
+def _files(folder: Path) -> dict[str, FileEntry]:
+    return {
+        path.name: manifests.file_entry(path)
+        for path in sorted(folder.iterdir())
+        if path.name != manifests.FILE_NAME
+    }
 
 
 def _first_failure(report: Report) -> str:
-    failed = [(v, row) for v in report.engines for row in v.rows if row.failures]
-    verdict, row = failed[0]
+    failed = [verdict for verdict in report.engines if verdict.status == "failed"]
+    if not failed:
+        reasons = "; ".join(verdict.reason for verdict in report.engines)
+        return f"no engine could be measured here ({reasons}). Nothing was published"
     return (
-        f"engine {verdict.engine!r} differs from eager fair-esm in {len(failed)} outputs; first: "
-        f"{row.tensor} of pack {row.pack!r}: {'; '.join(row.failures)}. Nothing was published"
+        f"engine {failed[0].engine!r} differs from eager fair-esm: {failed[0].reason}. "
+        "Nothing was published"
     )

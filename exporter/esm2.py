@@ -140,7 +140,8 @@ def load_esm2_model(
     Raises:
         CheckpointError: one line that says what is wrong with the weights.
     """
-    from exporter.weights import ARCHITECTURES, SourceKind, WeightsSource, load_reference
+    from exporter.architectures import ARCHITECTURES
+    from exporter.weights import SourceKind, WeightsSource, load_reference
 
     kind: SourceKind = "model" if model_name in ARCHITECTURES else "checkpoint"
     reference = load_reference(WeightsSource("synthetic" if synthetic else kind, model_name))

@@ -1,10 +1,27 @@
-"""Hugging Face's names of ESM-2's parameters, and fair-esm's, as a table."""
+"""ESM-2 as Hugging Face's ``transformers`` stores it: folder, settings, and names as a table."""
 
+import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TypeVar
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from exporter.architectures import Shape, checked_shape
+from exporter.errors import CheckpointError
+
 T = TypeVar("T")
+
+# What fair-esm's ESM-2 computes; a folder with anything else is another model.
+CONFIG = {
+    "model_type": "esm",
+    "position_embedding_type": "rotary",
+    "layer_norm_eps": 1e-5,
+    "emb_layer_norm_before": False,
+}
 
 # transformers 5, models/esm/modeling_esm.py -> fair-esm 2.0.0, esm/model/esm2.py.
 # "{}" is the layer's number, the same in both.
@@ -41,6 +58,45 @@ _PATTERNS = [
     (re.compile(re.escape(theirs).replace(r"\{\}", r"(\d+)") + r"(?=\.|$)"), ours)
     for theirs, ours in RENAMES.items()
 ]
+
+
+def read_folder(folder: Path) -> tuple[Shape, bool, dict[str, Tensor]]:
+    """Shape, token dropout and parameters of ESM-2 as ``transformers`` stores it."""
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise CheckpointError(f"{folder} is not a Hugging Face model: it holds no config.json")
+    try:
+        config = json.loads(config_path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{config_path} is not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{config_path} does not hold a model's settings")
+    wrong = [
+        f"{key} {config.get(key)!r} instead of {value!r}"
+        for key, value in CONFIG.items()
+        if config.get(key) != value
+    ]
+    if wrong:
+        raise CheckpointError(f"{folder} is not ESM-2: config.json has {', '.join(wrong)}")
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    try:
+        shape = checked_shape(
+            config["num_hidden_layers"], config["hidden_size"], config["num_attention_heads"]
+        )
+        if index.is_file():
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder} is not a whole Hugging Face model: {error}") from None
+    stored: dict[str, Tensor] = {}
+    for name in names:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} holds no {name}")
+        try:
+            stored.update(load_file(folder / name))
+        except SafetensorError as error:
+            raise CheckpointError(f"{folder / name} is truncated or damaged ({error})") from None
+    return shape, bool(config.get("token_dropout", False)), rename_to_fair_esm(stored)
 
 
 def rename_to_fair_esm(state: Mapping[str, T]) -> dict[str, T]:

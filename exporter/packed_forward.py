@@ -48,6 +48,7 @@ class PackedSelfAttention(nn.Module):
         self.out_proj = attention.out_proj
         self.num_heads: int = attention.num_heads
         self.head_dim: int = attention.head_dim
+        self.softmax_scale: float = self.head_dim**-0.5
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor | int
@@ -59,7 +60,7 @@ class PackedSelfAttention(nn.Module):
         v = self.v_proj(x).view(heads)
         tracing = torch.jit.is_tracing()
         attend = _scripted_attention if tracing else torch.ops.esm2.varlen_attention
-        attended = attend(q, k, v, cu_seqlens, max_seqlen, self.head_dim**-0.5)
+        attended = attend(q, k, v, cu_seqlens, max_seqlen, self.softmax_scale)
         return self.out_proj(attended.flatten(1))
 
 

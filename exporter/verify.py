@@ -1,22 +1,90 @@
-"""Verifies an artifact: every engine in it against eager fair-esm in float64."""
+"""Verifies an artifact: every engine in it against eager fair-esm in float64.
 
-from collections.abc import Iterable
+The data's path: packs -> the oracle and eager's own error (``Gate``) -> each engine's verdict ->
+planted faults, if asked for -> one report.
+"""
+
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 import torch
 
+from exporter import shared_weights
+from exporter.environment import describe_environment
+from exporter.errors import ExportError
+from exporter.packed_forward import PackedESM2
 from exporter.parity.budgets import budgets_for
+from exporter.parity.cache import Cache
 from exporter.parity.oracle import run_eager
-from exporter.parity.packs import parity_packs
-from exporter.parity.verdict import Report, judge
+from exporter.parity.overflow import find_overflow
+from exporter.parity.packs import Pack, as_batch, parity_packs
+from exporter.parity.report import SCHEMA_VERSION, FaultVerdict, Report, is_passed
+from exporter.parity.verdict import WEIGHTS, Check, EngineVerdict, exact, judge
 from exporter.weights import Reference, fair_esm_version
-from runtime.engine import load
+from runtime.engine import Attention, load
+from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import Manifest
 from runtime.pooling import Pool
 
-FILE_NAME = "parity.json"
-SCHEMA_VERSION = 1
+
+class Gate:
+    """What engines are compared with, computed once.
+
+    Args:
+        reference: eager fair-esm with the original weights.
+        manifest: of the artifact: its layers, pooling and dtype.
+        packs: what is run, by name.
+        cache: of eager fair-esm's answers.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        manifest: Manifest,
+        packs: Mapping[str, Pack],
+        cache: Cache | None = None,
+    ):
+        if not any(packs.values()):
+            raise ExportError(
+                "there are no proteins to compare: a gate that compares nothing fails"
+            )
+        self.reference = reference
+        self.packs = packs
+        self.dtype: torch.dtype = getattr(torch, manifest.dtype)
+        layers = tuple(manifest.layers)
+        pooling: Pool = manifest.pool or "mean"
+        self._oracle = run_eager(reference, packs, layers, pooling, torch.float64, cache)
+        self._eager = run_eager(reference, packs, layers, pooling, self.dtype, cache)
+
+    def judge(
+        self, folder: Path, manifest: Manifest, name: str, attention: Attention = "auto"
+    ) -> EngineVerdict:
+        """The verdict on engine ``name`` of the artifact in ``folder``."""
+        weights = self._judge_weights(folder)
+        try:
+            with load(folder, name, attention=attention, check_files=False) as engine:
+                verdict = judge(
+                    engine, folder, manifest, self.packs, self._oracle, self._eager, weights
+                )
+        except UnsupportedError as error:
+            return EngineVerdict(name, "not measured", str(error))
+        except EngineError as error:
+            return EngineVerdict(name, "failed", str(error))
+        return self._name_overflow(verdict)
+
+    def _judge_weights(self, folder: Path) -> Check:
+        packed = PackedESM2(self.reference.model)
+        return exact(WEIGHTS, shared_weights.differences(packed, folder, self.dtype))
+
+    def _name_overflow(self, verdict: EngineVerdict) -> EngineVerdict:
+        """Adds the layer to the reason of a verdict that failed for NaN or Inf."""
+        for row in verdict.rows:
+            if "NaN or Inf" in row.problem:
+                place = find_overflow(self.reference, self.dtype, self.packs[row.pack])
+                reason = f"{verdict.reason}. {place}" if place else verdict.reason
+                return msgspec.structs.replace(verdict, reason=reason)
+        return verdict
 
 
 def verify(
@@ -25,6 +93,10 @@ def verify(
     reference: Reference,
     engines: Iterable[str] | None = None,
     seed: int = 0,
+    own_packs: Mapping[str, Pack] | None = None,
+    attention: Attention = "auto",
+    prove: bool = False,
+    cache: Cache | None = None,
 ) -> Report:
     """Compares engines with the reference on every pack.
 
@@ -34,35 +106,52 @@ def verify(
         reference: eager fair-esm with the weights that the artifact was built from.
         engines: formats; None takes all that the manifest lists.
         seed: of the random packs.
+        own_packs: of a user, compared beside the fixed list.
+        attention: ``"auto"`` or ``"standard"``.
+        prove: also plant faults, and demand that each is rejected.
+        cache: of eager fair-esm's answers; None computes them.
 
     Raises:
-        EngineError: an engine cannot be loaded here.
+        ExportError: the weights hold NaN or Inf, or there is nothing to compare.
     """
-    packs = parity_packs(seed)
-    layers = tuple(manifest.layers)
-    pooling: Pool = manifest.pool or "mean"
-    oracle = run_eager(reference.model, packs, layers, pooling, torch.float64)
-    eager = run_eager(reference.model, packs, layers, pooling, getattr(torch, manifest.dtype))
-    verdicts = []
-    for name in manifest.engines if engines is None else engines:
-        with load(folder, name, attention="auto", check_files=False) as engine:
-            verdicts.append(judge(engine, manifest.architecture, packs, oracle, eager, pooling))
+    if names := shared_weights.not_finite(folder):
+        raise ExportError(
+            f"{folder / shared_weights.FILE_NAME} holds NaN or Inf in {len(names)} tensors "
+            f"({', '.join(names[:3])}): build it again from whole weights"
+        )
+    packs = {**parity_packs(seed), **(own_packs or {})}
+    gate = Gate(reference, manifest, packs, cache)
+    chosen = list(manifest.engines if engines is None else engines)
+    verdicts = [gate.judge(folder, manifest, name, attention) for name in chosen]
+    faults: list[FaultVerdict] = []
+    if prove:
+        from exporter.parity.prove import prove_gate
+
+        measured = [v.engine for v in verdicts if v.status != "not measured"]
+        faults = prove_gate(folder, manifest, reference, measured, cache)
+    batches = {name: as_batch(pack) for name, pack in packs.items()}
     return Report(
         schema_version=SCHEMA_VERSION,
         artifact=manifest.name,
+        passed=is_passed(verdicts, faults),
+        synthetic=manifest.weights.kind == "synthetic",
+        architecture=manifest.architecture.name,
+        num_layers=manifest.architecture.num_layers,
         dtype=manifest.dtype,
+        layers=manifest.layers,
+        pool=manifest.pool,
         seed=seed,
+        packs={name: (batch.num_proteins, batch.num_tokens) for name, batch in batches.items()},
         reference={
-            "fair-esm": fair_esm_version(),
-            "torch": str(torch.__version__),
+            "model": f"eager fair-esm {fair_esm_version()} in float64, one protein at a time",
             "layer_norm": layer_norm_of(reference),
             "weights": f"{reference.origin.kind}: {reference.origin.source}",
+            "weights digest": reference.origin.state_sha256,
         },
-        budgets={
-            budget.name: budget.limit
-            for budget in budgets_for(manifest.dtype, manifest.architecture.num_layers)
-        },
+        environment=describe_environment(),
+        budgets=list(budgets_for(manifest.dtype, manifest.architecture.num_layers)),
         engines=verdicts,
+        faults=faults,
     )
 
 
@@ -70,9 +159,3 @@ def layer_norm_of(reference: Reference) -> str:
     """Which LayerNorm fair-esm took: apex's where it is installed, else PyTorch's."""
     kind = type(reference.model.emb_layer_norm_after)
     return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def write_report(report: Report, folder: Path) -> None:
-    """Writes ``parity.json``."""
-    text = msgspec.json.format(msgspec.json.encode(report, order="deterministic"), indent=2)
-    (folder / FILE_NAME).write_bytes(text + b"\n")

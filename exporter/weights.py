@@ -6,37 +6,25 @@ folder as Hugging Face stores ESM-2, or synthetic weights of a true architecture
 
 import argparse
 import hashlib
-import json
 import pickle
 import re
 import urllib.error
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import esm
-import numpy as np
 import torch
 from esm.model.esm2 import ESM2
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from exporter.architectures import Shape, architecture_name, checked_shape, known_architecture
 from exporter.errors import CheckpointError
-from exporter.huggingface import rename_to_fair_esm
+from exporter.huggingface import read_folder
+from exporter.synthetic import synthetic_state
 from runtime import manifest as manifests
 from runtime.manifest import Architecture, Manifest, WeightsOrigin
-
-# fair-esm README, "Available models": layers, embed dim, heads.
-ARCHITECTURES = {
-    "esm2_t6_8M_UR50D": (6, 320, 20),
-    "esm2_t12_35M_UR50D": (12, 480, 20),
-    "esm2_t30_150M_UR50D": (30, 640, 20),
-    "esm2_t33_650M_UR50D": (33, 1280, 20),
-    "esm2_t36_3B_UR50D": (36, 2560, 40),
-    "esm2_t48_15B_UR50D": (48, 5120, 40),
-}
 
 # esm/pretrained.py:62
 DOWNLOAD_URL = "https://dl.fbaipublicfiles.com/fair-esm/models/{name}.pt"
@@ -47,14 +35,6 @@ OPTIONAL = {
     "contact_head.regression.weight",
     "contact_head.regression.bias",
     "lm_head.weight",
-}
-
-# What fair-esm's ESM-2 computes; a folder with anything else is another model.
-HUGGINGFACE_CONFIG = {
-    "model_type": "esm",
-    "position_embedding_type": "rotary",
-    "layer_norm_eps": 1e-5,
-    "emb_layer_norm_before": False,
 }
 
 SourceKind = Literal["model", "checkpoint", "synthetic", "artifact"]
@@ -93,8 +73,10 @@ def load_reference(source: WeightsSource) -> Reference:
         CheckpointError: one line that says what is wrong with the source.
     """
     if source.kind == "synthetic":
-        shape = _known_architecture(source.value)
-        state, token_dropout = _synthetic_state(shape, source.seed), True
+        shape = known_architecture(source.value)
+        model, _ = _empty_model(shape, token_dropout=True)
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        state, token_dropout = synthetic_state(shapes, source.seed), True
         kind, label = "synthetic", source.value
     else:
         path = _downloaded(source.value) if source.kind == "model" else Path(source.value)
@@ -102,7 +84,7 @@ def load_reference(source: WeightsSource) -> Reference:
             shape, token_dropout, state = _read_artifact(path)
             kind = "artifact"
         elif path.is_dir():
-            shape, token_dropout, state = _read_huggingface_folder(path)
+            shape, token_dropout, state = read_folder(path)
             kind = "huggingface"
         else:
             shape, token_dropout, state = _read_fair_esm_file(path)
@@ -115,10 +97,10 @@ def load_reference(source: WeightsSource) -> Reference:
         kind=kind,
         source=label,
         seed=source.seed if kind == "synthetic" else None,
-        state_sha256=_state_sha256(model),
+        state_sha256=state_sha256(model),
     )
     architecture = Architecture(
-        name=_architecture_name(shape),
+        name=architecture_name(shape),
         num_layers=num_layers,
         embed_dim=embed_dim,
         num_heads=num_heads,
@@ -147,10 +129,12 @@ def load_original(folder: Path, manifest: Manifest, checkpoint: str | None) -> R
         source = WeightsSource("artifact", str(folder))
     reference = load_reference(source)
     if reference.origin.state_sha256 != origin.state_sha256:
+        # Rounded weights are not the checkpoint's: only the original can be the truth for them.
+        advice = ". Give the original with --checkpoint" if source.kind == "artifact" else ""
         raise CheckpointError(
             f"{source.kind} {source.value} is not what {folder} was built from: digest of its "
             f"parameters {reference.origin.state_sha256[:12]}..., expected "
-            f"{origin.state_sha256[:12]}..."
+            f"{origin.state_sha256[:12]}...{advice}"
         )
     return reference
 
@@ -160,23 +144,12 @@ def fair_esm_version() -> str:
     return str(esm.version.version)
 
 
-def _known_architecture(name: str) -> tuple[int, int, int]:
-    if name not in ARCHITECTURES:
-        raise CheckpointError(f"unknown model {name!r}, expected one of {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[name]
-
-
-def _architecture_name(shape: tuple[int, int, int]) -> str:
-    by_shape = {known: name for name, known in ARCHITECTURES.items()}
-    return by_shape.get(shape, "esm2_t{}_{}w_{}h".format(*shape))
-
-
 # --- fair-esm's own files ---------------------------------------------------------------------
 
 
 def _downloaded(name: str) -> Path:
     """The file of a model in fair-esm's (torch.hub's) cache, downloaded if it is not there."""
-    _known_architecture(name)
+    known_architecture(name)
     path = Path(torch.hub.get_dir()) / "checkpoints" / f"{name}.pt"
     if not path.is_file():
         url = DOWNLOAD_URL.format(name=name)
@@ -191,7 +164,7 @@ def _downloaded(name: str) -> Path:
     return path
 
 
-def _read_fair_esm_file(path: Path) -> tuple[tuple[int, int, int], bool, dict[str, Tensor]]:
+def _read_fair_esm_file(path: Path) -> tuple[Shape, bool, dict[str, Tensor]]:
     """Shape, token dropout and parameters of a fair-esm ESM-2 checkpoint."""
     contents = _unpickle(path)
     if not isinstance(contents, dict):
@@ -205,7 +178,7 @@ def _read_fair_esm_file(path: Path) -> tuple[tuple[int, int, int], bool, dict[st
         )
     try:
         config = contents["cfg"]["model"]
-        shape = _checked_shape(
+        shape = checked_shape(
             config.encoder_layers, config.encoder_embed_dim, config.encoder_attention_heads
         )
         token_dropout = bool(config.token_dropout)
@@ -217,16 +190,6 @@ def _read_fair_esm_file(path: Path) -> tuple[tuple[int, int, int], bool, dict[st
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not an ESM-2 checkpoint of fair-esm: {error}") from None
     return shape, token_dropout, state
-
-
-def _checked_shape(num_layers: Any, embed_dim: Any, num_heads: Any) -> tuple[int, int, int]:
-    """Raises ValueError unless these are the sizes of some ESM-2."""
-    sizes = num_layers, embed_dim, num_heads
-    if not all(isinstance(size, int) and size > 0 for size in sizes) or embed_dim % num_heads:
-        raise ValueError(f"layers, embed dim and heads are {sizes}")
-    if embed_dim // num_heads % 2:
-        raise ValueError(f"head dim {embed_dim // num_heads} is odd, rotary positions need pairs")
-    return sizes
 
 
 def _unpickle(path: Path) -> Any:
@@ -257,52 +220,10 @@ def _unpickle(path: Path) -> Any:
         raise CheckpointError(f"{path} is {what} ({type(error).__name__})") from None
 
 
-# --- Hugging Face -----------------------------------------------------------------------------
-
-
-def _read_huggingface_folder(folder: Path) -> tuple[tuple[int, int, int], bool, dict[str, Tensor]]:
-    """Shape, token dropout and parameters of ESM-2 as ``transformers`` stores it."""
-    config_path = folder / "config.json"
-    if not config_path.is_file():
-        raise CheckpointError(f"{folder} is not a Hugging Face model: it holds no config.json")
-    try:
-        config = json.loads(config_path.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{config_path} is not JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{config_path} does not hold a model's settings")
-    wrong = [
-        f"{key} {config.get(key)!r} instead of {value!r}"
-        for key, value in HUGGINGFACE_CONFIG.items()
-        if config.get(key) != value
-    ]
-    if wrong:
-        raise CheckpointError(f"{folder} is not ESM-2: config.json has {', '.join(wrong)}")
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    try:
-        shape = _checked_shape(
-            config["num_hidden_layers"], config["hidden_size"], config["num_attention_heads"]
-        )
-        if index.is_file():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder} is not a whole Hugging Face model: {error}") from None
-    stored: dict[str, Tensor] = {}
-    for name in names:
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} holds no {name}")
-        try:
-            stored.update(load_file(folder / name))
-        except SafetensorError as error:
-            raise CheckpointError(f"{folder / name} is truncated or damaged ({error})") from None
-    return shape, bool(config.get("token_dropout", False)), rename_to_fair_esm(stored)
-
-
 # --- an artifact's own weights ----------------------------------------------------------------
 
 
-def _read_artifact(folder: Path) -> tuple[tuple[int, int, int], bool, dict[str, Tensor]]:
+def _read_artifact(folder: Path) -> tuple[Shape, bool, dict[str, Tensor]]:
     """Shape, token dropout and parameters of ``weights.safetensors``."""
     architecture = manifests.read(folder, check_files=False).architecture
     state = load_file(folder / "weights.safetensors")
@@ -313,39 +234,10 @@ def _read_artifact(folder: Path) -> tuple[tuple[int, int, int], bool, dict[str, 
     return shape, architecture.token_dropout, state
 
 
-# --- synthetic --------------------------------------------------------------------------------
-
-
-def _synthetic_state(shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
-    """Seeded weights in which every parameter matters: no zero bias, no LayerNorm weight of 1.
-
-    Each tensor has a generator of its own, so one tensor does not depend on the others' order.
-    """
-    model, _ = _empty_model(shape, token_dropout=True)
-    state = {}
-    for name, parameter in model.named_parameters():
-        random = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        unit = torch.from_numpy(random.random(tuple(parameter.shape), dtype=np.float32))
-        if name.endswith("bias"):
-            low, high = -0.2, 0.2
-        elif "layer_norm" in name:
-            low, high = 0.7, 1.3
-        elif name == "embed_tokens.weight":
-            low, high = -1.7, 1.7
-        else:
-            # The variance of fair-esm's own initialisation (xavier, gain 1 or 1 / sqrt(2)).
-            fan_out, fan_in = parameter.shape
-            gain = 0.5**0.5 if name.split(".")[-2] in ("q_proj", "k_proj", "v_proj") else 1.0
-            high = gain * (6 / (fan_in + fan_out)) ** 0.5
-            low = -high
-        state[name] = unit.mul_(high - low).add_(low)
-    return state
-
-
 # --- fair-esm's model ---------------------------------------------------------------------------
 
 
-def _empty_model(shape: tuple[int, int, int], token_dropout: bool) -> tuple[nn.Module, Any]:
+def _empty_model(shape: Shape, token_dropout: bool) -> tuple[nn.Module, Any]:
     """fair-esm's ``ESM2`` without memory for its parameters."""
     num_layers, embed_dim, num_heads = shape
     alphabet = esm.data.Alphabet.from_architecture("ESM-1b")
@@ -408,7 +300,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], label: str) -> None:
     model.lm_head.weight = model.embed_tokens.weight
 
 
-def _state_sha256(model: nn.Module) -> str:
+def state_sha256(model: nn.Module) -> str:
     """Digest of every parameter that an engine uses, whatever format it came in."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

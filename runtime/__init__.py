@@ -7,7 +7,14 @@
 """
 
 from runtime.engine import Engine, EngineSpec, Outputs, load
-from runtime.errors import ArtifactError, EngineError, Esm2Error, InputError, NonFiniteError
+from runtime.errors import (
+    ArtifactError,
+    EngineError,
+    Esm2Error,
+    InputError,
+    NonFiniteError,
+    UnsupportedError,
+)
 from runtime.packing import PackedBatch, first_fit_decreasing
 from runtime.pooling import pool
 from runtime.runner import AsyncInferenceRunner, Embedding, Record
@@ -27,6 +34,7 @@ __all__ = [
     "Outputs",
     "PackedBatch",
     "Record",
+    "UnsupportedError",
     "first_fit_decreasing",
     "load",
     "pool",

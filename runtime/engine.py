@@ -126,6 +126,7 @@ def load(
     threads: int | None = None,
     concurrency: int = 1,
     check_files: bool = True,
+    validate: bool = False,
 ) -> Engine:
     """Loads an engine of an artifact.
 
@@ -142,10 +143,14 @@ def load(
             stream on a CPU, and the time that a single pack takes. Engines that cannot take
             several packs at once run one.
         check_files: compare every file's SHA-256 with the manifest before loading.
+        validate: run the artifact's golden proteins first (see ``runtime.selftest``): the engine is
+            right on this machine, with these libraries.
 
     Raises:
         ArtifactError: the artifact is missing or damaged.
-        EngineError: the engine is not in the artifact, or cannot run here.
+        UnsupportedError: the engine is whole but cannot run here.
+        EngineError: the engine is not in the artifact, cannot be loaded, or ``validate`` found it
+            wrong.
     """
     from runtime import manifest as manifests
 
@@ -162,7 +167,18 @@ def load(
     loaded: Engine = _engine_module(name).load(
         folder, manifest, device, attention or default_attention(), Threads(threads, concurrency)
     )
+    if validate:
+        _validate(loaded, folder, manifest)
     return loaded
+
+
+def _validate(engine: Engine, folder: Path, manifest: "Manifest") -> None:
+    from runtime.selftest import selftest
+
+    result = selftest(engine, folder, manifest)
+    if not result.passed:
+        engine.close()
+        raise EngineError(f"{result.worst_line()}. Do not use this engine here")
 
 
 @dataclass(frozen=True)

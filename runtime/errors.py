@@ -13,6 +13,10 @@ class EngineError(Esm2Error):
     """An engine cannot be loaded or cannot run this batch on this machine."""
 
 
+class UnsupportedError(EngineError):
+    """The engine is whole, but this machine or installation cannot run it."""
+
+
 class InputError(Esm2Error, ValueError):
     """Sequences, files or options that cannot be used as given."""
 

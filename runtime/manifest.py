@@ -10,7 +10,7 @@ import msgspec
 from runtime.errors import ArtifactError
 
 FILE_NAME = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SEAL = re.compile(rb'("manifest_sha256": ")([0-9a-f]{64})(")')
 _UNSEALED = b"0" * 64
@@ -83,6 +83,18 @@ class ParityEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     packs: int
 
 
+class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Proteins with eager fair-esm's answers, and how far an engine's may be from them.
+
+    Attributes:
+        file: read by ``runtime.selftest``.
+        limits: relative L2 error of each output.
+    """
+
+    file: str
+    limits: dict[str, float]
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """See ``docs/artifact.md`` for the folder that this describes."""
 
@@ -99,6 +111,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reference_layer_norm: str
     engines: dict[str, EngineEntry]
     parity: dict[str, ParityEntry]
+    golden: Golden
     files: dict[str, FileEntry]
     manifest_sha256: str = _UNSEALED.decode()
 
@@ -162,6 +175,11 @@ def check(manifest: Manifest, folder: Path) -> None:
         raise ArtifactError(
             f"artifact {folder} is damaged: {'; '.join(problems)}. Export again or copy it anew"
         )
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Size and digest of a file as it is now."""
+    return FileEntry(bytes=path.stat().st_size, sha256=sha256_of_file(path))
 
 
 def sha256_of_file(path: Path) -> str:

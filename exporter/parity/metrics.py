@@ -6,6 +6,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 
+# An error where none is allowed. Not infinity: JSON has no such number.
+UNBOUNDED = 1e30
+
 
 class TensorError(msgspec.Struct, frozen=True):
     """How far one output tensor of one pack is from the oracle.
@@ -18,6 +21,7 @@ class TensorError(msgspec.Struct, frozen=True):
         worst_row: the row (token, or protein if pooled) where it occurs.
         worst_column: and the column.
         cosine_p01: 1st percentile of the rows' cosines.
+        cosine_min: the smallest of them.
     """
 
     relative_l2: float
@@ -27,6 +31,7 @@ class TensorError(msgspec.Struct, frozen=True):
     worst_row: int
     worst_column: int
     cosine_p01: float
+    cosine_min: float
 
 
 def compare(actual: Floats, expected: Floats, bounds: NDArray[np.integer]) -> TensorError:
@@ -51,14 +56,13 @@ def compare(actual: Floats, expected: Floats, bounds: NDArray[np.integer]) -> Te
         raise ValueError(f"NaN or Inf, first in row {row}")
     wide = actual.astype(np.float64)
     difference = np.abs(wide - expected)
-    proteins = np.sqrt(
-        ratio(
-            np.add.reduceat((difference**2).sum(axis=1), bounds[:-1]),
-            np.add.reduceat((expected**2).sum(axis=1), bounds[:-1]),
-        )
+    proteins = ratio(
+        np.add.reduceat((difference**2).sum(axis=1), bounds[:-1]) ** 0.5,
+        np.add.reduceat((expected**2).sum(axis=1), bounds[:-1]) ** 0.5,
     )
     worst_protein = int(proteins.argmax())
     row, column = np.unravel_index(difference.argmax(), difference.shape)
+    cosines = _cosine(wide, expected)
     return TensorError(
         relative_l2=float(np.linalg.norm(difference) / np.linalg.norm(expected)),
         worst_protein=worst_protein,
@@ -66,14 +70,15 @@ def compare(actual: Floats, expected: Floats, bounds: NDArray[np.integer]) -> Te
         worst_absolute=float(difference[row, column]),
         worst_row=int(row),
         worst_column=int(column),
-        cosine_p01=float(np.percentile(_cosine(wide, expected), 1)),
+        cosine_p01=float(np.percentile(cosines, 1)),
+        cosine_min=float(cosines.min()),
     )
 
 
 def ratio(a: Floats, b: Floats) -> Floats:
-    """``a / b`` of nonnegative numbers, in which 0 / 0 is 0 and x / 0 is infinite."""
+    """``a / b`` of nonnegative numbers, in which 0 / 0 is 0 and x / 0 is ``UNBOUNDED``."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    unbounded = np.where(a > 0, np.inf, 0.0)
+    unbounded = np.where(a > 0, UNBOUNDED, 0.0)
     return np.divide(a, b, out=unbounded, where=b > 0)
 
 

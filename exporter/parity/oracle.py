@@ -1,90 +1,184 @@
-"""The truth: eager fair-esm in float64, one protein at a time, without padding."""
+"""The truth: eager fair-esm in float64, one protein at a time, without padding.
 
+Nothing of the runtime takes part: fair-esm tokenizes, PyTorch pools.
+"""
+
+import hashlib
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from exporter.parity.cache import Cache
+from exporter.parity.packs import Pack, Protein
+from exporter.precision import cast_copy
+from exporter.weights import Reference, fair_esm_version
 from runtime.engine import Outputs
-from runtime.packing import PackedBatch
-from runtime.pooling import Pool, pool
+from runtime.pooling import Pool
+
+# Answers on disk are of one recipe: any edit of this file asks for new ones.
+RECIPE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What eager fair-esm says of a pack.
+
+    Attributes:
+        input_ids: ``[T]`` int64, by fair-esm's alphabet.
+        cu_seqlens: ``[N + 1]`` int32.
+        outputs: logits, representations and pooled vectors of the proteins in their order.
+    """
+
+    input_ids: NDArray[np.int64]
+    cu_seqlens: NDArray[np.int32]
+    outputs: Outputs
+
+    @property
+    def max_seqlen(self) -> int:
+        """Tokens of the longest protein."""
+        return int(np.diff(self.cu_seqlens).max())
+
+
+Arrays = dict[str, NDArray[np.floating]]
 
 
 def run_eager(
-    model: nn.Module,
-    packs: Mapping[str, PackedBatch],
+    reference: Reference,
+    packs: Mapping[str, Pack],
     layers: tuple[int, ...],
     pooling: Pool,
     dtype: torch.dtype,
-) -> dict[str, Outputs]:
-    """Runs every protein of every pack alone through eager fair-esm.
+    cache: Cache | None = None,
+) -> dict[str, Answers]:
+    """Runs every protein of every pack alone through eager fair-esm, each distinct one once.
 
     Args:
-        model: fair-esm's ``ESM2``; it has its own dtype again afterwards.
+        reference: fair-esm's ``ESM2`` in float32; it is float32 again afterwards.
         packs: by name.
         layers: representations to keep.
         pooling: of the last of them.
         dtype: float64 is the oracle; another gives the error that eager itself has in it.
+        cache: keeps answers on disk; None computes all of them.
     """
-    seen: dict[bytes, Outputs] = {}
-    with _in_dtype(model, dtype):
-        progress = tqdm(packs.items(), desc=f"eager fair-esm in {dtype}", leave=False, disable=None)
-        return {name: _run_pack(model, batch, layers, pooling, seen) for name, batch in progress}
+    eager = _Eager(reference, layers, pooling, dtype)
+    recipe = (
+        f"recipe {RECIPE}, fair-esm {fair_esm_version()}, torch {torch.__version__}, {dtype}, "
+        f"{torch.backends.cpu.get_cpu_capability()}, layers {layers}, pool {pooling}, "
+        f"weights {reference.origin.state_sha256}"
+    )
+    seen: dict[Protein, Arrays] = {}
+    answers = {}
+    progress = tqdm(packs.items(), desc=f"eager fair-esm in {dtype}", leave=False, disable=None)
+    with eager.in_dtype():
+        for name, pack in progress:
+            tokens = {protein: tokens_of(reference, protein) for protein in pack}
+            key = Cache.key(recipe, tokens.values())
+            stored = cache.read(key) if cache else None
+            if stored is None:
+                for protein in tokens:
+                    if protein not in seen:
+                        seen[protein] = eager.run(tokens[protein])
+                stored = _join([seen[protein] for protein in tokens])
+                if cache:
+                    cache.write(key, stored)
+            answers[name] = _answers(pack, tokens, stored, layers)
+    return answers
 
 
-def _run_pack(
-    model: nn.Module, batch: PackedBatch, layers: tuple[int, ...], pooling: Pool,
-    seen: dict[bytes, Outputs],
-) -> Outputs:  # fmt: skip
-    answers = []
-    for tokens in np.split(batch.input_ids, batch.cu_seqlens[1:-1]):
-        key = tokens.tobytes()
-        if key not in seen:
-            seen[key] = _run_protein(model, torch.from_numpy(tokens), layers)
-        answers.append(seen[key])
-    representations = {
-        layer: np.concatenate([answer.representations[layer] for answer in answers])
-        for layer in layers
-    }
-    return Outputs(
-        logits=np.concatenate([answer.logits for answer in answers]),
-        representations=representations,
-        pooled=pool(representations[layers[-1]], batch.cu_seqlens, pooling),
+def tokens_of(reference: Reference, protein: Protein) -> NDArray[np.int64]:
+    """Token ids by fair-esm's own alphabet: ``[L + 2]``, or ``[L]`` of a bare protein."""
+    alphabet = reference.alphabet
+    ids = alphabet.encode(protein.sequence)
+    if not protein.bare:
+        ids = [alphabet.cls_idx, *ids, alphabet.eos_idx]
+    return np.array(ids, dtype=np.int64)
+
+
+class _Eager:
+    """fair-esm in one dtype; its model is made when the first protein needs it."""
+
+    def __init__(
+        self, reference: Reference, layers: tuple[int, ...], pooling: Pool, dtype: torch.dtype
+    ):
+        self._model = reference.model
+        self._layers = layers
+        self._pooling = pooling
+        self._dtype = dtype
+        self._cast: nn.Module | None = None
+
+    @contextmanager
+    def in_dtype(self) -> Iterator[None]:
+        try:
+            with _softmax_at_least(self._model, self._dtype):
+                yield
+        finally:
+            if self._cast is self._model:
+                # Exact: no precision was lost on the way.
+                self._model.to(torch.float32)
+                _forget_rotary_tables(self._model)
+
+    @torch.no_grad()
+    def run(self, tokens: NDArray[np.int64]) -> Arrays:
+        outputs = self._made()(torch.from_numpy(tokens)[None], repr_layers=self._layers)
+        representations = {k: outputs["representations"][k][0] for k in self._layers}
+        arrays = {f"representations.{k}": _to_numpy(x) for k, x in representations.items()}
+        pooled = _pool(representations[self._layers[-1]], self._pooling)
+        return {"logits": _to_numpy(outputs["logits"][0]), **arrays, "pooled": _to_numpy(pooled)}
+
+    def _made(self) -> nn.Module:
+        if self._cast is None:
+            if self._dtype.itemsize >= torch.float32.itemsize:
+                # In place: two copies of 15 billion parameters would not fit.
+                self._cast = self._model.to(self._dtype)
+            else:
+                self._cast = cast_copy(self._model, self._dtype).to(self._dtype)
+            _forget_rotary_tables(self._cast)
+        return self._cast
+
+
+def _pool(rows: Tensor, how: Pool) -> Tensor:
+    """``[1, E]`` of one protein's ``[L, E]``, in its dtype; scripts/extract.py:118."""
+    if how == "cls" or len(rows) == 1:
+        return rows[:1]
+    return rows[1 : None if how == "mean-with-eos" else -1].mean(0, keepdim=True)
+
+
+def _join(answers: list[Arrays]) -> Arrays:
+    return {name: np.concatenate([a[name] for a in answers]) for name in answers[0]}
+
+
+def _answers(
+    pack: Pack, tokens: Mapping[Protein, NDArray[np.int64]], stored: Arrays,
+    layers: tuple[int, ...],
+) -> Answers:  # fmt: skip
+    """From each distinct protein once, in the order of ``tokens``, to the pack's order."""
+    bounds = np.cumsum([0, *map(len, tokens.values())])
+    place = {protein: i for i, protein in enumerate(tokens)}
+    chosen = [place[protein] for protein in pack]
+    rows = np.concatenate([np.arange(bounds[i], bounds[i + 1]) for i in chosen])
+    return Answers(
+        input_ids=np.concatenate([tokens[protein] for protein in pack]),
+        cu_seqlens=np.cumsum([0, *(len(tokens[protein]) for protein in pack)]).astype(np.int32),
+        outputs=Outputs(
+            logits=stored["logits"][rows],
+            representations={k: stored[f"representations.{k}"][rows] for k in layers},
+            pooled=stored["pooled"][chosen],
+        ),
     )
 
 
-@torch.no_grad()
-def _run_protein(model: nn.Module, tokens: torch.Tensor, layers: tuple[int, ...]) -> Outputs:
-    outputs = model(tokens[None], repr_layers=layers)
-    return Outputs(
-        logits=_to_numpy(outputs["logits"][0]),
-        representations={k: _to_numpy(outputs["representations"][k][0]) for k in layers},
-        pooled=None,
-    )
-
-
-def _to_numpy(tensor: torch.Tensor) -> NDArray[np.floating]:
+def _to_numpy(tensor: Tensor) -> NDArray[np.floating]:
     # NumPy has no bfloat16; float32 holds every bfloat16 exactly.
     wide = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
     return wide.numpy()
-
-
-@contextmanager
-def _in_dtype(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    before = next(model.parameters()).dtype
-    model.to(dtype)
-    _forget_rotary_tables(model)
-    try:
-        with _softmax_at_least(model, dtype):
-            yield
-    finally:
-        model.to(before)
-        _forget_rotary_tables(model)
 
 
 def _forget_rotary_tables(model: nn.Module) -> None:

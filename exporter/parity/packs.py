@@ -1,62 +1,117 @@
-"""The packs that every engine must pass. None of them is used for tracing."""
+"""The packs that every engine must pass. None of them is used for tracing.
+
+Proteins are text, as a FASTA file gives them: the engine's side tokenizes and packs them with the
+runtime, the oracle's side with fair-esm, so that a fault of either shows.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from runtime.packing import PackedBatch
-from runtime.tokenizer import CLS_ID, EOS_ID, ID_OF_TOKEN, MASK_ID, PAD_ID, TOKENS, X_ID
+from runtime import tokenizer
+from runtime.errors import InputError
+from runtime.packing import PackedBatch, first_fit_decreasing
 
-Protein = NDArray[np.int64]
+COMMON_RESIDUES = "LAGVSERTIDPKQNFYMHWC"
+RARE_RESIDUES = "XBUZO.-"
 
-_COMMON = np.array([ID_OF_TOKEN[residue] for residue in "LAGVSERTIDPKQNFYMHWC"])
+
+@dataclass(frozen=True)
+class Protein:
+    """Residues, inline tokens such as ``<mask>`` among them.
+
+    Attributes:
+        sequence: as in FASTA.
+        bare: without BOS and EOS.
+    """
+
+    sequence: str
+    bare: bool = False
 
 
-def parity_packs(seed: int = 0) -> dict[str, PackedBatch]:
+Pack = Sequence[Protein]
+
+
+def parity_packs(seed: int = 0) -> dict[str, Pack]:
     """Named packs: a fixed list, and random packings drawn with ``seed``."""
     random = np.random.default_rng(seed)
-    short = [_protein(random, 10) for _ in range(125)]
-    mixed = [_protein(random, length) for length in (3, 57, 210, 8, 399, 120, 64, 1)]
-    proteins: dict[str, list[Protein]] = {
-        "one protein": [_protein(random, 283)],
-        "one residue": [_protein(random, 1)],
-        "one token": [_protein(random, 30), np.array([X_ID]), _protein(random, 12)],
+    short = [protein(random, 10) for _ in range(125)]
+    mixed = [protein(random, length) for length in (3, 57, 210, 8, 399, 120, 64, 1)]
+    packs: dict[str, Pack] = {
+        "one protein": [protein(random, 283)],
+        "one residue": [protein(random, 1)],
+        "one token": [protein(random, 30), Protein("X", bare=True), protein(random, 12)],
         "1000 of 12 tokens": short * 8,
-        "skewed": [_protein(random, 998), *(_protein(random, 28) for _ in range(100))],
-        "beyond 1024": [_protein(random, 1600), _protein(random, 40)],
+        "skewed": [protein(random, 998), *(protein(random, 28) for _ in range(100))],
+        "beyond 1024": [protein(random, 1600), protein(random, 40)],
         "every token": _every_token(random),
         "many masks": [
-            _masked(random, _protein(random, n), share)
-            for n, share in ((150, 0.15), (90, 0.5), (200, 0.0), (33, 0.8))
+            protein(random, length, masked)
+            for length, masked in ((150, 0.15), (90, 0.5), (200, 0.0), (33, 0.8))
         ],
-        "nearly all masks": [_nearly_all_masks(random, 120), _protein(random, 75)],
+        "nearly all masks": [_nearly_all_masks(random, 120), protein(random, 75)],
         "mixed": mixed,
         "mixed, permuted": [mixed[i] for i in (4, 0, 7, 2, 6, 1, 5, 3)],
         "one of mixed, alone": [mixed[2]],
     }
     for i in range(3):
         lengths = np.exp(random.normal(np.log(280), 0.6, size=6)).clip(20, 1022).astype(int)
-        proteins[f"random {i}"] = [_protein(random, int(n)) for n in lengths]
-    return {name: PackedBatch.from_tokens(members) for name, members in proteins.items()}
+        packs[f"random {i}"] = [protein(random, int(length)) for length in lengths]
+    return packs
 
 
-def _protein(random: np.random.Generator, residues: int) -> Protein:
-    return np.concatenate(([CLS_ID], random.choice(_COMMON, residues), [EOS_ID]))
+def packs_of(sequences: Iterable[str], name: str, max_tokens: int = 4096) -> dict[str, Pack]:
+    """A user's own proteins, packed as ``esm2-run embed`` packs them.
+
+    Raises:
+        InputError: there are none.
+    """
+    proteins = [Protein(sequence) for sequence in sequences]
+    if not proteins:
+        raise InputError(f"{name} holds no proteins: there is nothing to compare")
+    lengths = [len(tokenizer.tokenize(protein.sequence)) for protein in proteins]
+    packings = first_fit_decreasing(lengths, max_tokens)
+    return {
+        f"{name} {number}": [proteins[i] for i in packing]
+        for number, packing in enumerate(packings, start=1)
+    }
 
 
-def _masked(random: np.random.Generator, protein: Protein, share: float) -> Protein:
-    chosen = random.random(len(protein)) < share
-    chosen[[0, -1]] = False
-    return np.where(chosen, MASK_ID, protein)
+def as_batch(pack: Pack) -> PackedBatch:
+    """What a user's run makes of the proteins: the runtime's tokenizer and packing."""
+    return PackedBatch.from_tokens(
+        [
+            (tokenizer.encode if protein.bare else tokenizer.tokenize)(protein.sequence)
+            for protein in pack
+        ]
+    )
 
 
-def _nearly_all_masks(random: np.random.Generator, residues: int) -> Protein:
-    protein = np.full(residues + 2, MASK_ID)
-    protein[[0, residues // 2, -1]] = CLS_ID, random.choice(_COMMON), EOS_ID
-    return protein
+def protein(random: np.random.Generator, length: int, masked: float = 0.0) -> Protein:
+    """``length`` common residues, about a share ``masked`` of them masked."""
+    residues = random.choice(list(COMMON_RESIDUES), length)
+    is_mask = random.random(length) < masked
+    return Protein("".join(np.where(is_mask, "<mask>", residues)))
 
 
-def _every_token(random: np.random.Generator) -> list[Protein]:
-    tokens = np.array([i for i in range(len(TOKENS)) if i != PAD_ID])
-    in_order = np.concatenate(([CLS_ID], tokens, [EOS_ID]))
-    shuffled = np.concatenate(([CLS_ID], random.permutation(tokens), [EOS_ID]))
-    return [in_order, shuffled]
+def with_names(packs: Mapping[str, Pack], names: Iterable[str]) -> dict[str, Pack]:
+    """Those packs alone."""
+    return {name: packs[name] for name in names}
+
+
+def _nearly_all_masks(random: np.random.Generator, length: int) -> Protein:
+    residues = ["<mask>"] * length
+    residues[length // 2] = str(random.choice(list(COMMON_RESIDUES)))
+    return Protein("".join(residues))
+
+
+def _every_token(random: np.random.Generator) -> Pack:
+    tokens = [token for token in tokenizer.TOKENS if token != "<pad>"]
+    return [Protein("".join(tokens)), Protein("".join(random.permutation(tokens)))]
+
+
+def rare(random: np.random.Generator, length: int) -> Protein:
+    """Common, rare and ambiguous residues and masks, each about as often."""
+    alphabet = [*COMMON_RESIDUES, *RARE_RESIDUES, "<mask>"]
+    return Protein("".join(random.choice(alphabet, length)))

@@ -48,7 +48,7 @@ def export(packed: PackedESM2, folder: Path) -> EngineEntry:
     path = folder / FILE_NAME
     onnx.save(proto, path)
     # By path, so that the checker follows the external data.
-    onnx.checker.check_model(path)
+    onnx.checker.check_model(path, full_check=True)
     return EngineEntry(
         file=FILE_NAME,
         lowering=(
@@ -141,4 +141,9 @@ def _drop_metadata(model: ir.Model) -> None:
 
 
 def _onnx_dtype(packed: PackedESM2) -> int:
-    return int(ir.DataType.from_numpy(packed.embed_tokens.weight[:0].numpy().dtype))
+    dtype = packed.embed_tokens.weight.dtype
+    return {
+        torch.float32: onnx.TensorProto.FLOAT,
+        torch.float16: onnx.TensorProto.FLOAT16,
+        torch.bfloat16: onnx.TensorProto.BFLOAT16,
+    }[dtype]

@@ -17,6 +17,7 @@ QUERY_BLOCK = 1024
 
 # One iteration is one block of queries of one protein; nearly always the whole protein.
 # Alternatives and their speeds: docs/decisions.md, 2026-11-21. softmax_precision 1 is float32.
+# Casts to the dtype that a tensor has already are removed when a model is loaded.
 _BODY = """
 <opset_import: ["" : {opset}], domain: "esm2">
 VarlenAttention <softmax_scale> (q, k, v, cu_seqlens, max_seqlen) => (out)
@@ -38,10 +39,13 @@ VarlenAttention <softmax_scale> (q, k, v, cu_seqlens, max_seqlen) => (out)
   blocks = Add(blocks_less_one, one)
   num_blocks = ReduceSum <keepdims = 0> (blocks)
 
-  flat_q = Reshape(q, flat)
-  flat_k = Reshape(k, flat)
-  flat_v = Reshape(v, flat)
-  none = SequenceEmpty <dtype: int = {onnx_dtype}> ()
+  wide_q = Cast <to = {attended_dtype}> (q)
+  wide_k = Cast <to = {attended_dtype}> (k)
+  wide_v = Cast <to = {attended_dtype}> (v)
+  flat_q = Reshape(wide_q, flat)
+  flat_k = Reshape(wide_k, flat)
+  flat_v = Reshape(wide_v, flat)
+  none = SequenceEmpty <dtype: int = {attended_dtype}> ()
   last_protein, last_row, attended = Loop (num_blocks, go_on, zero, zero, none) <body = query_block
     (int64 i, bool go_on_in, int64[1] protein, int64[1] q_start, seq({type_name}) so_far)
     => (bool go_on_out, int64[1] protein_out, int64[1] q_end, seq({type_name}) with_this) {{
@@ -61,13 +65,19 @@ VarlenAttention <softmax_scale> (q, k, v, cu_seqlens, max_seqlen) => (out)
         scale: float = @softmax_scale, softmax_precision = 1> (q_rows, k_rows, v_rows)
       with_this = SequenceInsert(so_far, rows)
   }}>
-  all_rows = ConcatFromSequence <axis = 1> (attended)
+  wide_rows = ConcatFromSequence <axis = 1> (attended)
+  all_rows = Cast <to = {onnx_dtype}> (wide_rows)
   shape = Shape(q)
   out = Reshape(all_rows, shape)
 }}
 """
 
-_TYPE_NAMES = {onnx.TensorProto.FLOAT: "float", onnx.TensorProto.FLOAT16: "float16"}
+# ONNX has no sequences of bfloat16, so that attends in float32.
+_ATTENDED = {
+    onnx.TensorProto.FLOAT: (onnx.TensorProto.FLOAT, "float"),
+    onnx.TensorProto.FLOAT16: (onnx.TensorProto.FLOAT16, "float16"),
+    onnx.TensorProto.BFLOAT16: (onnx.TensorProto.FLOAT, "float"),
+}
 
 
 def register_schema() -> None:
@@ -100,10 +110,12 @@ def register_schema() -> None:
 
 def attention_function(onnx_dtype: int, num_heads: int, head_dim: int) -> onnx.FunctionProto:
     """The function's body for q, k, v of this ``onnx.TensorProto`` data type and ``[T, H, D]``."""
+    attended_dtype, type_name = _ATTENDED[onnx_dtype]
     text = _BODY.format(
         opset=OPSET,
         onnx_dtype=onnx_dtype,
-        type_name=_TYPE_NAMES[onnx_dtype],
+        attended_dtype=attended_dtype,
+        type_name=type_name,
         query_block=QUERY_BLOCK,
         num_heads=num_heads,
         width=num_heads * head_dim,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from runtime.engine import Attention, EngineSpec, Outputs, Threads
-from runtime.errors import EngineError
+from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
 
@@ -24,16 +24,21 @@ def load(
 ) -> "OnnxEngine":
     """See ``runtime.load``. The graph's attention is the standard one either way."""
     if reason := missing_library():
-        raise EngineError(f"cannot load engine 'onnx' of {manifest.name!r}: {reason}")
+        raise UnsupportedError(f"cannot load engine 'onnx' of {manifest.name!r}: {reason}")
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
     if device == "auto":
         device = "cuda" if "CUDAExecutionProvider" in available else "cpu"
     if device == "cuda" and "CUDAExecutionProvider" not in available:
-        raise EngineError(
+        raise UnsupportedError(
             f"cannot load engine 'onnx' on cuda: this onnxruntime has {', '.join(available)}. "
             "pip install 'esm2-engines[onnx-gpu]', or take device 'cpu'"
+        )
+    if device == "cpu" and manifest.dtype == "bfloat16":
+        raise UnsupportedError(
+            f"cannot load engine 'onnx' of {manifest.name!r} on cpu: onnxruntime has no bfloat16 "
+            "kernels for CPUs. Take a float32 artifact, the engine 'torchscript', or a GPU"
         )
     # TF32, onnxruntime's default on CUDA, would cost the float32 budget a thousandfold.
     cuda = [("CUDAExecutionProvider", {"use_tf32": "0"})] if device == "cuda" else []
@@ -50,7 +55,7 @@ def load(
             f"{manifest.engines['onnx'].built_with}, here onnxruntime {onnxruntime.__version__})"
         ) from error
     if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
-        raise EngineError(
+        raise UnsupportedError(
             "cannot load engine 'onnx' on cuda: onnxruntime could not start its CUDA provider "
             "(no GPU, or another CUDA or cuDNN than it was built for). Take device 'cpu'"
         )

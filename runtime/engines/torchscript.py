@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.engine import Attention, EngineSpec, Outputs, Threads
-from runtime.errors import EngineError
+from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
 
@@ -26,7 +26,7 @@ def load(
 ) -> "TorchScriptEngine":
     """See ``runtime.load``."""
     if reason := missing_library():
-        raise EngineError(f"cannot load engine 'torchscript' of {manifest.name!r}: {reason}")
+        raise UnsupportedError(f"cannot load engine 'torchscript' of {manifest.name!r}: {reason}")
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -36,7 +36,7 @@ def load(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise EngineError(
+        raise UnsupportedError(
             f"cannot load engine 'torchscript' on cuda: PyTorch {torch.__version__} sees no GPU. "
             "Install a CUDA build and driver, or take device 'cpu'"
         )

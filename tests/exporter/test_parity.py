@@ -130,9 +130,9 @@ class TestOracle:
 
     def test_leaves_the_model_as_it_was(self, reference: Reference) -> None:
         before = reference.origin.state_sha256
-        from exporter.weights import _state_sha256
+        from exporter.weights import state_sha256
 
-        assert _state_sha256(reference.model) == before
+        assert state_sha256(reference.model) == before
 
     def test_does_not_reuse_tables_of_another_dtype(self, reference: Reference) -> None:
         """fair-esm keeps cos and sin of the last length, even after .double()."""

@@ -1,0 +1,119 @@
+"""``golden.npz``: a few proteins and their float64 answers, for ``runtime.selftest``.
+
+NumPy's own format, because a container with ONNX Runtime alone has no safetensors library.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from exporter.parity.budgets import RELATIVE_RULE, budgets_for
+from exporter.parity.cache import Cache
+from exporter.parity.metrics import compare
+from exporter.parity.oracle import Answers, run_eager
+from exporter.parity.packs import Pack, protein, rare
+from exporter.weights import Reference
+from runtime.engine import Outputs
+from runtime.manifest import Golden
+from runtime.pooling import Pool
+from runtime.selftest import RUNTIME_POOLED
+
+FILE_NAME = "golden.npz"
+SEED = 2019
+MAX_BYTES = 1_500_000
+
+
+def golden_pack() -> Pack:
+    """One residue, common, masked and rare ones, and a protein beyond 1024 tokens."""
+    random = np.random.default_rng(SEED)
+    return [
+        protein(random, 42),
+        protein(random, 1),
+        protein(random, 64, masked=0.3),
+        rare(random, 48),
+        protein(random, 1100),
+    ]
+
+
+def write_golden(
+    folder: Path,
+    reference: Reference,
+    layers: tuple[int, ...],
+    pool: Pool | None,
+    dtype: str,
+    cache: Cache | None,
+) -> Golden:
+    """Writes the file and gives its entry for the manifest.
+
+    Args:
+        folder: the artifact.
+        reference: eager fair-esm with the original weights.
+        layers: exported.
+        pool: of the ``pooled`` output; None means that the runtime pools, by ``"mean"``.
+        dtype: of the engines: the limits are this dtype's.
+        cache: of eager fair-esm's answers.
+    """
+    packs = {"golden": golden_pack()}
+    truth, eager = (
+        run_eager(reference, packs, layers, pool or "mean", in_dtype, cache)["golden"]
+        for in_dtype in (torch.float64, getattr(torch, dtype))
+    )
+    tensors = _tensors(truth.outputs)
+    rows = _chosen_rows(truth, sum(values.shape[1] for values in tensors.values()))
+    answers = {
+        name: values if name == "pooled" else values[rows] for name, values in tensors.items()
+    }
+    np.savez(
+        folder / FILE_NAME,
+        sequences=np.array([protein.sequence for protein in packs["golden"]]),
+        input_ids=truth.input_ids,
+        cu_seqlens=truth.cu_seqlens,
+        rows=rows,
+        **answers,
+    )
+    eager_errors = {
+        name: _relative_l2(_tensors(eager.outputs)[name], values)
+        for name, values in tensors.items()
+    }
+    limits = {
+        name: _limit(error, dtype, reference.architecture.num_layers)
+        for name, error in eager_errors.items()
+    }
+    limits[RUNTIME_POOLED] = limits["pooled"]
+    if pool is None:
+        del limits["pooled"]
+    return Golden(file=FILE_NAME, limits=limits)
+
+
+def _limit(eager_error: float, dtype: str, num_layers: int) -> float:
+    """The ceiling of the dtype if it has one, else the relative rule.
+
+    Not the relative rule in float32: what eager fair-esm's float32 error is depends on the machine.
+    """
+    for budget in budgets_for(dtype, num_layers):
+        if budget.quantity == "relative_l2":
+            return budget.limit
+    return RELATIVE_RULE[0].limit * eager_error
+
+
+def _relative_l2(actual: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
+    return compare(actual, expected, np.array([0, len(expected)])).relative_l2
+
+
+def _chosen_rows(truth: Answers, width: int) -> NDArray[np.int64]:
+    """As many rows as ``MAX_BYTES`` allows: BOS and EOS of each protein, and others at random."""
+    num_tokens = len(truth.input_ids)
+    ends = np.concatenate([truth.cu_seqlens[:-1], truth.cu_seqlens[1:] - 1])
+    count = min(num_tokens, MAX_BYTES // (8 * width)) - len(ends)
+    others = np.setdiff1d(np.arange(num_tokens), ends)
+    random = np.random.default_rng(SEED)
+    chosen = random.choice(others, min(max(count, 0), len(others)), replace=False)
+    return np.sort(np.concatenate([ends, chosen])).astype(np.int64)
+
+
+def _tensors(outputs: Outputs) -> dict[str, NDArray[np.floating]]:
+    assert outputs.pooled is not None
+    named = {f"representations.{layer}": x for layer, x in outputs.representations.items()}
+    return {"logits": outputs.logits, **named, "pooled": outputs.pooled}

@@ -1,0 +1,5 @@
+FILE_NAME = "parity.html"
+
+
+def render(report):
+    return "<html></html>"

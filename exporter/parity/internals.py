@@ -1,0 +1,159 @@
+"""What an exported engine does inside: the positions it rotates by, what its attention receives.
+
+Outputs cannot show these: attention with rotary depends on differences of positions alone, and
+CPU kernels ignore ``max_seqlen``. So they are read from the running graph.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from exporter.parity.oracle import Answers
+from exporter.targets import onnx_attention
+from runtime.manifest import Manifest
+from runtime.packing import PackedBatch
+
+
+@dataclass
+class Internals:
+    """What was seen while one pack ran.
+
+    Attributes:
+        positions: each ``[T]`` that was multiplied with the rotary frequencies.
+        calls: ``(cu_seqlens, max_seqlen)`` of each call of the attention op.
+    """
+
+    positions: list[NDArray[Any]] = field(default_factory=list)
+    calls: list[tuple[list[int], int]] = field(default_factory=list)
+
+
+Observe = Callable[[Path, Manifest, PackedBatch], AbstractContextManager[Internals]]
+
+
+def problems(seen: Internals, answers: Answers, num_layers: int) -> list[str]:
+    """What is wrong with it, in sentences; empty if positions restart and every call is right."""
+    bounds = answers.cu_seqlens.tolist()
+    expected = np.concatenate([np.arange(n) for n in np.diff(bounds)])
+    found = []
+    if len(seen.positions) != 1:
+        found.append(f"position_ids are used {len(seen.positions)} times, expected once")
+    elif not np.array_equal(seen.positions[0].reshape(-1), expected):
+        found.append(f"position_ids {_differing(seen.positions[0].reshape(-1), expected)}")
+    if len(seen.calls) != num_layers:
+        found.append(f"attention runs {len(seen.calls)} times, expected {num_layers}")
+    for layer, (cu_seqlens, max_seqlen) in enumerate(seen.calls, start=1):
+        if cu_seqlens != bounds:
+            found.append(f"attention of layer {layer} got other cu_seqlens than the pack's")
+            break
+        if max_seqlen != answers.max_seqlen:
+            found.append(
+                f"attention of layer {layer} got max_seqlen {max_seqlen}, "
+                f"expected {answers.max_seqlen}"
+            )
+            break
+    return found
+
+
+def _differing(actual: NDArray[Any], expected: NDArray[Any]) -> str:
+    if actual.shape != expected.shape:
+        return f"have shape {list(actual.shape)}, expected {list(expected.shape)}"
+    place = int(np.argmax(actual != expected))
+    return f"[{place}] is {actual[place]:g}, expected {expected[place]}"
+
+
+# --- TorchScript ------------------------------------------------------------------------------
+
+
+class _Spy(TorchDispatchMode):
+    """Looks at every op that a module runs."""
+
+    def __init__(self, num_frequencies: int):
+        super().__init__()
+        self.seen = Internals()
+        self._num_frequencies = num_frequencies
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.esm2.varlen_attention.default:
+            self.seen.calls.append((args[3].tolist(), int(args[4])))
+        elif func is torch.ops.aten.mul.Tensor and isinstance(args[1], torch.Tensor):
+            positions, frequencies = args
+            if frequencies.shape == (self._num_frequencies,) and positions.shape[1:] == (1,):
+                self.seen.positions.append(positions.cpu().numpy())
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def observe_torchscript(
+    folder: Path, manifest: Manifest, batch: PackedBatch
+) -> Iterator[Internals]:
+    """Watches PyTorch's dispatcher while the block runs ``batch``."""
+    with _Spy(manifest.architecture.head_dim // 2) as spy:
+        yield spy.seen
+
+
+# --- ONNX -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def observe_onnx(folder: Path, manifest: Manifest, batch: PackedBatch) -> Iterator[Internals]:
+    """Cuts the nodes that compute these values out of ``model.onnx`` and runs them.
+
+    They depend on the inputs alone, so nothing of the weights is needed.
+    """
+    path = folder / manifest.engines["onnx"].file
+    model = onnx.load(path, load_external_data=False)
+    nodes = model.graph.node
+    positions = [
+        node.input[1 - list(node.input).index("inv_freq")]
+        for node in nodes
+        if node.op_type == "Mul" and "inv_freq" in node.input
+    ]
+    calls = [n.input[3:5] for n in nodes if n.op_type == onnx_attention.OP_TYPE]
+    wanted = list(dict.fromkeys([*positions, *(name for call in calls for name in call)]))
+    values = dict(zip(wanted, _evaluate(model, wanted, batch), strict=True))
+    yield Internals(
+        positions=[values[name] for name in positions],
+        calls=[(values[bounds].tolist(), int(values[longest])) for bounds, longest in calls],
+    )
+
+
+def _evaluate(model: onnx.ModelProto, names: list[str], batch: PackedBatch) -> list[Any]:
+    graph = model.graph
+    needed, nodes = set(names), []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            nodes.insert(0, node)
+            needed.update(node.input)
+    probes = [onnx.helper.make_node("Identity", [name], [f"probe_{name}"]) for name in names]
+    cut = onnx.helper.make_graph(
+        [*nodes, *probes],
+        "internals",
+        graph.input,
+        [onnx.ValueInfoProto(name=probe.output[0]) for probe in probes],
+        [tensor for tensor in graph.initializer if tensor.name in needed],
+    )
+    program = onnx.helper.make_model(
+        cut, opset_imports=model.opset_import, ir_version=model.ir_version
+    )
+    session = onnxruntime.InferenceSession(
+        program.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    feeds = {
+        "input_ids": batch.input_ids,
+        "cu_seqlens": batch.cu_seqlens,
+        "max_seqlen": np.array(batch.max_seqlen, dtype=np.int64),
+    }
+    outputs: list[Any] = session.run(None, feeds)
+    return outputs
+
+
+OBSERVERS: dict[str, Observe] = {"torchscript": observe_torchscript, "onnx": observe_onnx}

@@ -1,0 +1,167 @@
+"""``parity.json``: the whole evidence, in a versioned schema."""
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from exporter.errors import ExportError
+from exporter.parity.budgets import Budget
+from exporter.parity.verdict import EngineVerdict
+
+FILE_NAME = "parity.json"
+SCHEMA_VERSION = 2
+
+# --against: how much an error may grow between two reports of the same packs.
+MAX_GROWTH = 1.5
+
+
+class FaultVerdict(msgspec.Struct, frozen=True):
+    """What the gate said of an engine with one planted fault.
+
+    Attributes:
+        fault: what was planted.
+        group: graph, packing, token dropout, weights, tokenizer and pooling, or manifest.
+        engine: the format that it was planted in.
+        outcome: ``hidden`` is a fault that the dtype's own rounding hides and that is rejected in
+            float32; ``accepted`` means that the gate can be fooled.
+        by: the budget that rejected it with the largest margin, or what refused the artifact.
+        measured: under that budget; None where it was none.
+        limit: of that budget.
+        margin: how many times over the limit.
+        exactly: exact checks that rejected it, and what they say.
+        note: why it does not apply, or what hides it.
+    """
+
+    fault: str
+    group: str
+    engine: str
+    outcome: Literal["rejected", "accepted", "hidden", "does not apply"]
+    by: str = ""
+    measured: float | None = None
+    limit: float | None = None
+    margin: float | None = None
+    exactly: list[str] = []
+    note: str = ""
+
+
+class Report(msgspec.Struct, frozen=True):
+    """``parity.json``.
+
+    Attributes:
+        schema_version: of this file.
+        artifact: its name.
+        passed: every measured engine, at least one, and no planted fault was accepted.
+        synthetic: the weights are random.
+        architecture: its name, and its depth.
+        dtype: of the engines.
+        layers, pool: exported.
+        seed: of the random packs.
+        packs: proteins and tokens of each.
+        reference: what the oracle was, and which LayerNorm it used.
+        environment: versions, CPU, GPU.
+        budgets: the table that applied.
+        engines: one verdict each.
+        faults: planted ones; empty if none were asked for.
+    """
+
+    schema_version: int
+    artifact: str
+    passed: bool
+    synthetic: bool
+    architecture: str
+    num_layers: int
+    dtype: str
+    layers: list[int]
+    pool: str | None
+    seed: int
+    packs: dict[str, tuple[int, int]]
+    reference: dict[str, str]
+    environment: dict[str, str]
+    budgets: list[Budget]
+    engines: list[EngineVerdict]
+    faults: list[FaultVerdict] = []
+
+
+def is_passed(engines: list[EngineVerdict], faults: list[FaultVerdict]) -> bool:
+    """Whether something was measured, all of it passed, and no planted fault was accepted."""
+    measured = [verdict for verdict in engines if verdict.status != "not measured"]
+    return (
+        bool(measured)
+        and all(verdict.status == "passed" for verdict in measured)
+        and all(fault.outcome != "accepted" for fault in faults)
+    )
+
+
+def encode(report: Report) -> bytes:
+    """As JSON for people and machines."""
+    text = msgspec.json.encode(report, order="deterministic")
+    return msgspec.json.format(text, indent=1) + b"\n"
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Writes ``parity.json`` and ``parity.html``."""
+    from exporter.parity.html import FILE_NAME as HTML_FILE
+    from exporter.parity.html import render
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE_NAME).write_bytes(encode(report))
+    (folder / HTML_FILE).write_text(render(report), encoding="utf-8")
+
+
+def read(path: Path) -> Report:
+    """Reads and validates a report.
+
+    Raises:
+        ExportError: missing, damaged, or of another schema version.
+    """
+    try:
+        version = msgspec.json.decode(path.read_bytes(), type=_Versioned).schema_version
+        if version != SCHEMA_VERSION:
+            raise ExportError(
+                f"{path} has schema version {version}, expected {SCHEMA_VERSION}. "
+                "Write it again with this version's 'esm2-export verify --report'"
+            )
+        return msgspec.json.decode(path.read_bytes(), type=Report)
+    except OSError as error:
+        raise ExportError(f"cannot read {path}: {error.strerror or error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ExportError(f"{path} is not a parity report: {error}") from None
+
+
+class _Versioned(msgspec.Struct):
+    schema_version: int
+
+
+def grown_errors(new: Report, old: Report) -> list[str]:
+    """Which errors grew by more than ``MAX_GROWTH`` since ``old``, in sentences.
+
+    Raises:
+        ExportError: the two are not of the same model, dtype, packs and engines.
+    """
+    differing = [
+        f"{what} {getattr(new, what)!r} instead of {getattr(old, what)!r}"
+        for what in ("architecture", "dtype", "seed", "layers", "pool")
+        if getattr(new, what) != getattr(old, what)
+    ]
+    missing = {v.engine for v in old.engines} - {v.engine for v in new.engines}
+    differing += [f"no engine {name!r}" for name in sorted(missing)]
+    if differing:
+        raise ExportError(f"the reports cannot be compared: this one has {', '.join(differing)}")
+    before = {
+        (verdict.engine, row.pack, row.tensor): row.engine.relative_l2
+        for verdict in old.engines
+        for row in verdict.rows
+        if row.engine
+    }
+    grown = []
+    for verdict in new.engines:
+        for row in verdict.rows:
+            error = before.get((verdict.engine, row.pack, row.tensor))
+            if error and row.engine and row.engine.relative_l2 > MAX_GROWTH * error:
+                grown.append(
+                    f"{verdict.engine}: {row.tensor} of pack {row.pack!r}: relative L2 "
+                    f"{row.engine.relative_l2:.2e}, {row.engine.relative_l2 / error:.2f} x the "
+                    f"{error:.2e} of before"
+                )
+    return grown
