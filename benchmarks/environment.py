@@ -14,9 +14,9 @@ import torch
 
 from exporter.parity.metrics import compare
 from exporter.parity.oracle import run_eager
+from exporter.parity.packs import Protein
 from exporter.weights import load_original
 from runtime import manifest as manifests
-from runtime.packing import PackedBatch
 
 ROOT = Path(__file__).parents[1]
 SEQUENCE = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVV"
@@ -80,9 +80,9 @@ def measure(artifact: Path) -> FreshEnvironment:
 def _relative_l2(artifact: Path, output: Path) -> float:
     manifest = manifests.read(artifact)
     reference = load_original(artifact, manifest, None)
-    pack = {"x": PackedBatch.from_sequences([SEQUENCE])}
+    pack = {"x": [Protein(SEQUENCE)]}
     layer = manifest.layers[-1]
-    truth = run_eager(reference.model, pack, (layer,), "mean", torch.float64)["x"].pooled
+    truth = run_eager(reference, pack, (layer,), "mean", torch.float64)["x"].outputs.pooled
     assert truth is not None
     with np.load(output) as file:
         error = compare(file["embeddings"], truth, np.array([0, 1])).relative_l2

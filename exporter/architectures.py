@@ -1,10 +1,13 @@
-"""The shapes of ESM-2: layers, embed dim, heads."""
+"""The shapes of ESM-2 (layers, embed dim, heads) and the dtypes that it is built in."""
 
 from typing import Any
 
 from exporter.errors import CheckpointError
 
 Shape = tuple[int, int, int]
+
+# What an artifact's weights and outputs may be.
+DTYPES = ("float32", "float16", "bfloat16")
 
 # fair-esm README, "Available models": layers, embed dim, heads.
 ARCHITECTURES: dict[str, Shape] = {

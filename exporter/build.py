@@ -3,21 +3,23 @@
 import importlib.metadata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import torch
 
 from exporter import shared_weights
+from exporter.architectures import DTYPES
 from exporter.errors import ExportError, ParityError
 from exporter.packed_forward import PackedESM2, check_repr_layers
 from exporter.parity.cache import Cache
 from exporter.parity.golden import write_golden
 from exporter.parity.report import Report, write_report
-from exporter.precision import DTYPES, cast_copy
+from exporter.precision import cast_copy
 from exporter.publish import staged
 from exporter.targets import TARGETS, exporter_of
-from exporter.verify import layer_norm_of, verify
+from exporter.verify import Proof, layer_norm_of, verify
 from exporter.weights import Reference, WeightsSource, load_reference
 from runtime import manifest as manifests
 from runtime.manifest import EngineEntry, FileEntry, Golden, Manifest, Signature, TensorSpec
@@ -34,7 +36,8 @@ class BuildOptions:
         targets: formats, keys of ``exporter.targets.TARGETS``.
         layers: to export; None takes the last.
         pool: adds a ``pooled`` output of the last exported layer.
-        dtype: of weights and outputs, one of ``exporter.precision.DTYPES``.
+        prove: how many processes plant faults in the verified engines; 0 plants none.
+        dtype: of weights and outputs, one of ``exporter.architectures.DTYPES``.
         out: the artifact's folder; None takes ``artifacts/<name>``.
     """
 
@@ -43,6 +46,7 @@ class BuildOptions:
     layers: Sequence[int] | None = None
     pool: str | None = None
     dtype: str = "float32"
+    prove: int = 0
     out: Path | None = None
 
 
@@ -86,7 +90,9 @@ def build(
         manifest = _manifest(name, reference, packed, engines, golden, folder)
         manifests.write(manifest, folder)
         say("verifying the engines")
-        report = verify(folder, manifest, reference, cache=cache)
+        load = partial(load_reference, options.source)
+        proof = Proof(load, options.prove) if options.prove else None
+        report = verify(folder, manifest, reference, cache=cache, prove=proof)
         if not report.passed:
             raise ParityError(_first_failure(report))
         write_report(report, folder)
@@ -165,6 +171,12 @@ def _files(folder: Path) -> dict[str, FileEntry]:
 
 def _first_failure(report: Report) -> str:
     failed = [verdict for verdict in report.engines if verdict.status == "failed"]
+    accepted = [fault for fault in report.faults if fault.outcome == "accepted"]
+    if accepted:
+        return (
+            f"the gate accepted {len(accepted)} planted faults, first: {accepted[0].fault} in "
+            f"{accepted[0].engine!r}. Nothing was published"
+        )
     if not failed:
         reasons = "; ".join(verdict.reason for verdict in report.engines)
         return f"no engine could be measured here ({reasons}). Nothing was published"

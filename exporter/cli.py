@@ -1,21 +1,52 @@
 """``esm2-export``: build artifacts and verify them."""
 
+import shlex
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from exporter.architectures import DTYPES
 from exporter.errors import ExportError, ParityError
 from runtime.cli import one_line_errors
 from runtime.errors import Esm2Error
 
 if TYPE_CHECKING:
-    from exporter.parity.verdict import EngineVerdict, Report
+    from exporter.parity.packs import Pack
     from exporter.weights import WeightsSource
 
 FAILED_PARITY = 1
+JOBS_HELP = "Processes that plant faults, each with a copy of the model."
+
+SOURCE_OPTIONS = (
+    click.option("--model", help="fair-esm's name of a model, such as esm2_t33_650M_UR50D."),
+    click.option(
+        "--checkpoint",
+        type=click.Path(),
+        help="A fair-esm .pt file, or a folder as Hugging Face stores ESM-2.",
+    ),
+    click.option(
+        "--synthetic", help="Random weights of a true architecture, for trying the project."
+    ),
+    click.option(
+        "--seed",
+        default=0,
+        show_default=True,
+        type=click.IntRange(min=0),
+        help="Of synthetic weights (and of random proteins).",
+    ),
+)
+
+
+def source_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Where the weights come from; read by ``_source``."""
+    for option in reversed(SOURCE_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,20 +56,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--model", help="fair-esm's name of a model, such as esm2_t33_650M_UR50D.")
-@click.option(
-    "--checkpoint",
-    type=click.Path(),
-    help="A fair-esm .pt file, or a folder as Hugging Face stores ESM-2.",
-)
-@click.option("--synthetic", help="Random weights of a true architecture, for trying the project.")
-@click.option(
-    "--seed",
-    default=0,
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Of synthetic weights.",
-)
+@source_options
 @click.option(
     "--target", default="torchscript,onnx", show_default=True, help="Formats, separated by commas."
 )
@@ -49,6 +67,15 @@ def main() -> None:
     help="Add an output with one vector per protein.",
 )
 @click.option(
+    "--dtype",
+    default="float32",
+    show_default=True,
+    type=click.Choice(DTYPES),
+    help="Of weights and outputs; softmax, LayerNorm and rotary angles stay float32.",
+)
+@click.option("--prove", is_flag=True, help="Also plant faults and demand that each is rejected.")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help=JOBS_HELP)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="The artifact's folder.  [default: artifacts/NAME]",
@@ -56,7 +83,7 @@ def main() -> None:
 @one_line_errors(ExportError, Esm2Error, OSError)
 def build(
     model: str | None, checkpoint: str | None, synthetic: str | None, seed: int, target: str,
-    layers: str | None, pool: str | None, out: Path | None,
+    layers: str | None, pool: str | None, dtype: str, prove: bool, jobs: int, out: Path | None,
 ) -> None:  # fmt: skip
     """Build an artifact: engines that passed parity, their weights, and a manifest."""
     source = _source(model, checkpoint, synthetic, seed)
@@ -64,6 +91,8 @@ def build(
 
     from exporter.build import BuildOptions
     from exporter.build import build as run_build
+    from exporter.parity.cache import Cache, default_folder
+    from exporter.parity.terminal import summary
 
     if source.kind == "synthetic":
         _warn(
@@ -72,14 +101,15 @@ def build(
         )
     started = time.perf_counter()
     targets = [part.strip() for part in target.split(",") if part.strip()]
-    options = BuildOptions(source, targets, wanted_layers, pool, out)
+    options = BuildOptions(source, targets, wanted_layers, pool, dtype, jobs if prove else 0, out)
     try:
-        folder, report = run_build(options, lambda line: click.echo(line, err=True))
+        folder, report = run_build(
+            options, lambda line: click.echo(line, err=True), Cache(default_folder())
+        )
     except ParityError as error:
         click.secho(f"error: {error}", err=True, fg="red")
         sys.exit(FAILED_PARITY)
-    for verdict in report.engines:
-        click.echo(_describe(verdict))
+    click.echo("\n".join(summary(report)))
     size = sum(path.stat().st_size for path in folder.iterdir())
     click.echo(f"{folder}: {size / 1e6:.1f} MB, built in {time.perf_counter() - started:.0f} s")
 
@@ -99,11 +129,31 @@ def build(
     type=click.IntRange(min=0),
     help="Of the random packs.",
 )
+@click.option("--fasta", type=click.Path(), help="Your own proteins, compared beside the packs.")
+@click.option("--prove", is_flag=True, help="Also plant faults and demand that each is rejected.")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help=JOBS_HELP)
+@click.option(
+    "--v1-attention", is_flag=True, help="Run the engines with the reference's attention."
+)
+@click.option(
+    "--report",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write parity.json and parity.html into this folder.",
+)
+@click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), help="Write JUnit XML.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    help="An older parity.json: fail if an error grew by more than 1.5 x.",
+)
+@click.option("--no-cache", is_flag=True, help="Do not keep or use eager fair-esm's answers.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
 @one_line_errors(ExportError, Esm2Error, OSError)
 def verify(
-    artifact: Path, engine: str | None, checkpoint: str | None, seed: int, as_json: bool
-) -> None:
+    artifact: Path, engine: str | None, checkpoint: str | None, seed: int, fasta: str | None,
+    prove: bool, jobs: int, v1_attention: bool, report: Path | None, junit: Path | None,
+    against: Path | None, no_cache: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Compare ARTIFACT's engines with eager fair-esm in float64.
 
     Exits with 0 if every engine passed, 1 if one failed, 2 if the artifact cannot be read.
@@ -116,18 +166,90 @@ def verify(
             f"artifact {artifact} holds no engine {engine!r}, it holds "
             f"{', '.join(manifest.engines)}"
         )
+    from exporter.parity.cache import Cache, default_folder
+    from exporter.parity.junit import as_junit
+    from exporter.parity.report import encode, grown_errors, read, write_report
+    from exporter.parity.terminal import summary
+    from exporter.verify import Proof
     from exporter.verify import verify as run_verify
     from exporter.weights import load_original
 
-    reference = load_original(artifact, manifest, checkpoint)
-    report = run_verify(artifact, manifest, reference, [engine] if engine else None, seed)
-    if as_json:
-        import msgspec
+    older = read(against) if against else None
+    own_packs = _own_packs(fasta)
+    load = partial(load_original, artifact, manifest, checkpoint)
+    result = run_verify(
+        artifact,
+        manifest,
+        load(),
+        [engine] if engine else None,
+        seed,
+        own_packs,
+        "standard" if v1_attention else "auto",
+        None if no_cache else Cache(default_folder()),
+        Proof(load, jobs) if prove else None,
+    )
+    grown = grown_errors(result, older) if older else []
+    if report:
+        write_report(result, report)
+    if junit:
+        junit.parent.mkdir(parents=True, exist_ok=True)
+        junit.write_text(as_junit(result, grown), encoding="utf-8")
+    click.echo(encode(result) if as_json else "\n".join(summary(result, grown)))
+    if report and not as_json:
+        click.echo(f"report: {report / 'parity.html'}")
+    sys.exit(0 if result.passed and not grown else FAILED_PARITY)
 
-        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
+
+@main.command()
+@source_options
+@click.option("--fasta", type=click.Path(), help="Your own proteins.  [default: random ones]")
+@click.option(
+    "--proteins",
+    default=200,
+    show_default=True,
+    type=click.IntRange(min=2),
+    help="How many random ones.",
+)
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="[default: standard output]"
+)
+@one_line_errors(ExportError, Esm2Error, OSError)
+def divergence(
+    model: str | None, checkpoint: str | None, synthetic: str | None, seed: int,
+    fasta: str | None, proteins: int, out: Path | None,
+) -> None:  # fmt: skip
+    """Measure whether flash-type, standard and eager attention agree, in every dtype."""
+    source = _source(model, checkpoint, synthetic, seed)
+    sequences = _sequences(fasta) if fasta else None
+
+    from exporter.divergence import random_sequences, render, study
+    from exporter.parity.cache import Cache, default_folder
+    from exporter.weights import load_reference
+
+    reference = load_reference(source)
+    result = study(
+        reference, sequences or random_sequences(proteins, seed), Cache(default_folder())
+    )
+    text = render(result, f"esm2-export divergence {shlex.join(sys.argv[2:])}")
+    if out:
+        out.write_text(text, encoding="utf-8")
     else:
-        click.echo("\n".join(_table(report)))
-    sys.exit(0 if report.passed else FAILED_PARITY)
+        click.echo(text, nl=False)
+
+
+def _own_packs(fasta: str | None) -> "dict[str, Pack] | None":
+    if fasta is None:
+        return None
+    from exporter.parity.packs import packs_of
+
+    return packs_of(_sequences(fasta), Path(fasta).name)
+
+
+def _sequences(fasta: str) -> list[str]:
+    from runtime.fasta import check_readable, read_fasta
+
+    check_readable([fasta])
+    return [record.sequence for record in read_fasta([fasta])]
 
 
 def _source(
@@ -154,35 +276,6 @@ def _integers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ExportError(f"--layers takes numbers separated by commas, got {text!r}") from None
-
-
-def _describe(verdict: "EngineVerdict") -> str:
-    return (
-        f"{verdict.engine} ({verdict.library}): {'passed' if verdict.passed else 'FAILED'}, worst "
-        f"relative L2 {verdict.worst_relative_l2:.1e}, {verdict.worst_ratio_to_eager:.2f} x eager "
-        f"fair-esm's own, {verdict.summary().packs} packs"
-    )
-
-
-def _table(report: "Report") -> list[str]:
-    lines = [f"{report.artifact}, {report.dtype}, against eager fair-esm in float64", ""]
-    columns = ("relative L2", 12), ("x eager", 9), ("worst abs", 11), ("cosine", 13)
-    head = f"  {'pack':22}{'tensor':20}" + "".join(f"{name:>{width}}" for name, width in columns)
-    for verdict in report.engines:
-        lines += [_describe(verdict), head]
-        for row in verdict.rows:
-            measured = (
-                "no answer"
-                if row.engine is None
-                else (
-                    f"{row.engine.relative_l2:12.2e}{row.ratio:9.2f}{row.engine.worst_absolute:11.1e}"
-                    f"{row.engine.cosine_p01:13.9f}"
-                )
-            )
-            lines.append(f"  {row.pack:22}{row.tensor:20}{measured}")
-            lines += [f"    FAILED {failure}" for failure in row.failures]
-        lines.append("")
-    return [*lines, "PASSED" if report.passed else "FAILED"]
 
 
 def _warn(message: str) -> None:

@@ -8,8 +8,6 @@ from torch import nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
-DTYPES = ("float32", "float16", "bfloat16")
-
 
 def cast_copy(module: Module, dtype: torch.dtype) -> Module:
     """A copy whose parameters are rounded to ``dtype``; the original keeps its own.

@@ -4,7 +4,8 @@ The data's path: packs -> the oracle and eager's own error (``Gate``) -> each en
 planted faults, if asked for -> one report.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,14 @@ from runtime.engine import Attention, load
 from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import Manifest
 from runtime.pooling import Pool
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Asks for planted faults; ``load`` gives the reference in each of ``jobs`` processes."""
+
+    load: Callable[[], Reference]
+    jobs: int = 1
 
 
 class Gate:
@@ -58,12 +67,19 @@ class Gate:
         self._eager = run_eager(reference, packs, layers, pooling, self.dtype, cache)
 
     def judge(
-        self, folder: Path, manifest: Manifest, name: str, attention: Attention = "auto"
+        self,
+        folder: Path,
+        manifest: Manifest,
+        name: str,
+        attention: Attention = "auto",
+        threads: int | None = None,
     ) -> EngineVerdict:
         """The verdict on engine ``name`` of the artifact in ``folder``."""
         weights = self._judge_weights(folder)
         try:
-            with load(folder, name, attention=attention, check_files=False) as engine:
+            with load(
+                folder, name, attention=attention, threads=threads, check_files=False
+            ) as engine:
                 verdict = judge(
                     engine, folder, manifest, self.packs, self._oracle, self._eager, weights
                 )
@@ -95,8 +111,8 @@ def verify(
     seed: int = 0,
     own_packs: Mapping[str, Pack] | None = None,
     attention: Attention = "auto",
-    prove: bool = False,
     cache: Cache | None = None,
+    prove: Proof | None = None,
 ) -> Report:
     """Compares engines with the reference on every pack.
 
@@ -108,8 +124,8 @@ def verify(
         seed: of the random packs.
         own_packs: of a user, compared beside the fixed list.
         attention: ``"auto"`` or ``"standard"``.
-        prove: also plant faults, and demand that each is rejected.
         cache: of eager fair-esm's answers; None computes them.
+        prove: also plant faults, and demand that each is rejected.
 
     Raises:
         ExportError: the weights hold NaN or Inf, or there is nothing to compare.
@@ -128,7 +144,7 @@ def verify(
         from exporter.parity.prove import prove_gate
 
         measured = [v.engine for v in verdicts if v.status != "not measured"]
-        faults = prove_gate(folder, manifest, reference, measured, cache)
+        faults = prove_gate(folder, manifest, prove.load, measured, cache, prove.jobs)
     batches = {name: as_batch(pack) for name, pack in packs.items()}
     return Report(
         schema_version=SCHEMA_VERSION,

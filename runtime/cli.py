@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from runtime.errors import Esm2Error, InputError
+from runtime.errors import EngineError, Esm2Error, InputError, UnsupportedError
 from runtime.pooling import POOL_CHOICES
 from runtime.tokenizer import UNKNOWN_CHOICES
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from runtime.runner import Embedding, Record, Totals
 
 USER_ERROR = 2
+FAILED_SELFTEST = 1
 
 # Packs that run at once on a CPU, each on its share of the cores: measured 8 % (mixed lengths) to
 # 22 % (short ones) faster than one after the other on 2 cores. Each takes memory of its own.
@@ -161,6 +162,57 @@ def embed(
     _report_oddities(runner.totals, seen, max_tokens)
     seconds = time.perf_counter() - started
     _summarise(output, spec, runner.totals, seconds, as_json)
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--engine", help="Only this one.  [default: every engine that can run here]")
+@click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
+)
+@click.option("--v1-attention", is_flag=True, help="Attention as the reference computes it.")
+@click.option("--json", "as_json", is_flag=True, help="Print every comparison as JSON.")
+@one_line_errors(Esm2Error, OSError)
+def selftest(
+    artifact: Path, engine: str | None, device: str, v1_attention: bool, as_json: bool
+) -> None:
+    """Compare ARTIFACT's engines with the answers that it carries, on this machine.
+
+    A few proteins and eager fair-esm's float64 answers are in the artifact. Exits with 0 if every
+    engine that can run here passed, 1 if one failed, 2 if none could run.
+    """
+    from runtime import manifest as manifests
+    from runtime.engine import load
+    from runtime.selftest import SelfTest
+    from runtime.selftest import selftest as run_selftest
+
+    manifest = manifests.read(artifact)
+    attention: Literal["standard"] | None = "standard" if v1_attention else None
+    results: list[SelfTest] = []
+    broken: dict[str, str] = {}
+    not_run: dict[str, str] = {}
+    for name in [engine] if engine else manifest.engines:
+        try:
+            with load(artifact, name, device, attention, check_files=False) as loaded:
+                results.append(run_selftest(loaded, artifact, manifest))
+        except UnsupportedError as error:
+            not_run[name] = str(error)
+        except EngineError as error:
+            broken[name] = str(error)
+    if as_json:
+        tests = [{**dataclasses.asdict(result), "passed": result.passed} for result in results]
+        click.echo(json.dumps({"tests": tests, "broken": broken, "not_run": not_run}, indent=2))
+    else:
+        for result in results:
+            click.secho(result.worst_line(), fg=None if result.passed else "red")
+        for reason in broken.values():
+            click.secho(reason, fg="red")
+        for reason in not_run.values():
+            click.echo(f"not run: {reason}")
+    if not results and not broken:
+        raise UnsupportedError(f"no engine of {manifest.name!r} runs here: nothing was compared")
+    all_passed = not broken and all(result.passed for result in results)
+    sys.exit(0 if all_passed else FAILED_SELFTEST)
 
 
 class _Ids:

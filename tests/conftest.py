@@ -1,5 +1,8 @@
+import argparse
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +11,8 @@ import pytest
 import torch
 
 from exporter.build import BuildOptions, build
+from exporter.parity.cache import VARIABLE, Cache, default_folder
+from exporter.synthetic import synthetic_state
 from exporter.weights import Reference, WeightsSource, load_reference
 from runtime.packing import PackedBatch
 
@@ -16,20 +21,73 @@ LAYERS = (0, 3, 6)
 COMMON_RESIDUES = "LAGVSERTIDPKQNFYMHWC"
 
 
+# Two layers are enough where a test is about the gate and not about the model.
+TINY = (2, 48, 4)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache() -> Iterator[Cache]:
+    """Eager fair-esm's answers of this session: commands in other processes share them."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[VARIABLE] = folder
+        yield Cache(default_folder())
+        del os.environ[VARIABLE]
+
+
 @pytest.fixture(scope="session")
 def reference() -> Reference:
     return load_reference(WeightsSource("synthetic", ARCHITECTURE))
 
 
 @pytest.fixture(scope="session")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def artifact(tmp_path_factory: pytest.TempPathFactory, cache: Cache) -> Path:
     """A verified artifact with several layers and a pooled output; tests must not change it."""
     folder = tmp_path_factory.mktemp("artifacts") / "tiny"
     options = BuildOptions(
-        WeightsSource("synthetic", ARCHITECTURE), ("torchscript", "onnx"), LAYERS, "mean", folder
+        WeightsSource("synthetic", ARCHITECTURE),
+        ("torchscript", "onnx"),
+        LAYERS,
+        "mean",
+        out=folder,
     )
-    build(options, lambda line: None)
+    build(options, lambda line: None, cache)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model, saved as fair-esm's are."""
+    return save_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny.pt", TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tiny_checkpoint: Path, cache: Cache) -> Path:
+    """A verified artifact of ``tiny_checkpoint``; tests must not change it."""
+    source = WeightsSource("checkpoint", str(tiny_checkpoint))
+    folder = tiny_checkpoint.parent / "artifact"
+    options = BuildOptions(source, ("torchscript", "onnx"), (0, 1, 2), "mean", out=folder)
+    build(options, lambda line: None, cache)
+    return folder
+
+
+def save_checkpoint(path: Path, shape: tuple[int, int, int], seed: int = 0) -> Path:
+    """Random weights in a file as fair-esm's are."""
+    import esm
+    from esm.model.esm2 import ESM2
+
+    num_layers, embed_dim, num_heads = shape
+    with torch.device("meta"):
+        model = ESM2(*shape, esm.data.Alphabet.from_architecture("ESM-1b"), token_dropout=True)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    state = synthetic_state(shapes, seed)
+    state["lm_head.weight"] = state["embed_tokens.weight"]
+    config = argparse.Namespace(
+        encoder_layers=num_layers, encoder_embed_dim=embed_dim, encoder_attention_heads=num_heads,
+        token_dropout=True,
+    )  # fmt: skip
+    named = {f"encoder.sentence_encoder.{name}": tensor for name, tensor in state.items()}
+    torch.save({"cfg": {"model": config}, "model": named}, path)
+    return path
 
 
 def random_sequence(random: np.random.Generator, length: int) -> str:

@@ -4,10 +4,13 @@ Each engine with a fault runs on a few of the packs. That is enough: one failing
 engine whatever the others say. What half precision's own rounding hides is planted in float32 too.
 """
 
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
+from multiprocessing import get_context
 from pathlib import Path
 
 import msgspec
@@ -29,6 +32,7 @@ from exporter.targets import exporter_of
 from exporter.verify import Gate
 from exporter.weights import Reference, load_original
 from runtime import manifest as manifests
+from runtime.engine import usable_cores
 from runtime.errors import Esm2Error
 from runtime.manifest import EngineEntry, Manifest
 
@@ -38,24 +42,56 @@ PACKS = ("one residue", "every token", "many masks", "nearly all masks", "mixed"
 def prove_gate(
     folder: Path,
     manifest: Manifest,
-    reference: Reference,
+    load: Callable[[], Reference],
     engines: Sequence[str],
     cache: Cache | None = None,
+    jobs: int = 1,
 ) -> list[FaultVerdict]:
     """Plants every fault in every engine, one at a time.
 
     Args:
         folder: an artifact whose engines pass.
         manifest: of it.
-        reference: eager fair-esm with the original weights.
+        load: gives eager fair-esm with the original weights; called once in each process.
         engines: formats to plant in.
         cache: of eager fair-esm's answers.
+        jobs: processes, each with a copy of the model and its share of the cores.
     """
-    with tempfile.TemporaryDirectory() as workspace:
-        planter = Planter(folder, manifest, reference, Path(workspace), cache)
-        planted = [(fault, engine) for engine in engines for fault in faults()]
-        progress = tqdm(planted, desc="planting faults", leave=False, disable=None)
-        return [planter.verdict(fault, engine) for fault, engine in progress]
+    tasks = [(number, engine) for engine in engines for number in range(len(faults()))]
+    with (
+        tempfile.TemporaryDirectory() as workspace,
+        ProcessPoolExecutor(
+            jobs,
+            mp_context=get_context("spawn"),
+            initializer=_start,
+            initargs=(folder, manifest, load, Path(workspace), cache, jobs),
+        ) as pool,
+        tqdm(total=len(tasks), desc="planting faults", leave=False, disable=None) as progress,
+    ):
+        found = []
+        for verdict in pool.map(_plant, tasks):
+            found.append(verdict)
+            progress.update()
+        return found
+
+
+_planter: "Planter"
+
+
+def _start(
+    folder: Path, manifest: Manifest, load: Callable[[], Reference], workspace: Path,
+    cache: Cache | None, jobs: int,
+) -> None:  # fmt: skip
+    global _planter
+    torch.set_num_threads(max(1, usable_cores() // jobs))
+    own = workspace / str(os.getpid())
+    own.mkdir()
+    _planter = Planter(folder, manifest, load(), own, cache, torch.get_num_threads())
+
+
+def _plant(task: tuple[int, str]) -> FaultVerdict:
+    number, engine = task
+    return _planter.verdict(faults()[number], engine)
 
 
 class Planter:
@@ -67,11 +103,12 @@ class Planter:
         reference: eager fair-esm with the original weights.
         workspace: an empty folder for the faulty ones.
         cache: of eager fair-esm's answers.
+        threads: of an engine; None takes every core.
     """
 
     def __init__(
         self, folder: Path, manifest: Manifest, reference: Reference, workspace: Path,
-        cache: Cache | None,
+        cache: Cache | None = None, threads: int | None = None,
     ):  # fmt: skip
         self._folder = folder
         self._manifest = manifest
@@ -79,6 +116,7 @@ class Planter:
         self._workspace = workspace
         self._faulty = workspace / f"faulty {manifest.dtype}"
         self._cache = cache
+        self._threads = threads
         self._gate = Gate(reference, manifest, with_names(parity_packs(), PACKS), cache)
         self._in_float32: Planter | None = None
 
@@ -129,12 +167,13 @@ class Planter:
 
     def _judge(self, fault: Fault, faulty: Path, engine: str) -> EngineVerdict:
         if not isinstance(fault, ManifestFault):
-            return self._gate.judge(faulty, self._manifest, engine)
+            return self._gate.judge(faulty, self._manifest, engine, threads=self._threads)
         # The whole way of a command: the manifest decides what is read and compared.
         manifest = manifests.read(faulty)
         reference = load_original(faulty, manifest, None)
         packs = with_names(parity_packs(), PACKS)
-        return Gate(reference, manifest, packs, self._cache).judge(faulty, manifest, engine)
+        gate = Gate(reference, manifest, packs, self._cache)
+        return gate.judge(faulty, manifest, engine, threads=self._threads)
 
     @contextmanager
     def _exported(self, fault: GraphFault, engine: str) -> Iterator[None]:
@@ -176,7 +215,7 @@ class Planter:
                 self._manifest, dtype="float32", engines={}, files={}
             )
             self._in_float32 = Planter(
-                folder, manifest, self._reference, self._workspace, self._cache
+                folder, manifest, self._reference, self._workspace, self._cache, self._threads
             )
         self._in_float32._add_engine(engine)
         return self._in_float32

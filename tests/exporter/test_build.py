@@ -1,4 +1,3 @@
-import argparse
 import copy
 import hashlib
 import json
@@ -11,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from click.testing import CliRunner, Result
 
 import runtime
@@ -20,10 +18,10 @@ from exporter.build import BuildOptions
 from exporter.cli import main
 from exporter.errors import ExportError
 from exporter.packed_forward import PackedESM2
-from exporter.parity.packs import parity_packs
+from exporter.parity.packs import Pack, parity_packs, with_names
 from exporter.publish import staged
-from exporter.weights import Reference, WeightsSource, load_reference
-from tests.conftest import ARCHITECTURE, LAYERS
+from exporter.weights import Reference
+from tests.conftest import ARCHITECTURE, LAYERS, TINY, save_checkpoint
 
 
 def run(*arguments: object) -> Result:
@@ -160,9 +158,8 @@ def test_killing_a_build_leaves_the_old_artifact(
         assert engine.run(runtime.PackedBatch.from_sequences(["MKT"])).logits.shape == (5, 33)
 
 
-def two_packs(seed: int) -> dict[str, runtime.PackedBatch]:
-    packs = parity_packs(seed)
-    return {name: packs[name] for name in ("one residue", "mixed")}
+def two_packs(seed: int) -> dict[str, Pack]:
+    return with_names(parity_packs(seed), ("one residue", "mixed"))
 
 
 def test_an_engine_that_fails_is_not_published(
@@ -227,7 +224,10 @@ class TestFromACheckpoint:
     @classmethod
     def files(cls, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         folder = tmp_path_factory.mktemp("checkpoint")
-        return save_checkpoint(folder / "mine.pt", 3), save_checkpoint(folder / "other.pt", 4)
+        return tuple(
+            save_checkpoint(folder / f"{name}.pt", TINY, seed)
+            for name, seed in (("mine", 3), ("other", 4))
+        )
 
     def test_build_and_verify(
         self, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -244,14 +244,3 @@ class TestFromACheckpoint:
         result = run("verify", out, "--checkpoint", other)
         assert result.exit_code == 2
         assert "is not what" in result.stderr
-
-
-def save_checkpoint(path: Path, seed: int) -> Path:
-    """A file as fair-esm's are."""
-    model = load_reference(WeightsSource("synthetic", ARCHITECTURE, seed)).model
-    config = argparse.Namespace(
-        encoder_layers=6, encoder_embed_dim=320, encoder_attention_heads=20, token_dropout=True
-    )
-    state = {f"encoder.sentence_encoder.{k}": v for k, v in model.state_dict().items()}
-    torch.save({"cfg": {"model": config}, "model": state}, path)
-    return path

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from exporter.packed_forward import PackedESM2, pool_packed, rotary_tables
 from exporter.parity.oracle import run_eager
+from exporter.parity.packs import Protein
 from exporter.weights import Reference
 from runtime.packing import PackedBatch
 from runtime.pooling import pool
@@ -21,9 +22,10 @@ def double(reference: Reference) -> PackedESM2:
 
 
 def test_float64_equals_the_oracle_to_rounding(
-    reference: Reference, double: PackedESM2, batch: PackedBatch, tensors: Pack
+    reference: Reference, double: PackedESM2, sequences: list[str], tensors: Pack
 ) -> None:
-    oracle = run_eager(reference.model, {"pack": batch}, LAYERS, "mean", torch.float64)["pack"]
+    packs = {"pack": [Protein(sequence) for sequence in sequences]}
+    oracle = run_eager(reference, packs, LAYERS, "mean", torch.float64)["pack"].outputs
     with torch.no_grad():
         logits, *representations, pooled = double(*tensors)
     np.testing.assert_allclose(logits, oracle.logits, atol=1e-11)

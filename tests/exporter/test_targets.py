@@ -215,7 +215,7 @@ def test_every_number_of_proteins(reference: Reference, num_proteins: int) -> No
 BUILD_QUICKLY = """
 from exporter import verify
 packs = verify.parity_packs
-verify.parity_packs = lambda seed: {k: packs(seed)[k] for k in ("one residue", "mixed")}
+verify.parity_packs = lambda seed: {k: packs(seed)[k] for k in ("one residue", "many masks")}
 from exporter.cli import main
 main(["build", "--synthetic", "esm2_t6_8M_UR50D", "--out", sys.argv[1]])
 """
