@@ -16,8 +16,10 @@ READY := $(VENV)/.ready
 
 SOURCE := $(if $(MODEL),--model $(MODEL),$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT),--synthetic esm2_t6_8M_UR50D))
 
+PARITY := parity-float32 parity-float16 parity-bfloat16
+
 .DEFAULT_GOAL := help
-.PHONY: help setup export verify test bench lint clean
+.PHONY: help setup export verify parity $(PARITY) test bench lint clean
 
 help:    ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +37,12 @@ $(READY): pyproject.toml constraints.txt
 
 export: $(READY)    ## Build an artifact; synthetic 8M weights without MODEL or CHECKPOINT
 	$(BIN)/esm2-export build $(SOURCE) --target $(TARGET) $(if $(LAYERS),--layers $(LAYERS)) $(if $(OUT),--out $(OUT))
+
+parity: $(PARITY)    ## Prove the gate: three dtypes, several layers, pooling, planted faults
+
+$(PARITY): parity-%: $(READY)
+	$(BIN)/esm2-export build --synthetic esm2_t6_8M_UR50D --dtype $* --layers 0,3,6 --pool mean \
+	    --prove --jobs 2 --out artifacts/parity-8M-$*
 
 verify: $(READY)    ## Compare the engines of ARTIFACT with eager fair-esm in float64
 	$(BIN)/esm2-export verify $(ARTIFACT) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))

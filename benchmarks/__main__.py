@@ -23,6 +23,7 @@ from benchmarks.workload import (
     TOKENS,
     lengths_of,
 )
+from exporter.environment import cpu_name
 from runtime import manifest as manifests
 from runtime.cli import MAX_CONCURRENCY
 from runtime.engine import usable_cores
@@ -85,7 +86,7 @@ def main(artifact: Path, rounds: int, install: bool) -> None:
         contenders.insert(2, f"onnx@{min(cores, MAX_CONCURRENCY)}")
     results: dict[str, Any] = {
         "artifact": manifest.name,
-        "machine": f"{platform.machine()}, {_cpu()}",
+        "machine": f"{platform.machine()}, {cores} x {cpu_name()}",
         "date": time.strftime("%Y-%m-%d"),
         "speed": {name: measure_speed(artifact, name, contenders, rounds) for name in SETS},
         "memory": {name: measure_memory(artifact, name) for name in ["eager", *engines]},
@@ -215,16 +216,6 @@ def _fresh_lines(results: dict[str, Any]) -> list[str]:
 def _median_ratio(values: list[float], others: list[float]) -> float:
     """Round by round: a shared machine drifts, and both of a round saw the same of it."""
     return statistics.median(a / b for a, b in zip(values, others, strict=True))
-
-
-def _cpu() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [
-        line.split(":")[1].strip()
-        for line in (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
-        if line.startswith("model name")
-    ]
-    return f"{len(names)} x {names[0]}" if names else platform.processor()
 
 
 if __name__ == "__main__":

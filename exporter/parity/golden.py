@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from exporter.errors import ParityError
 from exporter.parity.budgets import RELATIVE_RULE, budgets_for
 from exporter.parity.cache import Cache
 from exporter.parity.metrics import compare
 from exporter.parity.oracle import Answers, run_eager
-from exporter.parity.packs import Pack, protein, rare
+from exporter.parity.overflow import find_overflow
+from exporter.parity.packs import RARE_RESIDUES, Pack, Protein, protein, rare
 from exporter.weights import Reference
 from runtime.engine import Outputs
 from runtime.manifest import Golden
@@ -32,7 +34,7 @@ def golden_pack() -> Pack:
         protein(random, 42),
         protein(random, 1),
         protein(random, 64, masked=0.3),
-        rare(random, 48),
+        Protein(RARE_RESIDUES + rare(random, 48).sequence),
         protein(random, 1100),
     ]
 
@@ -54,6 +56,9 @@ def write_golden(
         pool: of the ``pooled`` output; None means that the runtime pools, by ``"mean"``.
         dtype: of the engines: the limits are this dtype's.
         cache: of eager fair-esm's answers.
+
+    Raises:
+        ParityError: the dtype overflows; names the layer.
     """
     packs = {"golden": golden_pack()}
     truth, eager = (
@@ -73,10 +78,17 @@ def write_golden(
         rows=rows,
         **answers,
     )
-    eager_errors = {
-        name: _relative_l2(_tensors(eager.outputs)[name], values)
-        for name, values in tensors.items()
-    }
+    try:
+        eager_errors = {
+            name: _relative_l2(_tensors(eager.outputs)[name], values)
+            for name, values in tensors.items()
+        }
+    except ValueError as error:
+        place = find_overflow(reference, getattr(torch, dtype), packs["golden"])
+        raise ParityError(
+            f"eager fair-esm in {dtype} gives {error}: {place or 'not in the packed forward'}. "
+            "Nothing was published"
+        ) from None
     limits = {
         name: _limit(error, dtype, reference.architecture.num_layers)
         for name, error in eager_errors.items()

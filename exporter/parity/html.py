@@ -25,9 +25,11 @@ def render(report: Report) -> str:
     )
     environment.filters |= {
         "count": "{:,}".format,
+        "limit": _limit,
         "number": _number,
         "near_one": _near_one,
         "share": _share,
+        "times": _times,
     }
     return environment.get_template("parity.html.j2").render(
         report=report,
@@ -36,6 +38,7 @@ def render(report: Report) -> str:
         checks=_checks(report),
         budgets={budget.name: budget for budget in report.budgets},
         faults=_faults(report.faults),
+        planted_in={fault.engine for fault in report.faults},
         length_plots=plots.error_by_length(report),
         layer_plot=plots.error_by_layer(report),
         not_drawn=_not_drawn(report),
@@ -121,9 +124,15 @@ def _number(value: float, digits: int = 3) -> str:
         return "unbounded"
     if value >= 1e9 or 0 < value < 1e-3:
         mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
-        return f"{float(mantissa):g}e{int(exponent)}"
+        return f"{mantissa}e{int(exponent)}"
     rounded = float(f"{value:.{digits}g}")
-    return f"{rounded:,.0f}" if rounded >= 1000 else f"{rounded:g}"
+    whole = rounded == 0 or rounded >= 10 ** (digits - 1)
+    return f"{rounded:,.0f}" if whole else f"{rounded:#.{digits}g}"
+
+
+def _limit(value: float) -> str:
+    """As it was written: ``2e-6``, ``0.9995`` or ``2``."""
+    return f"{value:g}".replace("e-0", "e-")
 
 
 def _near_one(value: float | None) -> str:
@@ -135,9 +144,17 @@ def _near_one(value: float | None) -> str:
     return f"{min(value, 1.0):.5g}"
 
 
+def _times(margin: float) -> str:
+    """Before "over": ``190,000 x``."""
+    # A budget's limit divides an unbounded error.
+    if margin >= UNBOUNDED / 1e3:
+        return "unboundedly"
+    return f"{_number(margin, 2)} \N{MULTIPLICATION SIGN}"
+
+
 def _share(margin: float) -> str:
     """How much of a limit is used."""
     if margin > 1:
-        return f"{_number(margin, 2)} \N{MULTIPLICATION SIGN} the limit"
+        return f"{_times(margin)} over the limit"
     percent = "< 0.1" if 0 < margin < 1e-3 else _number(100 * margin, 2)
     return f"{percent} % of the limit"

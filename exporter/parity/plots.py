@@ -1,23 +1,23 @@
 """The report's plots, as inline SVG that takes its colours from the page."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from io import StringIO
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from exporter.parity.metrics import UNBOUNDED, TensorError
 from exporter.parity.report import Report
-from exporter.parity.verdict import RUNTIME_POOLED, EngineVerdict, Row
+from exporter.parity.verdict import RUNTIME_POOLED, EngineVerdict
 
 # In points, and legible where the page is as narrow as a phone.
 WIDTH, HEIGHT, FONT = 440, 330, 13
-MAX_LAYER_LABELS = 10
+MAX_LAYER_LABELS = 6
 
 # Each is replaced by a variable of the page, which knows light from dark.
 _INK, _MUTED, _LINE = "#111111", "#222222", "#333333"
@@ -55,7 +55,10 @@ _STYLE: dict[str, Any] = {
     "lines.markersize": 5.5,
 }
 _HOLLOW = {"color": _MUTED, "markerfacecolor": "none"}
+_RING = {**_HOLLOW, "markersize": 9}
 _LIMIT = {"color": _INK, "linestyle": "--", "linewidth": 1.2, "label": "limit"}
+
+Key = TypeVar("Key")
 
 
 def can_draw(error: TensorError | None) -> bool:
@@ -68,24 +71,27 @@ def error_by_length(report: Report) -> dict[str, str]:
 
     All have the same axes. An engine without an error to draw has no plot.
     """
-    drawn = [v for v in report.engines if any(can_draw(row.engine) for row in v.rows)]
     limits = [budget.limit for budget in report.budgets if budget.quantity == "relative_l2"]
-    rows = [row for verdict in drawn for row in verdict.rows]
-    errors = [e.relative_l2 for row in rows for e in (row.engine, row.eager) if can_draw(e)]
+    clouds = {
+        (i, verdict.engine): _clouds(verdict, _ENGINES[i % len(_ENGINES)])
+        for i, verdict in enumerate(report.engines)
+        if any(can_draw(row.engine) for row in verdict.rows)
+    }
+    points = [point for found in clouds.values() for cloud in found for point in cloud.points]
     plots = {}
-    for i, verdict in enumerate(report.engines):
-        if verdict not in drawn:
-            continue
+    for (i, engine), found in clouds.items():
         with matplotlib.rc_context(_STYLE):
             figure, axes = _figure()
-            axes.set(xscale="log", xlabel="tokens of the pack's longest protein")
-            axes.set(yscale="log", ylabel="relative L2")
-            _fit(axes.xaxis, [row.longest for row in rows])
-            _fit(axes.yaxis, [*errors, *limits])
-            _draw_lengths(axes, verdict, _ENGINES[i % len(_ENGINES)])
+            axes.set(xlabel="tokens of the pack's longest protein", ylabel="relative L2")
+            _logarithmic(axes, "x", [length for length, _ in points])
+            _logarithmic(axes, "y", [*(error for _, error in points), *limits])
+            for cloud in found:
+                lengths, errors = zip(*cloud.points, strict=True)
+                axes.plot(lengths, errors, **cloud.look)
+            axes.plot([], [], "o", **_RING, label=_EAGER)
             for limit in limits:
                 axes.axhline(limit, **_LIMIT)
-            plots[verdict.engine] = _svg(figure, f"length-{i}")
+            plots[engine] = _svg(figure, f"length-{i}")
     return plots
 
 
@@ -96,36 +102,64 @@ def error_by_layer(report: Report) -> str:
     tensors = sorted({tensor for errors in series.values() for tensor in errors}, key=_order)
     if not tensors:
         return ""
+    places = _places(tensors)
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure()
-        axes.set(yscale="log", ylabel="worst relative L2", xlabel="exported layer, and outputs")
-        _fit(axes.yaxis, [error for errors in series.values() for error in errors.values()])
-        looks = [_HOLLOW, *({"color": colour} for colour in _ENGINES)]
+        axes.set(xlabel="exported layer, and outputs", ylabel="worst relative L2")
+        _logarithmic(axes, "y", [error for errors in series.values() for error in errors.values()])
         for i, (name, errors) in enumerate(series.items()):
             # Side by side, for they are often equal.
             shift = 0.14 * (i - (len(series) - 1) / 2)
-            x = [tensors.index(tensor) + shift for tensor in errors]
+            x = [places[tensor].x + shift * places[tensor].width for tensor in errors]
+            look = {"color": _ENGINES[(i - 1) % len(_ENGINES)]} if i else _HOLLOW
             if errors:
-                marker = "o^sD"[i % 4]
-                axes.plot(x, list(errors.values()), marker, label=name, **looks[i % len(looks)])
-        _label_tensors(axes, tensors)
+                axes.plot(x, list(errors.values()), "o^sD"[i % 4], label=name, **look)
+        labelled = [place for place in places.values() if place.label]
+        axes.set_xticks([place.x for place in labelled], [place.label for place in labelled])
         return _svg(figure, "layers")
 
 
-def _draw_lengths(axes: Axes, verdict: EngineVerdict, colour: str) -> None:
+class _Place(NamedTuple):
+    x: float
+    width: float
+    label: str
+
+
+def _places(tensors: Sequence[str]) -> dict[str, _Place]:
+    """Layers from the left, of which few have a label; then the other outputs, spaced for words."""
+    layers = [tensor for tensor in tensors if _kind(tensor) == "representations"]
+    step = math.ceil(len(layers) / MAX_LAYER_LABELS)
+    places = {
+        tensor: _Place(i, 1, "" if i % step else tensor.partition(".")[2])
+        for i, tensor in enumerate(layers)
+    }
+    width = max(1.0, len(layers) / 3)
+    for i, tensor in enumerate(tensors[len(layers) :], 1):
+        label = tensor.replace(" the ", " the\n").replace(" by ", "\nby ")
+        places[tensor] = _Place(len(layers) - 1 + i * width, width, label)
+    return places
+
+
+class _Cloud(NamedTuple):
+    points: list[tuple[int, float]]
+    look: dict[str, Any]
+
+
+def _clouds(verdict: EngineVerdict, colour: str) -> list[_Cloud]:
     """A ring of eager fair-esm's error around the engine's, so that equal ones are both seen."""
+    clouds = []
     for kind, marker in _KINDS.items():
         rows = [row for row in verdict.rows if _kind(row.tensor) == kind]
-        _scatter(axes, rows, "eager", marker, **_HOLLOW, markersize=9)
-        _scatter(axes, rows, "engine", marker, color=colour, label=kind, zorder=3)
-    axes.plot([], [], "o", **_HOLLOW, markersize=9, label=_EAGER)
-
-
-def _scatter(axes: Axes, rows: Sequence[Row], whose: str, marker: str, **look: Any) -> None:
-    found = [(row.longest, getattr(row, whose)) for row in rows]
-    points = [(length, error.relative_l2) for length, error in found if can_draw(error)]
-    if points:
-        axes.plot(*zip(*points, strict=True), marker, **look)
+        label = "worst representation" if kind == "representations" else kind
+        mark = {"color": colour, "label": label, "zorder": 3}
+        for look, errors in (
+            (_RING, _worst(((row.pack, row.longest), row.eager) for row in rows)),
+            (mark, _worst(((row.pack, row.longest), row.engine) for row in rows)),
+        ):
+            points = [(length, error) for (_, length), error in errors.items()]
+            if points:
+                clouds.append(_Cloud(points, {"linestyle": "none", "marker": marker, **look}))
+    return clouds
 
 
 def _kind(tensor: str) -> str:
@@ -137,21 +171,12 @@ def _order(tensor: str) -> tuple[int, int]:
     return list(_KINDS).index(kind), int(layer or 0)
 
 
-def _worst(errors: Iterable[tuple[str, TensorError | None]]) -> Mapping[str, float]:
-    worst: dict[str, float] = {}
-    for tensor, error in errors:
+def _worst(errors: Iterable[tuple[Key, TensorError | None]]) -> dict[Key, float]:
+    worst: dict[Key, float] = {}
+    for key, error in errors:
         if can_draw(error):
-            worst[tensor] = max(error.relative_l2, worst.get(tensor, 0.0))
+            worst[key] = max(error.relative_l2, worst.get(key, 0.0))
     return worst
-
-
-def _label_tensors(axes: Axes, tensors: Sequence[str]) -> None:
-    layers = [tensor for tensor in tensors if _kind(tensor) == "representations"]
-    step = -(-len(layers) // MAX_LAYER_LABELS) or 1
-    labels = {i: layers[i].partition(".")[2] for i in range(0, len(layers), step)}
-    labels |= {i: tensors[i].replace(" ", "\n", 1) for i in range(len(layers), len(tensors))}
-    axes.set_xticks(list(labels), list(labels.values()))
-    axes.set_xlim(-0.5, len(tensors) - 0.5)
 
 
 def _figure() -> tuple[Figure, Axes]:
@@ -160,12 +185,14 @@ def _figure() -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _fit(axis: Axis, values: Sequence[float]) -> None:
+def _logarithmic(axes: Axes, name: Literal["x", "y"], values: Sequence[float]) -> None:
+    """Scales an axis to ``values``; what is drawn later does not change it."""
     low, high = min(values) / 1.6, max(values) * 1.6
-    axis.set_view_interval(low, high, ignore=True)
+    axes.set(**{f"{name}scale": "log", f"{name}lim": (low, high)})
+    axis = axes.xaxis if name == "x" else axes.yaxis
     axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 100 else (1.0, 2.0, 5.0)))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(lambda x, _: f"{x:g}".replace("e-0", "e-"))
+    axis.set_major_formatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-") if x < 0.01 else f"{x:g}")
 
 
 def _svg(figure: Figure, name: str) -> str:

@@ -121,28 +121,37 @@ class Planter:
         self._in_float32: Planter | None = None
 
     def verdict(self, fault: Fault, engine: str) -> FaultVerdict:
-        """What the gate says of ``engine`` with ``fault``."""
-        found = FaultVerdict(fault.name, fault.group, engine, "accepted")
+        """What the gate says of ``engine`` with ``fault``, in this dtype or else in float32."""
         if reason := fault.applies(self._manifest):
-            return msgspec.structs.replace(found, outcome="does not apply", note=reason)
+            found = FaultVerdict(fault.name, fault.group, engine, "does not apply")
+            return msgspec.structs.replace(found, note=reason)
+        with self.planted(fault, engine) as faulty:
+            found = self.show(fault, faulty, engine)
+        if found.outcome != "accepted" or self._manifest.dtype == "float32":
+            return found
+        wide = self._float32_twin(engine).verdict(fault, engine)
+        over = f", {wide.margin:.3g} x over: {wide.by}" if wide.margin else ""
+        return msgspec.structs.replace(
+            found,
+            outcome="hidden" if wide.outcome == "rejected" else "accepted",
+            note=f"{found.note}; in float32: {wide.outcome}{over}",
+        )
+
+    def show(self, fault: Fault, faulty: Path, engine: str) -> FaultVerdict:
+        """What the gate says of the artifact that ``planted`` gave."""
+        found = FaultVerdict(fault.name, fault.group, engine, "accepted")
         try:
-            with self.planted(fault, engine) as faulty:
-                judged = self._judge(fault, faulty, engine)
+            judged = self._judge(fault, faulty, engine)
         except (Esm2Error, ExportError) as error:
             refusal = str(error).replace(str(self._faulty), "the artifact")
             return msgspec.structs.replace(found, outcome="rejected", by=refusal)
         if judged.status != "passed":
             return _rejected(found, judged)
-        if self._manifest.dtype == "float32":
-            return found
-        wide = self._float32_twin(engine).verdict(fault, engine)
         note = (
             f"relative L2 {judged.worst_relative_l2:.1e} with the fault, "
-            f"{judged.worst_ratio_to_eager:.2f} x eager's own rounding; in float32: {wide.outcome}"
-            + (f", {wide.margin:.3g} x over: {wide.by}" if wide.margin else "")
+            f"{judged.worst_ratio_to_eager:.2f} x eager's own rounding"
         )
-        outcome = "hidden" if wide.outcome == "rejected" else "accepted"
-        return msgspec.structs.replace(found, outcome=outcome, note=note)
+        return msgspec.structs.replace(found, note=note)
 
     @contextmanager
     def planted(self, fault: Fault, engine: str) -> Iterator[Path]:
@@ -244,7 +253,7 @@ def _rejected(found: FaultVerdict, judged: EngineVerdict) -> FaultVerdict:
         found,
         outcome="rejected",
         by="" if failed else judged.reason,
-        exactly=[describe(check) for check in failed if check.margin is None],
+        exactly=[describe(check) for check in failed if check.sense == "exact"],
     )
     if not budgets:
         return found

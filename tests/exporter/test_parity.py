@@ -338,7 +338,9 @@ class TestCache:
     def test_the_oldest_go_first(self, tmp_path: Path) -> None:
         import os
 
-        cache = Cache(tmp_path, max_bytes=3000)
+        Cache(tmp_path / "one").write("a", {"x": np.zeros(100)})
+        size = (tmp_path / "one" / "a.npz").stat().st_size
+        cache = Cache(tmp_path, max_bytes=2 * size)
         for age, key in ((300, "a"), (200, "b"), (100, "c")):
             cache.write(key, {"x": np.zeros(100)})
             stamp = (tmp_path / f"{key}.npz").stat().st_mtime - age
@@ -465,6 +467,15 @@ def test_half_precision_has_the_relative_rule_and_the_task_rules(dtype: str) -> 
     }  # fmt: skip
 
 
+@pytest.fixture
+def few_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half precision is slow on a CPU; the whole list is what ``make parity`` runs."""
+    names = ("one residue", "many masks", "mixed")
+    monkeypatch.setattr(
+        "exporter.verify.parity_packs", lambda seed: with_names(parity_packs(seed), names)
+    )
+
+
 class TestHalfPrecision:
     def test_rotary_angles_stay_float32(self, reference: Reference) -> None:
         packed = cast_copy(PackedESM2(reference.model).eval(), torch.bfloat16)
@@ -472,6 +483,7 @@ class TestHalfPrecision:
         assert torch.equal(packed.inv_freq, PackedESM2(reference.model).inv_freq)
         assert reference.model.embed_tokens.weight.dtype == torch.float32
 
+    @pytest.mark.usefixtures("few_packs")
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
     def test_build_and_verify(self, tiny_checkpoint: Path, tmp_path: Path, dtype: str) -> None:
         out = tmp_path / dtype
@@ -625,6 +637,7 @@ class TestCommand:
         assert result.exit_code == 2
         assert "is empty: it holds no FASTA record" in result.stderr
 
+    @pytest.mark.usefixtures("few_packs")
     def test_v1_attention(self, tiny_artifact: Path) -> None:
         result = invoke("verify", tiny_artifact, "--v1-attention", "--json")
         assert result.exit_code == 0, result.output

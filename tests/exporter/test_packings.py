@@ -1,0 +1,93 @@
+"""200 seeded random packings of proteins from 1 to 2000 residues, with masks and rare residues."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import runtime
+from exporter.parity.cache import Cache
+from exporter.parity.oracle import Answers, run_eager
+from exporter.parity.packs import Pack, Protein, protein, rare
+from exporter.parity.verdict import judge
+from exporter.weights import Reference
+from runtime import manifest as manifests
+from runtime.engine import Outputs
+from tests.conftest import LAYERS
+
+COUNT = 48
+
+
+def drawn() -> list[Protein]:
+    """Lengths spread evenly on a logarithmic scale; a third has masks, a third rare residues."""
+    random = np.random.default_rng(200)
+    lengths = np.exp(np.linspace(0, np.log(2000), COUNT)).round().astype(int)
+    kinds = (protein, rare, lambda random, length: protein(random, length, masked=0.3))
+    return [kinds[i % 3](random, int(length)) for i, length in enumerate(lengths)]
+
+
+PROTEINS = drawn()
+MASKED = [i for i, p in enumerate(PROTEINS) if "<mask>" in p.sequence]
+
+# One with masks in every pack, or there would be no prediction to compare.
+packings = st.tuples(
+    st.lists(st.integers(0, COUNT - 1), max_size=6), st.sampled_from(MASKED), st.integers(0, 6)
+).map(lambda drawn: [*drawn[0][: drawn[2]], drawn[1], *drawn[0][drawn[2] :]])
+
+
+@pytest.fixture(scope="module")
+def alone(reference: Reference, cache: Cache) -> tuple[dict[str, Answers], dict[str, Answers]]:
+    """Each protein's answers in float64 and in float32: a protein alone equals itself in a pack."""
+    packs = {str(i): [PROTEINS[i]] for i in range(COUNT)}
+    truth, eager = (
+        run_eager(reference, packs, LAYERS, "mean", dtype, cache)
+        for dtype in (torch.float64, torch.float32)
+    )
+    return truth, eager
+
+
+@pytest.fixture(scope="module")
+def engines(artifact: Path) -> Iterator[list[runtime.Engine]]:
+    with (
+        runtime.load(artifact, "onnx", check_files=False) as one,
+        runtime.load(artifact, "torchscript", check_files=False) as other,
+    ):
+        yield [one, other]
+
+
+@settings(max_examples=200, derandomize=True, deadline=None, database=None)
+@given(packing=packings)
+def test_any_packing_passes(
+    packing: list[int],
+    artifact: Path,
+    engines: list[runtime.Engine],
+    alone: tuple[dict[str, Answers], dict[str, Answers]],
+) -> None:
+    packs: dict[str, Pack] = {"random": [PROTEINS[i] for i in packing]}
+    truth, eager = ({"random": together(answers, packing)} for answers in alone)
+    manifest = manifests.read(artifact, check_files=False)
+    for engine in engines:
+        verdict = judge(engine, artifact, manifest, packs, truth, eager)
+        assert verdict.status == "passed", verdict.reason
+
+
+def together(alone: dict[str, Answers], packing: list[int]) -> Answers:
+    """The answers of a pack from those of its proteins."""
+    members = [alone[str(i)] for i in packing]
+    outputs = [member.outputs for member in members]
+    lengths = [len(member.input_ids) for member in members]
+    return Answers(
+        input_ids=np.concatenate([member.input_ids for member in members]),
+        cu_seqlens=np.cumsum([0, *lengths]).astype(np.int32),
+        outputs=Outputs(
+            logits=np.concatenate([o.logits for o in outputs]),
+            representations={
+                k: np.concatenate([o.representations[k] for o in outputs]) for k in LAYERS
+            },
+            pooled=np.concatenate([o.pooled for o in outputs]),
+        ),
+    )
