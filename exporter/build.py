@@ -19,7 +19,7 @@ from exporter.parity.report import Report, write_report
 from exporter.precision import cast_copy
 from exporter.publish import staged
 from exporter.targets import TARGETS, exporter_of
-from exporter.verify import Proof, layer_norm_of, verify
+from exporter.verify import Proof, ProofOptions, layer_norm_of, verify
 from exporter.weights import Reference, WeightsSource, load_reference
 from runtime import manifest as manifests
 from runtime.manifest import EngineEntry, FileEntry, Golden, Manifest, Signature, TensorSpec
@@ -36,7 +36,7 @@ class BuildOptions:
         targets: formats, keys of ``exporter.targets.TARGETS``.
         layers: to export; None takes the last.
         pool: adds a ``pooled`` output of the last exported layer.
-        prove: how many processes plant faults in the verified engines; 0 plants none.
+        prove: plant faults in the verified engines, and demand that each is rejected.
         dtype: of weights and outputs, one of ``exporter.architectures.DTYPES``.
         out: the artifact's folder; None takes ``artifacts/<name>``.
     """
@@ -46,7 +46,7 @@ class BuildOptions:
     layers: Sequence[int] | None = None
     pool: str | None = None
     dtype: str = "float32"
-    prove: int = 0
+    prove: ProofOptions | None = None
     out: Path | None = None
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from exporter.weights import WeightsSource
 
 FAILED_PARITY = 1
+PROVE_IN_HELP = "Formats to plant faults in, separated by commas.  [default: all]"
 JOBS_HELP = "Processes that plant faults, each with a copy of the model."
 
 SOURCE_OPTIONS = (
@@ -74,6 +75,7 @@ def main() -> None:
     help="Of weights and outputs; softmax, LayerNorm and rotary angles stay float32.",
 )
 @click.option("--prove", is_flag=True, help="Also plant faults and demand that each is rejected.")
+@click.option("--prove-in", help=PROVE_IN_HELP)
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help=JOBS_HELP)
 @click.option(
     "--out",
@@ -83,7 +85,8 @@ def main() -> None:
 @one_line_errors(ExportError, Esm2Error, OSError)
 def build(
     model: str | None, checkpoint: str | None, synthetic: str | None, seed: int, target: str,
-    layers: str | None, pool: str | None, dtype: str, prove: bool, jobs: int, out: Path | None,
+    layers: str | None, pool: str | None, dtype: str, prove: bool, prove_in: str | None,
+    jobs: int, out: Path | None,
 ) -> None:  # fmt: skip
     """Build an artifact: engines that passed parity, their weights, and a manifest."""
     source = _source(model, checkpoint, synthetic, seed)
@@ -93,6 +96,7 @@ def build(
     from exporter.build import build as run_build
     from exporter.parity.cache import Cache, default_folder
     from exporter.parity.terminal import summary
+    from exporter.verify import ProofOptions
 
     if source.kind == "synthetic":
         _warn(
@@ -100,8 +104,9 @@ def build(
             "embeddings mean nothing. For real ones: --model, or --checkpoint"
         )
     started = time.perf_counter()
-    targets = [part.strip() for part in target.split(",") if part.strip()]
-    options = BuildOptions(source, targets, wanted_layers, pool, dtype, jobs if prove else 0, out)
+    targets = _formats(target) or []
+    proof = ProofOptions(jobs, _formats(prove_in)) if prove else None
+    options = BuildOptions(source, targets, wanted_layers, pool, dtype, proof, out)
     try:
         folder, report = run_build(
             options, lambda line: click.echo(line, err=True), Cache(default_folder())
@@ -131,6 +136,7 @@ def build(
 )
 @click.option("--fasta", type=click.Path(), help="Your own proteins, compared beside the packs.")
 @click.option("--prove", is_flag=True, help="Also plant faults and demand that each is rejected.")
+@click.option("--prove-in", help=PROVE_IN_HELP)
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help=JOBS_HELP)
 @click.option(
     "--v1-attention", is_flag=True, help="Run the engines with the reference's attention."
@@ -151,8 +157,8 @@ def build(
 @one_line_errors(ExportError, Esm2Error, OSError)
 def verify(
     artifact: Path, engine: str | None, checkpoint: str | None, seed: int, fasta: str | None,
-    prove: bool, jobs: int, v1_attention: bool, report: Path | None, junit: Path | None,
-    against: Path | None, no_cache: bool, as_json: bool,
+    prove: bool, prove_in: str | None, jobs: int, v1_attention: bool, report: Path | None,
+    junit: Path | None, against: Path | None, no_cache: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare ARTIFACT's engines with eager fair-esm in float64.
 
@@ -170,7 +176,7 @@ def verify(
     from exporter.parity.junit import as_junit
     from exporter.parity.report import encode, grown_errors, read, write_report
     from exporter.parity.terminal import summary
-    from exporter.verify import Proof
+    from exporter.verify import Proof, ProofOptions
     from exporter.verify import verify as run_verify
     from exporter.weights import load_original
 
@@ -186,7 +192,7 @@ def verify(
         own_packs,
         "standard" if v1_attention else "auto",
         None if no_cache else Cache(default_folder()),
-        Proof(load, jobs) if prove else None,
+        Proof(load, ProofOptions(jobs, _formats(prove_in))) if prove else None,
     )
     grown = grown_errors(result, older) if older else []
     if report:
@@ -269,6 +275,10 @@ def _source(
 
     kind, value = given[0]
     return WeightsSource(kind, value, seed)
+
+
+def _formats(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _integers(text: str) -> list[int]:

@@ -4,7 +4,7 @@ The data's path: packs -> the oracle and eager's own error (``Gate``) -> each en
 planted faults, if asked for -> one report.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +30,19 @@ from runtime.pooling import Pool
 
 
 @dataclass(frozen=True)
+class ProofOptions:
+    """How to plant faults: in how many processes, and in which formats (None: in all)."""
+
+    jobs: int = 1
+    engines: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
 class Proof:
-    """Asks for planted faults; ``load`` gives the reference in each of ``jobs`` processes."""
+    """Asks for planted faults; ``load`` gives the reference in each process."""
 
     load: Callable[[], Reference]
-    jobs: int = 1
+    options: ProofOptions
 
 
 class Gate:
@@ -143,8 +151,11 @@ def verify(
     if prove:
         from exporter.parity.prove import prove_gate
 
-        measured = [v.engine for v in verdicts if v.status != "not measured"]
-        faults = prove_gate(folder, manifest, prove.load, measured, cache, prove.jobs)
+        wanted = chosen if prove.options.engines is None else prove.options.engines
+        measured = [v.engine for v in verdicts if v.status != "not measured" and v.engine in wanted]
+        if not measured:
+            raise ExportError(f"faults can be planted in {', '.join(chosen)}, got {wanted}")
+        faults = prove_gate(folder, manifest, prove.load, measured, cache, prove.options.jobs)
     batches = {name: as_batch(pack) for name, pack in packs.items()}
     return Report(
         schema_version=SCHEMA_VERSION,

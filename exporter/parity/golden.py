@@ -35,7 +35,7 @@ def golden_pack() -> Pack:
         protein(random, 1),
         protein(random, 64, masked=0.3),
         Protein(RARE_RESIDUES + rare(random, 48).sequence),
-        protein(random, 1100),
+        protein(random, 1030),
     ]
 
 

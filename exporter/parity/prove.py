@@ -36,7 +36,7 @@ from runtime.engine import usable_cores
 from runtime.errors import Esm2Error
 from runtime.manifest import EngineEntry, Manifest
 
-PACKS = ("one residue", "every token", "many masks", "nearly all masks", "mixed")
+PACKS = ("one residue", "every token", "many masks", "nearly all masks")
 
 
 def prove_gate(
