@@ -15,11 +15,12 @@ from exporter.errors import ExportError, ParityError
 from exporter.packed_forward import PackedESM2, check_repr_layers
 from exporter.parity.cache import Cache
 from exporter.parity.golden import write_golden
+from exporter.parity.oracle import layer_norm_of
 from exporter.parity.report import Report, write_report
 from exporter.precision import cast_copy
 from exporter.publish import staged
 from exporter.targets import TARGETS, exporter_of
-from exporter.verify import Proof, ProofOptions, layer_norm_of, verify
+from exporter.verify import Proof, ProofOptions, verify
 from exporter.weights import Reference, WeightsSource, load_reference
 from runtime import manifest as manifests
 from runtime.manifest import EngineEntry, FileEntry, Golden, Manifest, Signature, TensorSpec
@@ -110,6 +111,8 @@ def _packed(reference: Reference, options: BuildOptions) -> PackedESM2:
     except ValueError as error:
         raise ExportError(str(error)) from None
     packed = PackedESM2(reference.model, layers, options.pool).eval()
+    if options.dtype == "float32":
+        return packed  # it shares the reference's parameters, and goes on sharing them
     return cast_copy(packed, getattr(torch, options.dtype))
 
 

@@ -179,6 +179,7 @@ def verify(
     from exporter.verify import Proof, ProofOptions
     from exporter.verify import verify as run_verify
     from exporter.weights import load_original
+    from runtime.engine import default_attention
 
     older = read(against) if against else None
     own_packs = _own_packs(fasta)
@@ -190,7 +191,7 @@ def verify(
         [engine] if engine else None,
         seed,
         own_packs,
-        "standard" if v1_attention else "auto",
+        "standard" if v1_attention else default_attention(),
         None if no_cache else Cache(default_folder()),
         Proof(load, ProofOptions(jobs, _formats(prove_in))) if prove else None,
     )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from exporter.architectures import DTYPES
 from exporter.environment import describe_environment
+from exporter.errors import ExportError
 from exporter.packed_forward import PackedESM2
 from exporter.parity.cache import Cache
 from exporter.parity.oracle import run_eager
@@ -91,6 +92,7 @@ def study(reference: Reference, sequences: Sequence[str], cache: Cache | None) -
 
     Raises:
         InputError: there are no proteins.
+        ExportError: a dtype overflows.
     """
     packs = packs_of(sequences, "pack", MAX_TOKENS)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -169,7 +171,10 @@ def _joined(pooled: list[Pooled | None]) -> Pooled:
 
 def _distance(dtype: str, one: tuple[str, Pooled], other: tuple[str, Pooled]) -> Distance:
     (one_name, expected), (other_name, actual) = one, other
-    agreement, correlation = compare_classifications(actual, expected)
+    try:
+        agreement, correlation = compare_classifications(actual, expected)
+    except ValueError as error:
+        raise ExportError(f"{one_name} or {other_name} attention in {dtype}: {error}") from None
     norms = np.linalg.norm(expected, axis=1)
     relative = np.linalg.norm(actual - expected, axis=1) / norms
     return Distance(

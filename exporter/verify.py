@@ -17,7 +17,7 @@ from exporter.errors import ExportError
 from exporter.packed_forward import PackedESM2
 from exporter.parity.budgets import budgets_for
 from exporter.parity.cache import Cache
-from exporter.parity.oracle import run_eager
+from exporter.parity.oracle import layer_norm_of, run_eager
 from exporter.parity.overflow import find_overflow
 from exporter.parity.packs import Pack, as_batch, parity_packs
 from exporter.parity.report import SCHEMA_VERSION, FaultVerdict, Report, is_passed
@@ -138,6 +138,8 @@ def verify(
     Raises:
         ExportError: the weights hold NaN or Inf, or there is nothing to compare.
     """
+    chosen = list(manifest.engines if engines is None else engines)
+    wanted = _formats_to_plant_in(prove, chosen)
     if names := shared_weights.not_finite(folder):
         raise ExportError(
             f"{folder / shared_weights.FILE_NAME} holds NaN or Inf in {len(names)} tensors "
@@ -145,17 +147,16 @@ def verify(
         )
     packs = {**parity_packs(seed), **(own_packs or {})}
     gate = Gate(reference, manifest, packs, cache)
-    chosen = list(manifest.engines if engines is None else engines)
     verdicts = [gate.judge(folder, manifest, name, attention) for name in chosen]
     faults: list[FaultVerdict] = []
-    if prove:
+    # In engines that passed: a fault in one that fails anyway would prove nothing.
+    sound = [v.engine for v in verdicts if v.status == "passed" and v.engine in wanted]
+    if prove and sound:
         from exporter.parity.prove import prove_gate
 
-        wanted = chosen if prove.options.engines is None else prove.options.engines
-        measured = [v.engine for v in verdicts if v.status != "not measured" and v.engine in wanted]
-        if not measured:
-            raise ExportError(f"faults can be planted in {', '.join(chosen)}, got {wanted}")
-        faults = prove_gate(folder, manifest, prove.load, measured, cache, prove.options.jobs)
+        faults = prove_gate(
+            folder, manifest, reference, prove.load, sound, attention, cache, prove.options.jobs
+        )
     batches = {name: as_batch(pack) for name, pack in packs.items()}
     return Report(
         schema_version=SCHEMA_VERSION,
@@ -182,7 +183,12 @@ def verify(
     )
 
 
-def layer_norm_of(reference: Reference) -> str:
-    """Which LayerNorm fair-esm took: apex's where it is installed, else PyTorch's."""
-    kind = type(reference.model.emb_layer_norm_after)
-    return f"{kind.__module__}.{kind.__qualname__}"
+def _formats_to_plant_in(prove: Proof | None, chosen: Sequence[str]) -> Sequence[str]:
+    if prove is None or prove.options.engines is None:
+        return chosen
+    wanted = prove.options.engines
+    if not wanted or set(wanted) - set(chosen):
+        raise ExportError(
+            f"faults can be planted in {', '.join(chosen)}, got {', '.join(wanted) or 'none'}"
+        )
+    return wanted

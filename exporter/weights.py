@@ -128,15 +128,27 @@ def load_original(folder: Path, manifest: Manifest, checkpoint: str | None) -> R
     else:
         source = WeightsSource("artifact", str(folder))
     reference = load_reference(source)
-    if reference.origin.state_sha256 != origin.state_sha256:
-        # Rounded weights are not the checkpoint's: only the original can be the truth for them.
-        advice = ". Give the original with --checkpoint" if source.kind == "artifact" else ""
-        raise CheckpointError(
-            f"{source.kind} {source.value} is not what {folder} was built from: digest of its "
-            f"parameters {reference.origin.state_sha256[:12]}..., expected "
-            f"{origin.state_sha256[:12]}...{advice}"
-        )
+    # Rounded weights are not the checkpoint's: only the original can be the truth for them.
+    advice = ". Give the original with --checkpoint" if source.kind == "artifact" else ""
+    check_is_original(reference, manifest, f"{source.kind} {source.value}", folder, advice)
     return reference
+
+
+def check_is_original(
+    reference: Reference, manifest: Manifest, what: str, folder: Path, advice: str = ""
+) -> None:
+    """Raises CheckpointError unless the artifact says that it was built from ``reference``."""
+    got, expected = reference.origin.state_sha256, manifest.weights.state_sha256
+    if got != expected:
+        raise CheckpointError(
+            f"{what} is not what {folder} was built from: digest of its parameters {got[:12]}..., "
+            f"expected {expected[:12]}...{advice}"
+        )
+    if reference.architecture != manifest.architecture:
+        raise CheckpointError(
+            f"{what} is not what {folder} was built from: its settings are "
+            f"{reference.architecture}, expected {manifest.architecture}"
+        )
 
 
 def fair_esm_version() -> str:

@@ -191,6 +191,11 @@ def selftest(
     results: list[SelfTest] = []
     broken: dict[str, str] = {}
     not_run: dict[str, str] = {}
+    if engine is not None and engine not in manifest.engines:
+        raise InputError(
+            f"artifact {artifact} holds no engine {engine!r}, it holds "
+            f"{', '.join(manifest.engines)}"
+        )
     for name in [engine] if engine else manifest.engines:
         try:
             with load(artifact, name, device, attention, check_files=False) as loaded:

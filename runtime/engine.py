@@ -168,7 +168,11 @@ def load(
         folder, manifest, device, attention or default_attention(), Threads(threads, concurrency)
     )
     if validate:
-        _validate(loaded, folder, manifest)
+        try:
+            _validate(loaded, folder, manifest)
+        except BaseException:
+            loaded.close()
+            raise
     return loaded
 
 
@@ -177,7 +181,6 @@ def _validate(engine: Engine, folder: Path, manifest: "Manifest") -> None:
 
     result = selftest(engine, folder, manifest)
     if not result.passed:
-        engine.close()
         raise EngineError(f"{result.worst_line()}. Do not use this engine here")
 
 

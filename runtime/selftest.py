@@ -110,7 +110,7 @@ def selftest(engine: Engine, folder: Path, manifest: Manifest) -> SelfTest:
                 [tokenizer.tokenize(sequence) for sequence in golden.sequences[:count]]
             )
             comparisons.append(_compare_tokens(pack, batch, golden, count))
-            got = _answers(engine.run(batch), batch, manifest)
+            got = all_outputs(engine.run(batch), batch, manifest)
         except Esm2Error as error:
             comparisons.append(Comparison(pack, "all outputs", None, None, False, str(error)))
             continue
@@ -152,6 +152,9 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
         ) from None
     if not golden.sequences or not len(golden.rows) or not manifest.golden.limits:
         raise ArtifactError(f"{path} holds no proteins to compare with. Export again")
+    wanted = {"pooled" if name == RUNTIME_POOLED else name for name in manifest.golden.limits}
+    if missing := wanted - golden.answers.keys():
+        raise ArtifactError(f"{path} holds no {', '.join(sorted(missing))}. Export again")
     return golden
 
 
@@ -164,9 +167,10 @@ def _compare_tokens(pack: str, batch: PackedBatch, golden: Golden, count: int) -
     return Comparison(pack, "input_ids, cu_seqlens", None, None, same, problem)
 
 
-def _answers(
+def all_outputs(
     outputs: Outputs, batch: PackedBatch, manifest: Manifest
 ) -> dict[str, NDArray[np.floating]]:
+    """Everything a user can get: the engine's outputs, and what the runtime pools from them."""
     got = {"logits": outputs.logits}
     got |= {f"representations.{k}": values for k, values in outputs.representations.items()}
     if outputs.pooled is not None:

@@ -6,7 +6,6 @@ contents: one that was changed is not believed but computed again.
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -62,10 +61,10 @@ class Cache:
         """Keeps ``arrays``. A full or read-only disk costs the next run its time, nothing else."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self._folder) as aside:
-                path = Path(aside) / "answers.npz"
-                np.savez(path, digest=np.array(_digest(key, arrays)), **arrays)
-                path.replace(self._path(key))
+            # Counted and swept like the others, should this process be killed.
+            aside = self._path(f"{key}.{os.getpid()}")
+            np.savez(aside, digest=np.array(_digest(key, arrays)), **arrays)
+            aside.replace(self._path(key))
             self._remove_oldest()
         except OSError:
             return

@@ -92,6 +92,10 @@ def _needs_token_dropout(manifest: Manifest) -> str:
     return "" if manifest.architecture.token_dropout else "this model has no token dropout"
 
 
+def _needs_two_layers(manifest: Manifest) -> str:
+    return "" if manifest.architecture.num_layers > 1 else "this model has one layer"
+
+
 def _needs_float32(manifest: Manifest) -> str:
     return "" if manifest.dtype == "float32" else f"the weights are {manifest.dtype} already"
 
@@ -253,7 +257,11 @@ def _layers_swapped(state: State, architecture: Architecture) -> dict[str, Tenso
 
 def _another_seed(state: State, architecture: Architecture) -> dict[str, Tensor]:
     name = f"{_middle(architecture)}.self_attn.v_proj.weight"
-    return synthetic_state({name: state[name].shape}, seed=4711)
+    for seed in (4711, 4712):
+        drawn = synthetic_state({name: state[name].shape}, seed)
+        if not torch.equal(drawn[name], state[name]):
+            break
+    return drawn
 
 
 def _row_swapped(state: State, architecture: Architecture) -> dict[str, Tensor]:
@@ -276,7 +284,7 @@ def _weights_faults() -> Iterable[Fault]:
     return [
         WeightsFault("rotary base 5000", "graph", _rotary_base),
         WeightsFault("one layer skipped", "graph", _layer_skipped),
-        WeightsFault("two layers swapped", "graph", _layers_swapped),
+        WeightsFault("two layers swapped", "graph", _layers_swapped, _needs_two_layers),
         WeightsFault("one tensor of another seed", "weights", _another_seed),
         WeightsFault("two rows of a tensor swapped", "weights", _row_swapped),
         WeightsFault("a LayerNorm bias zeroed", "weights", _bias_zeroed),
@@ -372,7 +380,7 @@ def _another_dtype(manifest: Manifest) -> Manifest:
 
 
 def _edited(manifest: Manifest) -> Manifest:
-    return msgspec.structs.replace(manifest, name="another")
+    return msgspec.structs.replace(manifest, name=f"{manifest.name}-edited")
 
 
 def _newer_schema(manifest: Manifest) -> Manifest:

@@ -22,6 +22,8 @@ def as_junit(report: Report, grown: list[str]) -> str:
             suite.add("measured", skipped=verdict.reason)
         elif verdict.status == "failed" and not verdict.checks:
             suite.add("loads", failure=verdict.reason)
+    if all(verdict.status == "not measured" for verdict in report.engines):
+        _Suite(suites, "engines").add("measured", failure="no engine could be measured here")
     for engine in dict.fromkeys(fault.engine for fault in report.faults):
         suite = _Suite(suites, f"planted faults, {engine}")
         for fault in (fault for fault in report.faults if fault.engine == engine):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from exporter import precision
 from exporter.parity.cache import Cache
 from exporter.parity.packs import Pack, Protein
 from exporter.precision import cast_copy
@@ -23,8 +24,10 @@ from exporter.weights import Reference, fair_esm_version
 from runtime.engine import Outputs
 from runtime.pooling import Pool
 
-# Answers on disk are of one recipe: any edit of this file asks for new ones.
-RECIPE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+# Answers on disk are of one recipe: any edit of what computes them asks for new ones.
+RECIPE = hashlib.sha256(
+    Path(__file__).read_bytes() + Path(precision.__file__).read_bytes()
+).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ def run_eager(
     recipe = (
         f"recipe {RECIPE}, fair-esm {fair_esm_version()}, torch {torch.__version__}, {dtype}, "
         f"{torch.backends.cpu.get_cpu_capability()}, layers {layers}, pool {pooling}, "
+        f"{layer_norm_of(reference)}, {reference.architecture}, "
         f"weights {reference.origin.state_sha256}"
     )
     seen: dict[Protein, Arrays] = {}
@@ -91,6 +95,12 @@ def run_eager(
                     cache.write(key, stored)
             answers[name] = _answers(pack, tokens, stored, layers)
     return answers
+
+
+def layer_norm_of(reference: Reference) -> str:
+    """Which LayerNorm fair-esm took: apex's where it is installed, else PyTorch's."""
+    kind = type(reference.model.emb_layer_norm_after)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def tokens_of(reference: Reference, protein: Protein) -> NDArray[np.int64]:

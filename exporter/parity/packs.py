@@ -65,12 +65,15 @@ def packs_of(sequences: Iterable[str], name: str, max_tokens: int = 4096) -> dic
     """A user's own proteins, packed as ``esm2-run embed`` packs them.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or one without residues: its mean embedding is NaN.
     """
     proteins = [Protein(sequence) for sequence in sequences]
     if not proteins:
         raise InputError(f"{name} holds no proteins: there is nothing to compare")
     lengths = [len(tokenizer.tokenize(protein.sequence)) for protein in proteins]
+    if min(lengths) == len(tokenizer.tokenize("")):
+        number = lengths.index(min(lengths)) + 1
+        raise InputError(f"protein {number} of {name} has no residues. Remove it")
     packings = first_fit_decreasing(lengths, max_tokens)
     return {
         f"{name} {number}": [proteins[i] for i in packing]

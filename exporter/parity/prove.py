@@ -4,12 +4,15 @@ Each engine with a fault runs on a few of the packs. That is enough: one failing
 engine whatever the others say. What half precision's own rounding hides is planted in float32 too.
 """
 
+import functools
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,19 +25,20 @@ from tqdm import tqdm
 from exporter import shared_weights
 from exporter.errors import ExportError
 from exporter.packed_forward import PackedESM2
+from exporter.parity.budgets import RELATIVE_RULE, TASK_RULES
 from exporter.parity.cache import Cache
 from exporter.parity.faults import Fault, GraphFault, ManifestFault, WeightsFault, faults
 from exporter.parity.packs import parity_packs, with_names
 from exporter.parity.report import FaultVerdict
-from exporter.parity.verdict import EngineVerdict, describe
+from exporter.parity.verdict import Check, EngineVerdict, describe
 from exporter.precision import cast_copy
 from exporter.targets import exporter_of
 from exporter.verify import Gate
-from exporter.weights import Reference, load_original
+from exporter.weights import Reference, check_is_original
 from runtime import manifest as manifests
-from runtime.engine import usable_cores
+from runtime.engine import Attention, usable_cores
 from runtime.errors import Esm2Error
-from runtime.manifest import EngineEntry, Manifest
+from runtime.manifest import Manifest
 
 PACKS = ("one residue", "every token", "many masks", "nearly all masks")
 
@@ -42,8 +46,10 @@ PACKS = ("one residue", "every token", "many masks", "nearly all masks")
 def prove_gate(
     folder: Path,
     manifest: Manifest,
+    reference: Reference,
     load: Callable[[], Reference],
     engines: Sequence[str],
+    attention: Attention = "auto",
     cache: Cache | None = None,
     jobs: int = 1,
 ) -> list[FaultVerdict]:
@@ -52,44 +58,73 @@ def prove_gate(
     Args:
         folder: an artifact whose engines pass.
         manifest: of it.
-        load: gives eager fair-esm with the original weights; called once in each process.
+        reference: eager fair-esm with the original weights.
+        load: gives ``reference`` in each process, where there are several.
         engines: formats to plant in.
+        attention: that the engines passed with.
         cache: of eager fair-esm's answers.
         jobs: processes, each with a copy of the model and its share of the cores.
+
+    Raises:
+        ExportError: an engine without a fault does not pass here, or a process died.
     """
     tasks = [(number, engine) for engine in engines for number in range(len(faults()))]
     with (
         tempfile.TemporaryDirectory() as workspace,
-        ProcessPoolExecutor(
-            jobs,
-            mp_context=get_context("spawn"),
-            initializer=_start,
-            initargs=(folder, manifest, load, Path(workspace), cache, jobs),
-        ) as pool,
         tqdm(total=len(tasks), desc="planting faults", leave=False, disable=None) as progress,
     ):
         found = []
-        for verdict in pool.map(_plant, tasks):
+        if jobs == 1:
+            planter = Planter(folder, manifest, reference, Path(workspace), attention, cache)
+            verdicts = (planter.verdict(faults()[number], engine) for number, engine in tasks)
+        else:
+            setting = _Setting(folder, manifest, load, Path(workspace), attention, cache, jobs)
+            verdicts = _in_processes(setting, tasks)
+        for verdict in verdicts:
             found.append(verdict)
             progress.update()
         return found
 
 
-_planter: "Planter"
+@dataclass(frozen=True)
+class _Setting:
+    """What a process needs to make its own ``Planter``."""
+
+    folder: Path
+    manifest: Manifest
+    load: Callable[[], Reference]
+    workspace: Path
+    attention: Attention
+    cache: Cache | None
+    jobs: int
+
+    def make(self) -> "Planter":
+        threads = max(1, usable_cores() // self.jobs)
+        torch.set_num_threads(threads)
+        own = self.workspace / str(os.getpid())
+        own.mkdir()
+        return Planter(
+            self.folder, self.manifest, self.load(), own, self.attention, self.cache, threads
+        )
 
 
-def _start(
-    folder: Path, manifest: Manifest, load: Callable[[], Reference], workspace: Path,
-    cache: Cache | None, jobs: int,
-) -> None:  # fmt: skip
+def _in_processes(setting: _Setting, tasks: list[tuple[int, str]]) -> Iterator[FaultVerdict]:
+    with ProcessPoolExecutor(setting.jobs, get_context("spawn")) as pool:
+        try:
+            yield from pool.map(functools.partial(_plant, setting), tasks)
+        except BrokenProcessPool:
+            raise ExportError(
+                "a process that plants faults died, perhaps for lack of memory: fewer --jobs"
+            ) from None
+
+
+_planter: "Planter | None" = None
+
+
+def _plant(setting: _Setting, task: tuple[int, str]) -> FaultVerdict:
     global _planter
-    torch.set_num_threads(max(1, usable_cores() // jobs))
-    own = workspace / str(os.getpid())
-    own.mkdir()
-    _planter = Planter(folder, manifest, load(), own, cache, torch.get_num_threads())
-
-
-def _plant(task: tuple[int, str]) -> FaultVerdict:
+    # Made by the first task, so that what it raises reaches the caller as it is.
+    _planter = _planter or setting.make()
     number, engine = task
     return _planter.verdict(faults()[number], engine)
 
@@ -102,22 +137,25 @@ class Planter:
         manifest: of it.
         reference: eager fair-esm with the original weights.
         workspace: an empty folder for the faulty ones.
+        attention: that the engines run with.
         cache: of eager fair-esm's answers.
         threads: of an engine; None takes every core.
     """
 
     def __init__(
         self, folder: Path, manifest: Manifest, reference: Reference, workspace: Path,
-        cache: Cache | None = None, threads: int | None = None,
+        attention: Attention = "auto", cache: Cache | None = None, threads: int | None = None,
     ):  # fmt: skip
         self._folder = folder
         self._manifest = manifest
         self._reference = reference
         self._workspace = workspace
         self._faulty = workspace / f"faulty {manifest.dtype}"
+        self._attention: Attention = attention
         self._cache = cache
         self._threads = threads
         self._gate = Gate(reference, manifest, with_names(parity_packs(), PACKS), cache)
+        self._sound: set[str] = set()
         self._in_float32: Planter | None = None
 
     def verdict(self, fault: Fault, engine: str) -> FaultVerdict:
@@ -125,33 +163,83 @@ class Planter:
         if reason := fault.applies(self._manifest):
             found = FaultVerdict(fault.name, fault.group, engine, "does not apply")
             return msgspec.structs.replace(found, note=reason)
+        self._require_sound(engine)
         with self.planted(fault, engine) as faulty:
-            found = self.show(fault, faulty, engine)
-        if found.outcome != "accepted" or self._manifest.dtype == "float32":
+            found, judged = self.show(fault, faulty, engine)
+        if found.outcome == "rejected" or judged is None or self._manifest.dtype == "float32":
             return found
-        wide = self._float32_twin(engine).verdict(fault, engine)
-        over = f", {wide.margin:.3g} x over: {wide.by}" if wide.margin else ""
-        return msgspec.structs.replace(
-            found,
-            outcome="hidden" if wide.outcome == "rejected" else "accepted",
-            note=f"{found.note}; in float32: {wide.outcome}{over}",
-        )
+        return self._hidden(found, judged, fault, engine)
 
-    def show(self, fault: Fault, faulty: Path, engine: str) -> FaultVerdict:
-        """What the gate says of the artifact that ``planted`` gave."""
+    def show(
+        self, fault: Fault, faulty: Path, engine: str
+    ) -> tuple[FaultVerdict, EngineVerdict | None]:
+        """What the gate says of the artifact that ``planted`` gave; None if it is not even read."""
         found = FaultVerdict(fault.name, fault.group, engine, "accepted")
         try:
-            judged = self._judge(fault, faulty, engine)
+            judged = self._shown(fault, faulty, engine)
         except (Esm2Error, ExportError) as error:
             refusal = str(error).replace(str(self._faulty), "the artifact")
-            return msgspec.structs.replace(found, outcome="rejected", by=refusal)
-        if judged.status != "passed":
-            return _rejected(found, judged)
-        note = (
-            f"relative L2 {judged.worst_relative_l2:.1e} with the fault, "
-            f"{judged.worst_ratio_to_eager:.2f} x eager's own rounding"
+            return msgspec.structs.replace(found, outcome="rejected", by=refusal), None
+        failed = _decisive(judged)
+        return (_rejected(found, failed) if failed else found), judged
+
+    def _shown(self, fault: Fault, faulty: Path, engine: str) -> EngineVerdict:
+        if not isinstance(fault, ManifestFault):
+            return self._judge(self._gate, faulty, self._manifest, engine)
+        # The whole way of a command: the manifest decides what is read and compared.
+        manifest = manifests.read(faulty)
+        check_is_original(self._reference, manifest, "the checkpoint", faulty)
+        gate = Gate(self._reference, manifest, self._gate.packs, self._cache)
+        return self._judge(gate, faulty, manifest, engine)
+
+    def _judge(self, gate: Gate, folder: Path, manifest: Manifest, engine: str) -> EngineVerdict:
+        return gate.judge(folder, manifest, engine, self._attention, self._threads)
+
+    def _require_sound(self, engine: str) -> None:
+        """Without its fault the engine must pass here: else anything would be "rejected"."""
+        if engine not in self._sound:
+            judged = self._judge(self._gate, self._folder, self._manifest, engine)
+            if judged.status == "not measured" or _decisive(judged):
+                raise ExportError(
+                    f"cannot plant faults in {engine!r}: without one it does not pass "
+                    f"({judged.reason})"
+                )
+            self._sound.add(engine)
+
+    def _hidden(
+        self, found: FaultVerdict, judged: EngineVerdict, fault: Fault, engine: str
+    ) -> FaultVerdict:
+        """Hidden is what float32 rejects, and what is within the budget of this dtype's rounding.
+
+        The fault alone, as the float32 engine shows it, must be within the relative rule's limit
+        of eager fair-esm's own error in this dtype, in every output. All else is accepted.
+        """
+        twin = self._float32_twin(engine)
+        twin._require_sound(engine)
+        with twin.planted(fault, engine) as faulty:
+            wide, alone = twin.show(fault, faulty, engine)
+        if alone is None or wide.outcome != "rejected":
+            return found
+        allowed = {
+            (row.pack, row.tensor): RELATIVE_RULE[0].limit * row.eager.relative_l2
+            for row in judged.rows
+            if row.eager
+        }
+        is_rounding = all(
+            row.engine is not None
+            and row.engine.relative_l2 <= allowed.get((row.pack, row.tensor), 0.0)
+            for row in alone.rows
         )
-        return msgspec.structs.replace(found, note=note)
+        over = f" {wide.margin:.3g} x over: {wide.by}" if wide.margin else "".join(wide.exactly)
+        return msgspec.structs.replace(
+            found,
+            outcome="hidden" if is_rounding else "accepted",
+            note=(
+                f"relative L2 {judged.worst_relative_l2:.1e} with the fault, "
+                f"{judged.worst_ratio_to_eager:.2f} x eager's own rounding; the fault alone "
+                f"{alone.worst_relative_l2:.1e}; in float32 rejected,{over}"
+            ),
+        )
 
     @contextmanager
     def planted(self, fault: Fault, engine: str) -> Iterator[Path]:
@@ -173,16 +261,6 @@ class Planter:
             changed = fault.plant()
         with changed:
             yield self._faulty
-
-    def _judge(self, fault: Fault, faulty: Path, engine: str) -> EngineVerdict:
-        if not isinstance(fault, ManifestFault):
-            return self._gate.judge(faulty, self._manifest, engine, threads=self._threads)
-        # The whole way of a command: the manifest decides what is read and compared.
-        manifest = manifests.read(faulty)
-        reference = load_original(faulty, manifest, None)
-        packs = with_names(parity_packs(), PACKS)
-        gate = Gate(reference, manifest, packs, self._cache)
-        return gate.judge(faulty, manifest, engine, threads=self._threads)
 
     @contextmanager
     def _exported(self, fault: GraphFault, engine: str) -> Iterator[None]:
@@ -224,7 +302,13 @@ class Planter:
                 self._manifest, dtype="float32", engines={}, files={}
             )
             self._in_float32 = Planter(
-                folder, manifest, self._reference, self._workspace, self._cache, self._threads
+                folder,
+                manifest,
+                self._reference,
+                self._workspace,
+                self._attention,
+                self._cache,
+                self._threads,
             )
         self._in_float32._add_engine(engine)
         return self._in_float32
@@ -236,25 +320,40 @@ class Planter:
             self._reference.model, self._manifest.layers, self._manifest.pool
         ).eval()
         shared_weights.write(packed, self._folder)
-        entry: EngineEntry = exporter_of(engine)(packed, self._folder)
-        self._manifest = msgspec.structs.replace(
-            self._manifest, engines={**self._manifest.engines, engine: entry}
-        )
-        files = {path.name: manifests.file_entry(path) for path in self._folder.iterdir()}
-        self._manifest = msgspec.structs.replace(self._manifest, files=files)
+        engines = {**self._manifest.engines, engine: exporter_of(engine)(packed, self._folder)}
+        files = {
+            path.name: manifests.file_entry(path)
+            for path in self._folder.iterdir()
+            if path.name != manifests.FILE_NAME
+        }
+        self._manifest = msgspec.structs.replace(self._manifest, engines=engines, files=files)
+        manifests.write(self._manifest, self._folder)
         shutil.rmtree(self._faulty, ignore_errors=True)
 
 
-def _rejected(found: FaultVerdict, judged: EngineVerdict) -> FaultVerdict:
-    """Names the budget with the largest margin, and every exact check."""
+def _decisive(judged: EngineVerdict) -> list[Check]:
+    """The failed checks that would fail with any more packs too.
+
+    Faults run on a few packs: what is judged over all packs together does not count.
+    """
+    over_all_packs = {
+        budget.name for budget in (*RELATIVE_RULE, *TASK_RULES)
+        if budget.quantity in ("absolute_ratio", "top1_agreement_confident")
+    }  # fmt: skip
     failed = [check for check in judged.checks if not check.passed]
-    budgets = [check for check in failed if check.margin is not None]
+    if not judged.checks:
+        failed = [Check("the engine loads", False, None, None, "exact", None, judged.reason)]
+    return [check for check in failed if check.name not in over_all_packs]
+
+
+def _rejected(found: FaultVerdict, failed: list[Check]) -> FaultVerdict:
+    """Names the budget with the largest margin, and every exact check."""
     found = msgspec.structs.replace(
         found,
         outcome="rejected",
-        by="" if failed else judged.reason,
         exactly=[describe(check) for check in failed if check.sense == "exact"],
     )
+    budgets = [check for check in failed if check.margin is not None]
     if not budgets:
         return found
     worst = max(budgets, key=lambda check: check.margin or 0.0)
@@ -269,7 +368,8 @@ def _write_changed_manifest(fault: ManifestFault, manifest: Manifest, folder: Pa
     if not fault.sealed:
         path = folder / manifests.FILE_NAME
         manifests.write(manifest, folder)
-        path.write_bytes(path.read_bytes().replace(manifest.name.encode(), changed.name.encode()))
+        old, new = (f'"name": "{name}"'.encode() for name in (manifest.name, changed.name))
+        path.write_bytes(path.read_bytes().replace(old, new))
 
 
 def _overwrite(path: Path, tensors: dict[str, Tensor]) -> None:

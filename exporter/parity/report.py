@@ -84,12 +84,13 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def is_passed(engines: list[EngineVerdict], faults: list[FaultVerdict]) -> bool:
-    """Whether something was measured, all of it passed, and no planted fault was accepted."""
+    """Whether something was measured, all of it passed, and so did the proof if there was one."""
     measured = [verdict for verdict in engines if verdict.status != "not measured"]
     return (
         bool(measured)
         and all(verdict.status == "passed" for verdict in measured)
         and all(fault.outcome != "accepted" for fault in faults)
+        and (not faults or any(fault.outcome == "rejected" for fault in faults))
     )
 
 
@@ -141,27 +142,33 @@ def grown_errors(new: Report, old: Report) -> list[str]:
     """
     differing = [
         f"{what} {getattr(new, what)!r} instead of {getattr(old, what)!r}"
-        for what in ("architecture", "dtype", "seed", "layers", "pool")
+        for what in ("architecture", "dtype", "seed", "layers", "pool", "packs")
         if getattr(new, what) != getattr(old, what)
     ]
+    digest = "weights digest"
+    if new.reference.get(digest) != old.reference.get(digest):
+        differing.append("other weights")
     missing = {v.engine for v in old.engines} - {v.engine for v in new.engines}
     differing += [f"no engine {name!r}" for name in sorted(missing)]
     if differing:
         raise ExportError(f"the reports cannot be compared: this one has {', '.join(differing)}")
-    before = {
+    now = {
         (verdict.engine, row.pack, row.tensor): row.engine.relative_l2
-        for verdict in old.engines
+        for verdict in new.engines
         for row in verdict.rows
         if row.engine
     }
     grown = []
-    for verdict in new.engines:
+    for verdict in old.engines:
         for row in verdict.rows:
-            error = before.get((verdict.engine, row.pack, row.tensor))
-            if error and row.engine and row.engine.relative_l2 > MAX_GROWTH * error:
-                grown.append(
-                    f"{verdict.engine}: {row.tensor} of pack {row.pack!r}: relative L2 "
-                    f"{row.engine.relative_l2:.2e}, {row.engine.relative_l2 / error:.2f} x the "
-                    f"{error:.2e} of before"
-                )
+            place = f"{verdict.engine}: {row.tensor} of pack {row.pack!r}"
+            error = now.get((verdict.engine, row.pack, row.tensor))
+            if row.engine is None:
+                continue
+            before = row.engine.relative_l2
+            if error is None:
+                grown.append(f"{place}: relative L2 {before:.2e} before, not compared now")
+            elif error > MAX_GROWTH * before:
+                times = f"{error / before:.2f} x the" if before else "more than the"
+                grown.append(f"{place}: relative L2 {error:.2e}, {times} {before:.2e} of before")
     return grown

@@ -91,7 +91,12 @@ def compare_classifications(actual: Floats, expected: Floats) -> tuple[float, fl
 
     Embeddings ``[N, E]`` are standardised by the mean and deviation of ``expected``, as they were
     for a classifier that was trained on them.
+
+    Raises:
+        ValueError: NaN or Inf on either side.
     """
+    if not (np.isfinite(actual).all() and np.isfinite(expected).all()):
+        raise ValueError("embeddings hold NaN or Inf: they cannot be classified")
     mean, deviation = expected.mean(axis=0), expected.std(axis=0)
     random = np.random.default_rng(CLASSIFIER_SEED)
     weights = random.standard_normal((expected.shape[1], NUM_CLASSES)) / expected.shape[1] ** 0.5

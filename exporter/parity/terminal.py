@@ -24,7 +24,7 @@ def summary(report: Report, grown: Sequence[str] = ()) -> list[str]:
     return [*lines, "PASSED" if report.passed and not grown else "FAILED"]
 
 
-def one_line(verdict: EngineVerdict) -> str:
+def _one_line(verdict: EngineVerdict) -> str:
     """An engine's verdict."""
     if verdict.status == "not measured":
         return f"{verdict.engine}: NOT MEASURED: {verdict.reason}"
@@ -39,7 +39,7 @@ def one_line(verdict: EngineVerdict) -> str:
 
 
 def _engine(verdict: EngineVerdict) -> list[str]:
-    lines = [one_line(verdict)]
+    lines = [_one_line(verdict)]
     if verdict.status == "failed" and verdict.rows:
         lines.append(f"  {verdict.reason}")
     measured = [check for check in verdict.checks if check.margin is not None]

@@ -6,7 +6,6 @@ from typing import Literal
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from exporter.parity import internals
@@ -15,18 +14,16 @@ from exporter.parity.metrics import UNBOUNDED, Floats, TensorError, compare, rat
 from exporter.parity.oracle import Answers
 from exporter.parity.packs import Pack, as_batch
 from exporter.parity.task import Answer, TaskMetrics, compare_tasks
-from runtime import pooling
-from runtime.engine import Engine, Outputs
+from runtime.engine import Engine
 from runtime.errors import Esm2Error
 from runtime.manifest import Manifest, ParityEntry
+from runtime.selftest import RUNTIME_POOLED, all_outputs
 
 # The names of the checks that are exact: there is no number between right and wrong.
 EVERYTHING_COMPARED = "every output is there, finite and comparable"
 TOKENS = "token ids and boundaries are fair-esm's"
 INTERNALS = "position_ids, cu_seqlens and max_seqlen inside the graph"
 WEIGHTS = "weights are the checkpoint's, bit by bit"
-
-RUNTIME_POOLED = "pooled by the runtime"
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -175,7 +172,7 @@ def judge(
             observe = internals.OBSERVERS[engine.spec.format]
             with observe(folder, manifest, batch) as seen:
                 outputs = engine.run(batch)
-            tensors = _tensors(outputs, batch.cu_seqlens, manifest)
+            tensors = all_outputs(outputs, batch, manifest)
         except Esm2Error as error:
             rows.append(Row(name, "all outputs", truth.max_seqlen, None, None, str(error)))
             continue
@@ -296,18 +293,6 @@ def _rows(
             continue
         rows.append(msgspec.structs.replace(row, engine=engine_error, eager=eager_error))
     return rows
-
-
-def _tensors(
-    outputs: Outputs, cu_seqlens: NDArray[np.int32], manifest: Manifest
-) -> dict[str, Floats]:
-    """Everything a user can get: the engine's outputs, and what the runtime pools from them."""
-    tensors = {"logits": outputs.logits, **_named(outputs.representations)}
-    if outputs.pooled is not None:
-        tensors["pooled"] = outputs.pooled
-    last = outputs.representations[max(outputs.representations)]
-    how: pooling.Pool = manifest.pool or "mean"
-    return {**tensors, RUNTIME_POOLED: pooling.pool(last, cu_seqlens, how)}
 
 
 def _expected(answers: Answers, manifest: Manifest) -> dict[str, Floats]:

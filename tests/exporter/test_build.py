@@ -159,7 +159,7 @@ def test_killing_a_build_leaves_the_old_artifact(
 
 
 def two_packs(seed: int) -> dict[str, Pack]:
-    return with_names(parity_packs(seed), ("one residue", "mixed"))
+    return with_names(parity_packs(seed), ("one residue", "many masks"))
 
 
 def test_an_engine_that_fails_is_not_published(

@@ -1,19 +1,26 @@
 """The gate must be able to fail: every planted fault, in every engine, is rejected by name."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
 
 import runtime
+from exporter.build import BuildOptions, build
+from exporter.errors import CheckpointError, ExportError
+from exporter.parity.budgets import Budget
 from exporter.parity.cache import Cache
-from exporter.parity.faults import Fault, GraphFault, faults
+from exporter.parity.faults import Fault, ManifestFault, RuntimeFault, faults
+from exporter.parity.packs import parity_packs, with_names
 from exporter.parity.prove import Planter, prove_gate
 from exporter.parity.verdict import INTERNALS, TOKENS, WEIGHTS
 from exporter.weights import Reference, WeightsSource, load_reference
 from runtime import manifest as manifests
 
+BY_NAME = {fault.name: fault for fault in faults()}
 GROUPS = {"graph", "packing", "token dropout", "weights", "tokenizer and pooling", "manifest"}
 ENGINES = ("torchscript", "onnx")
 
@@ -22,6 +29,14 @@ INVISIBLE = {"max_seqlen baked from tracing": INTERNALS, "positions do not resta
 # No output shows the first two. The last two are manifests that agree with the folder beside them.
 UNSEEN_AT_RUNTIME = {*INVISIBLE, "digest of another checkpoint", "names another dtype"}
 REFUSALS = "failed its selftest|was changed after it was built|has schema version|SHA-256 differs"
+REASONS = {
+    "edited without its seal": "was changed after it was built",
+    "of a newer schema": "has schema version",
+    "weights are not the file that it lists": "SHA-256 differs",
+    "digest of another checkpoint": "is not what the artifact was built from",
+    "names another dtype": "dtype float32, expected float16",
+    "names another pooling": "as a multiple of eager fair-esm's own",
+}
 BY_WEIGHTS = {fault.name for fault in faults() if fault.group == "weights"}
 BY_TOKENS = {"two proteins merged", "a boundary off by one", "BOS missing",
              "two vocabulary entries swapped"}  # fmt: skip
@@ -43,14 +58,15 @@ def planter(
     tiny: Reference, tiny_artifact: Path, cache: Cache, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Planter]:
     workspace = tmp_path_factory.mktemp("faults")
-    yield Planter(tiny_artifact, manifests.read(tiny_artifact), tiny, workspace, cache)
+    manifest = manifests.read(tiny_artifact)
+    yield Planter(tiny_artifact, manifest, tiny, workspace, cache=cache)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("fault", faults(), ids=lambda fault: fault.name)
 def test_every_fault_is_rejected(planter: Planter, fault: Fault, engine: str) -> None:
     with planter.planted(fault, engine) as faulty:
-        found = planter.show(fault, faulty, engine)
+        found, _ = planter.show(fault, faulty, engine)
         if fault.name not in UNSEEN_AT_RUNTIME:
             # Where it runs too, without fair-esm and the exporter.
             with pytest.raises(runtime.Esm2Error, match=REFUSALS):
@@ -63,10 +79,15 @@ def test_every_fault_is_rejected(planter: Planter, fault: Fault, engine: str) ->
         assert WEIGHTS in named
     if fault.name in BY_TOKENS:
         assert TOKENS in named
+    if fault.group == "manifest":
+        assert REASONS[fault.name] in named
     if fault.group in ("graph", "token dropout", "weights"):
         # By a number too, well over its limit: no exact check is needed to see these.
         assert found.margin is not None
         assert found.margin > 2
+
+
+HARMLESS = RuntimeFault("none", "packing", nullcontext)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -79,58 +100,102 @@ def test_what_a_fault_changed_is_put_back(
     for fault in one_of_each_kind.values():
         with planter.planted(fault, engine) as faulty:
             pass
-    harmless = GraphFault("none", "graph", lambda packed: _nothing())
-    assert planter.verdict(harmless, engine).outcome == "accepted"
-    names = set(manifest.files) - {manifest.engines[engine].file}
-    for name in names:
-        assert manifests.file_entry(faulty / name) == manifest.files[name]
+        for name, entry in manifest.files.items():
+            assert manifests.file_entry(faulty / name) == entry, fault.name
+    assert planter.verdict(HARMLESS, engine).outcome == "accepted"
+    untouched = ManifestFault("none", "manifest", lambda manifest: manifest)
+    assert planter.verdict(untouched, engine).outcome == "accepted"
 
 
-def _nothing():  # type: ignore[no-untyped-def]
-    from contextlib import nullcontext
+@pytest.fixture(scope="module")
+def half(
+    tiny_checkpoint: Path, tiny: Reference, tmp_path_factory: pytest.TempPathFactory, cache: Cache
+) -> Iterator[Planter]:
+    """Of a bfloat16 artifact with TorchScript alone."""
+    names = ("mixed", "many masks")
+    folder = tmp_path_factory.mktemp("half")
+    source = WeightsSource("checkpoint", str(tiny_checkpoint))
+    options = BuildOptions(source, ("torchscript",), (2,), dtype="bfloat16", out=folder / "half")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "exporter.verify.parity_packs", lambda seed: with_names(parity_packs(seed), names)
+        )
+        build(options, lambda line: None, cache)
+    (folder / "workspace").mkdir()
+    manifest = manifests.read(folder / "half")
+    yield Planter(folder / "half", manifest, tiny, folder / "workspace", cache=cache)
 
-    return nullcontext()
+
+class TestHalfPrecision:
+    def test_a_fault_that_rounding_hides_is_listed_with_its_numbers(self, half: Planter) -> None:
+        hidden = half.verdict(BY_NAME["LayerNorm eps 1e-12"], "torchscript")
+        assert hidden.outcome == "hidden"
+        assert "x eager's own rounding; the fault alone" in hidden.note
+        assert "in float32 rejected" in hidden.note
+
+    @pytest.mark.parametrize(
+        "name", ["rotary missing on k", "a LayerNorm bias zeroed", "digest of another checkpoint"]
+    )
+    def test_others_are_rejected(self, half: Planter, name: str) -> None:
+        assert half.verdict(BY_NAME[name], "torchscript").outcome == "rejected"
+
+    def test_rounding_to_float16_does_not_apply(self, half: Planter) -> None:
+        fault = BY_NAME["weights rounded to float16"]
+        assert half.verdict(fault, "torchscript").outcome == "does not apply"
+
+    @pytest.mark.parametrize(
+        "harmless", [HARMLESS, ManifestFault("none", "manifest", lambda manifest: manifest)]
+    )
+    def test_nothing_is_called_hidden_that_float32_accepts(
+        self, half: Planter, harmless: Fault
+    ) -> None:
+        assert half.verdict(harmless, "torchscript").outcome == "accepted"
+
+    def test_a_fault_larger_than_rounding_is_not_called_hidden(
+        self, half: Planter, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A gate whose half-precision rules broke would accept everything."""
+        monkeypatch.setattr("exporter.parity.verdict.Budget.is_met", broken_in_half)
+        found = half.verdict(BY_NAME["rotary missing on k"], "torchscript")
+        assert found.outcome == "accepted"
 
 
-def test_a_fault_that_rounding_hides_is_listed_with_its_numbers(
-    tiny_checkpoint: Path, tiny: Reference, tmp_path: Path, cache: Cache,
+def broken_in_half(budget: Budget, measured: float) -> bool:
+    """Only float32 has a ceiling; the other rules accept anything."""
+    return measured <= budget.limit if budget.quantity == "relative_l2" else True
+
+
+def test_a_proof_needs_an_engine_that_passes(
+    tiny: Reference, tiny_artifact: Path, cache: Cache, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from exporter.build import BuildOptions, build
-    from exporter.parity.packs import parity_packs, with_names
+    """Where nothing runs, nothing is rejected for its fault."""
+    planter = Planter(tiny_artifact, manifests.read(tiny_artifact), tiny, tmp_path, cache=cache)
+    for error in (runtime.UnsupportedError("the GPU is taken"), runtime.EngineError("no memory")):
+        monkeypatch.setattr("exporter.verify.load", raising(error))
+        with pytest.raises(ExportError, match=f"without one it does not pass .*{error}"):
+            planter.verdict(BY_NAME["GELU by tanh"], "torchscript")
 
-    names = ("mixed", "many masks")
-    monkeypatch.setattr(
-        "exporter.verify.parity_packs", lambda seed: with_names(parity_packs(seed), names)
-    )
-    source = WeightsSource("checkpoint", str(tiny_checkpoint))
-    options = BuildOptions(source, ("torchscript",), (2,), dtype="bfloat16", out=tmp_path / "half")
-    build(options, lambda line: None, cache)
-    workspace = tmp_path / "workspace"
-    workspace.mkdir()
-    manifest = manifests.read(tmp_path / "half")
-    planter = Planter(tmp_path / "half", manifest, tiny, workspace, cache)
-    by_name = {fault.name: fault for fault in faults()}
-    hidden = planter.verdict(by_name["LayerNorm eps 1e-12"], "torchscript")
-    assert hidden.outcome == "hidden"
-    assert "x eager's own rounding; in float32: rejected" in hidden.note
-    seen = planter.verdict(by_name["rotary missing on k"], "torchscript")
-    assert seen.outcome == "rejected"
-    rounded = planter.verdict(by_name["weights rounded to float16"], "torchscript")
-    assert rounded.outcome == "does not apply"
+
+def raising(error: Exception):  # type: ignore[no-untyped-def]
+    def load(*arguments: object, **options: object) -> None:
+        raise error
+
+    return load
 
 
 def test_in_processes(
-    tiny_checkpoint: Path, tiny_artifact: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Path, tiny: Reference, tiny_artifact: Path, cache: Cache
 ) -> None:
-    """As the command does it: a fault that the gate accepts would be reported, not lost."""
-    from functools import partial
-
     load = partial(load_reference, WeightsSource("checkpoint", str(tiny_checkpoint)))
     manifest = manifests.read(tiny_artifact)
-    found = prove_gate(tiny_artifact, manifest, load, ["torchscript"], cache, jobs=2)
+    engines = ["torchscript"]
+    found = prove_gate(tiny_artifact, manifest, tiny, load, engines, cache=cache, jobs=2)
     assert [fault.fault for fault in found] == [fault.name for fault in faults()]
     assert {fault.outcome for fault in found} == {"rejected"}
+    load = partial(load_reference, WeightsSource("checkpoint", "/nowhere.pt"))
+    with pytest.raises(CheckpointError, match="no such file"):
+        prove_gate(tiny_artifact, manifest, tiny, load, engines, cache=cache, jobs=2)
 
 
 def test_an_accepted_fault_fails_the_report() -> None:
@@ -142,5 +207,7 @@ def test_an_accepted_fault_fails_the_report() -> None:
     accepted = msgspec.structs.replace(rejected, outcome="accepted")
     assert is_passed([engine], [rejected])
     assert not is_passed([engine], [rejected, accepted])
+    hidden = msgspec.structs.replace(rejected, outcome="hidden")
+    assert not is_passed([engine], [hidden])
     assert not is_passed([EngineVerdict("onnx", "not measured", "no library")], [])
     assert not is_passed([], [])

@@ -20,11 +20,23 @@ from exporter.parity import report as reports
 from exporter.parity.budgets import budgets_for
 from exporter.parity.cache import Cache
 from exporter.parity.junit import as_junit
-from exporter.parity.metrics import UNBOUNDED, compare
+from exporter.parity.metrics import UNBOUNDED, TensorError, compare
 from exporter.parity.oracle import Answers, run_eager
 from exporter.parity.packs import Pack, Protein, as_batch, parity_packs, with_names
-from exporter.parity.task import Answer, compare_tasks, jensen_shannon
-from exporter.parity.verdict import EVERYTHING_COMPARED, INTERNALS, TOKENS, judge
+from exporter.parity.task import (
+    Answer,
+    compare_classifications,
+    compare_tasks,
+    jensen_shannon,
+)
+from exporter.parity.verdict import (
+    EVERYTHING_COMPARED,
+    INTERNALS,
+    TOKENS,
+    Row,
+    _worst,
+    judge,
+)
 from exporter.precision import cast_copy
 from exporter.verify import Gate, verify
 from exporter.weights import Reference, WeightsSource, load_reference, state_sha256
@@ -320,6 +332,16 @@ class TestCache:
         run_eager(tiny, packs, (2,), "mean", torch.float32, cache)
         assert len(runs) == 5
 
+    def test_other_settings_are_other_answers(
+        self, tiny: Reference, runs: list[int], tmp_path: Path
+    ) -> None:
+        """Token dropout is no parameter: the digest of the weights does not know it."""
+        packs, cache = {"a": [Protein("M<mask>T")]}, Cache(tmp_path)
+        run_eager(tiny, packs, (2,), "mean", torch.float64, cache)
+        settings = msgspec.structs.replace(tiny.architecture, token_dropout=False)
+        run_eager(replace(tiny, architecture=settings), packs, (2,), "mean", torch.float64, cache)
+        assert len(runs) == 2
+
     def test_a_changed_file_is_not_believed(
         self, tiny: Reference, runs: list[int], tmp_path: Path
     ) -> None:
@@ -445,6 +467,60 @@ class TestVerdict:
                 Gate(reference, manifest, packs)
 
 
+class TestBudgets:
+    """Each rule, just beyond its limit and just within it."""
+
+    @pytest.fixture
+    def row(self) -> Row:
+        error = TensorError(1e-3, 0, 1e-3, 1e-3, 0, 0, 1.0, 1.0)
+        return Row("pack", "pooled", 10, error, error)
+
+    @pytest.mark.parametrize(
+        ("quantity", "tensor", "within", "beyond"),
+        [
+            ("ratio", "logits", {"relative_l2": 1.9e-3}, {"relative_l2": 2.1e-3}),
+            (
+                "ratio", "logits", {"worst_protein_relative_l2": 1.9e-3},
+                {"worst_protein_relative_l2": 2.1e-3},
+            ),
+            ("absolute_ratio", "pooled", {"worst_absolute": 1.9e-3}, {"worst_absolute": 2.1e-3}),
+            ("residue_cosine_p01", "logits", {"cosine_p01": 0.9991}, {"cosine_p01": 0.9989}),
+            ("pooled_cosine_min", "pooled", {"cosine_min": 0.9996}, {"cosine_min": 0.9994}),
+        ],
+    )  # fmt: skip
+    def test_of_outputs(
+        self, row: Row, quantity: str, tensor: str, within: dict, beyond: dict
+    ) -> None:
+        (budget,) = (b for b in budgets_for("float16", 6) if b.quantity == quantity)
+        for change, passes in ((within, True), (beyond, False)):
+            error = msgspec.structs.replace(row.engine, **change)
+            changed = msgspec.structs.replace(row, tensor=tensor, engine=error)
+            # A good output beside it does not make up for a bad one.
+            assert _worst(budget, [row, changed, row], None).passed == passes
+
+    def test_of_predictions(self, oracle: dict[str, Answers]) -> None:
+        (budget,) = (
+            b for b in budgets_for("float16", 6) if b.quantity == "top1_agreement_confident"
+        )
+        truth = oracle["many masks"]
+        answer = Answer(truth.input_ids, truth.outputs.logits, truth.outputs.pooled)
+        tasks = compare_tasks([(answer, answer)])
+        assert _worst(budget, [], tasks).passed
+        for agreement in (0.994, None):
+            worse = msgspec.structs.replace(tasks, top1_agreement_confident=agreement)
+            assert not _worst(budget, [], worse).passed
+
+    def test_what_was_not_compared_did_not_pass(self) -> None:
+        for budget in budgets_for("float32", 6):
+            assert not _worst(budget, [], None).passed
+
+
+def test_embeddings_that_are_not_finite_do_not_agree() -> None:
+    x = np.random.default_rng(0).standard_normal((5, 4))
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        compare_classifications(np.full_like(x, np.nan), x)
+
+
 def test_a_dtype_without_a_measured_budget_has_none() -> None:
     with pytest.raises(ValueError, match="no parity budget for float8"):
         budgets_for("float8", 6)
@@ -568,6 +644,19 @@ class TestReport:
         assert "1.60 x the" in grown[0]
         assert reports.grown_errors(report, scaled_errors(report, 1 / 1.4)) == []
 
+    def test_what_is_not_compared_any_more_has_grown(self, report: reports.Report) -> None:
+        first, *others = report.engines
+        gone = msgspec.structs.replace(first, status="not measured", rows=[])
+        newer = msgspec.structs.replace(report, engines=[gone, *others])
+        grown = reports.grown_errors(newer, report)
+        assert len(grown) == len(first.rows)
+        assert "not compared now" in grown[0]
+
+    def test_other_weights_are_not_compared(self, report: reports.Report) -> None:
+        reference = {**report.reference, "weights digest": "0"}
+        with pytest.raises(ExportError, match="other weights"):
+            reports.grown_errors(report, msgspec.structs.replace(report, reference=reference))
+
     def test_reports_of_other_packs_are_not_compared(self, report: reports.Report) -> None:
         other = msgspec.structs.replace(report, seed=1)
         with pytest.raises(ExportError, match="seed 0 instead of 1"):
@@ -632,6 +721,10 @@ class TestCommand:
         result = invoke("verify", tiny_artifact, "--engine", "onnx", "--fasta", fasta, "--json")
         assert result.exit_code == 0, result.output
         assert json.loads(result.stdout)["packs"]["mine.fasta 1"] == [2, 19]
+        fasta.write_text(">a\nMKT\n>b\n\n")
+        result = invoke("verify", tiny_artifact, "--fasta", fasta)
+        assert result.exit_code == 2
+        assert "protein 2 of mine.fasta has no residues" in result.stderr
         fasta.write_text("")
         result = invoke("verify", tiny_artifact, "--fasta", fasta)
         assert result.exit_code == 2
