@@ -3,6 +3,9 @@
 # error grew; 2: the artifact cannot be read.
 #
 #   examples/ci/parity.sh ARTIFACT [CHECKPOINT] [BASELINE parity.json]
+#
+# Where esm2-export is not installed, WHEEL names what to install: the wheel that
+# `pip wheel --no-deps .` makes in esm2-engines, or its checkout.
 set -euo pipefail
 artifact=${1:?usage: parity.sh ARTIFACT [CHECKPOINT] [BASELINE]}
 checkpoint=${2:-}
@@ -10,8 +13,7 @@ baseline=${3:-}
 
 if ! command -v esm2-export > /dev/null; then
     python3 -m venv .parity-venv
-    # Or a wheel of yours: ESM2_ENGINES="./esm2_engines-0.1.0-py3-none-any.whl[export]"
-    .parity-venv/bin/pip install --quiet "${ESM2_ENGINES:-esm2-engines[export]}"
+    .parity-venv/bin/pip install --quiet "${WHEEL:?esm2-export is not installed: set WHEEL}[export]"
     PATH="$PWD/.parity-venv/bin:$PATH"
 fi
 options=(--report parity --junit parity/junit.xml)

@@ -1,6 +1,6 @@
 """200 seeded random packings of proteins from 1 to 2000 residues, with masks and rare residues."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ MASKED = [i for i, p in enumerate(PROTEINS) if "<mask>" in p.sequence]
 
 # One with masks in every pack, or there would be no prediction to compare.
 packings = st.tuples(
-    st.lists(st.integers(0, COUNT - 1), max_size=6), st.sampled_from(MASKED), st.integers(0, 6)
+    st.lists(st.integers(0, COUNT - 1), max_size=4), st.sampled_from(MASKED), st.integers(0, 4)
 ).map(lambda drawn: [*drawn[0][: drawn[2]], drawn[1], *drawn[0][drawn[2] :]])
 
 
@@ -64,19 +64,19 @@ def test_any_packing_passes(
     engines: list[runtime.Engine],
     alone: tuple[dict[str, Answers], dict[str, Answers]],
 ) -> None:
-    drawn: list[list[int]] = []
+    seen: list[tuple[int, ...]] = []
 
-    @settings(max_examples=200, derandomize=True, deadline=None, database=None)
+    # A few more than 200, because some come twice.
+    @settings(max_examples=230, derandomize=True, deadline=None, database=None)
     @given(packing=packings)
     def draw(packing: list[int]) -> None:
-        drawn.append(packing)
+        seen.append(tuple(packing))
 
     draw()
-    assert len({tuple(packing) for packing in drawn}) >= 195
+    drawn = list(dict.fromkeys(seen))[:200]
+    assert len(drawn) == 200
     packs: dict[str, Pack] = {str(packing): [PROTEINS[i] for i in packing] for packing in drawn}
-    truth, eager = (
-        {str(packing): together(answers, packing) for packing in drawn} for answers in alone
-    )
+    truth, eager = (Together(answers, packs, drawn) for answers in alone)
     manifest = manifests.read(artifact, check_files=False)
     for engine in engines:
         # At once, as the gate judges its packs: two of its rules are about all of them together.
@@ -85,7 +85,26 @@ def test_any_packing_passes(
         assert {row.pack for row in verdict.rows} == packs.keys()
 
 
-def together(alone: dict[str, Answers], packing: list[int]) -> Answers:
+class Together(Mapping[str, Answers]):
+    """Answers of packs from those of their proteins, made when asked for: all would be too large."""
+
+    def __init__(
+        self, alone: dict[str, Answers], names: Iterable[str], packings: Iterable[Sequence[int]]
+    ):
+        self._alone = alone
+        self._packings = dict(zip(names, packings, strict=True))
+
+    def __getitem__(self, name: str) -> Answers:
+        return together(self._alone, self._packings[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packings)
+
+    def __len__(self) -> int:
+        return len(self._packings)
+
+
+def together(alone: dict[str, Answers], packing: Sequence[int]) -> Answers:
     """The answers of a pack from those of its proteins."""
     members = [alone[str(i)] for i in packing]
     outputs = [member.outputs for member in members]
