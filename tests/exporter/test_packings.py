@@ -86,7 +86,7 @@ def test_any_packing_passes(
 
 
 class Together(Mapping[str, Answers]):
-    """Answers of packs from those of their proteins, made when asked for: all would be too large."""
+    """Answers of packs from those of their proteins, made when asked for: all are gigabytes."""
 
     def __init__(
         self, alone: dict[str, Answers], names: Iterable[str], packings: Iterable[Sequence[int]]
