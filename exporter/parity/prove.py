@@ -178,7 +178,7 @@ class Planter:
         try:
             judged = self._shown(fault, faulty, engine)
         except (Esm2Error, ExportError) as error:
-            refusal = str(error).replace(str(self._faulty), "the artifact")
+            refusal = str(error).replace(str(self._faulty), self._manifest.name)
             return msgspec.structs.replace(found, outcome="rejected", by=refusal), None
         failed = _decisive(judged)
         return (_rejected(found, failed) if failed else found), judged

@@ -33,7 +33,7 @@ REASONS = {
     "edited without its seal": "was changed after it was built",
     "of a newer schema": "has schema version",
     "weights are not the file that it lists": "SHA-256 differs",
-    "digest of another checkpoint": "is not what the artifact was built from",
+    "digest of another checkpoint": "was built from: digest of its parameters",
     "names another dtype": "dtype float32, expected float16",
     "names another pooling": "as a multiple of eager fair-esm's own",
 }

@@ -35,7 +35,7 @@ MASKED = [i for i, p in enumerate(PROTEINS) if "<mask>" in p.sequence]
 
 # One with masks in every pack, or there would be no prediction to compare.
 packings = st.tuples(
-    st.lists(st.integers(0, COUNT - 1), max_size=4), st.sampled_from(MASKED), st.integers(0, 4)
+    st.lists(st.integers(0, COUNT - 1), max_size=3), st.sampled_from(MASKED), st.integers(0, 3)
 ).map(lambda drawn: [*drawn[0][: drawn[2]], drawn[1], *drawn[0][drawn[2] :]])
 
 

@@ -8,7 +8,10 @@ from runtime import manifest as manifests
 from runtime.engine import load
 from runtime.errors import ArtifactError
 
-FILES = ["manifest.json", "model.onnx", "model.ts", "parity.json", "weights.safetensors"]
+FILES = [
+    "golden.npz", "manifest.json", "model.onnx", "model.ts", "parity.html", "parity.json",
+    "weights.safetensors",
+]  # fmt: skip
 
 
 @pytest.fixture
