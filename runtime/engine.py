@@ -69,6 +69,12 @@ class Outputs:
     representations: dict[int, NDArray[np.floating]]
     pooled: NDArray[np.floating] | None
 
+    def named(self) -> dict[str, NDArray[np.floating]]:
+        """By the names of the manifest's signature."""
+        tensors = {"logits": self.logits}
+        tensors |= {f"representations.{k}": values for k, values in self.representations.items()}
+        return tensors if self.pooled is None else {**tensors, "pooled": self.pooled}
+
     @classmethod
     def from_arrays(cls, names: list[str], arrays: list[NDArray[np.floating]]) -> "Outputs":
         """From an engine's outputs in the order of the manifest's signature."""

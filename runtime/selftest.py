@@ -171,13 +171,9 @@ def all_outputs(
     outputs: Outputs, batch: PackedBatch, manifest: Manifest
 ) -> dict[str, NDArray[np.floating]]:
     """Everything a user can get: the engine's outputs, and what the runtime pools from them."""
-    got = {"logits": outputs.logits}
-    got |= {f"representations.{k}": values for k, values in outputs.representations.items()}
-    if outputs.pooled is not None:
-        got["pooled"] = outputs.pooled
     last = outputs.representations[max(outputs.representations)]
     how: pooling.Pool = manifest.pool or "mean"  # type: ignore[assignment]
-    return {**got, RUNTIME_POOLED: pooling.pool(last, batch.cu_seqlens, how)}
+    return {**outputs.named(), RUNTIME_POOLED: pooling.pool(last, batch.cu_seqlens, how)}
 
 
 def _compare(

@@ -17,7 +17,6 @@ from exporter.parity.oracle import Answers, run_eager
 from exporter.parity.overflow import find_overflow
 from exporter.parity.packs import RARE_RESIDUES, Pack, Protein, protein, rare
 from exporter.weights import Reference
-from runtime.engine import Outputs
 from runtime.manifest import Golden
 from runtime.pooling import Pool
 from runtime.selftest import RUNTIME_POOLED
@@ -67,7 +66,7 @@ def write_golden(
         run_eager(reference, packs, layers, pool or "mean", in_dtype, cache)["golden"]
         for in_dtype in (torch.float64, getattr(torch, dtype))
     )
-    tensors = _tensors(truth.outputs)
+    tensors = truth.outputs.named()
     rows = _chosen_rows(truth, sum(values.shape[1] for values in tensors.values()))
     answers = {
         name: values if name == "pooled" else values[rows] for name, values in tensors.items()
@@ -82,7 +81,7 @@ def write_golden(
     )
     try:
         eager_errors = {
-            name: _relative_l2(_tensors(eager.outputs)[name], values)
+            name: _relative_l2(eager.outputs.named()[name], values)
             for name, values in tensors.items()
         }
     except ValueError as error:
@@ -123,9 +122,3 @@ def _chosen_rows(truth: Answers, width: int) -> NDArray[np.int64]:
     random = np.random.default_rng(SEED)
     in_order = np.concatenate([random.permutation(ends), random.permutation(others)])
     return np.sort(in_order[: max(MIN_ROWS, MAX_BYTES // (8 * width))]).astype(np.int64)
-
-
-def _tensors(outputs: Outputs) -> dict[str, NDArray[np.floating]]:
-    assert outputs.pooled is not None
-    named = {f"representations.{layer}": x for layer, x in outputs.representations.items()}
-    return {"logits": outputs.logits, **named, "pooled": outputs.pooled}

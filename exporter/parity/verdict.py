@@ -296,16 +296,11 @@ def _rows(
 
 
 def _expected(answers: Answers, manifest: Manifest) -> dict[str, Floats]:
-    outputs = answers.outputs
-    assert outputs.pooled is not None
-    tensors = {"logits": outputs.logits, **_named(outputs.representations)}
+    tensors = answers.outputs.named()
+    pooled = tensors.pop("pooled")
     if manifest.pool:
-        tensors["pooled"] = outputs.pooled
-    return {**tensors, RUNTIME_POOLED: outputs.pooled}
-
-
-def _named(representations: Mapping[int, Floats]) -> dict[str, Floats]:
-    return {f"representations.{layer}": values for layer, values in representations.items()}
+        tensors["pooled"] = pooled
+    return {**tensors, RUNTIME_POOLED: pooled}
 
 
 def _answer(answers: Answers) -> Answer:
