@@ -1,6 +1,7 @@
 """Builds an artifact: load -> trace -> lower -> write aside -> verify -> publish."""
 
 import importlib.metadata
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +10,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from exporter import shared_weights
+from exporter import native, shared_weights
 from exporter.architectures import DTYPES
 from exporter.errors import ExportError, ParityError
 from exporter.packed_forward import PackedESM2, check_repr_layers
@@ -19,7 +20,7 @@ from exporter.parity.oracle import layer_norm_of
 from exporter.parity.report import Report, write_report
 from exporter.precision import cast_copy
 from exporter.publish import staged
-from exporter.targets import TARGETS, exporter_of
+from exporter.targets import OP_LIBRARIES, TARGETS, exporter_of
 from exporter.verify import Proof, ProofOptions, verify
 from exporter.weights import Reference, WeightsSource, load_reference
 from runtime import manifest as manifests
@@ -81,10 +82,14 @@ def build(
     destination = options.out or Path("artifacts") / name
     with staged(destination) as folder:
         shared_weights.write(packed, folder)
+        op_libraries = _write_op_libraries(folder, say)
         engines = {}
         for target in options.targets:
             say(f"exporting {target}")
-            engines[target] = exporter_of(target)(packed, folder)
+            entry = exporter_of(target)(packed, folder)
+            engines[target] = msgspec.structs.replace(
+                entry, op_library=op_libraries.get(OP_LIBRARIES[target])
+            )
         say("running eager fair-esm in float64")
         layers = packed.repr_layers
         golden = write_golden(folder, reference, layers, options.pool, options.dtype, cache)
@@ -114,6 +119,18 @@ def _packed(reference: Reference, options: BuildOptions) -> PackedESM2:
     if options.dtype == "float32":
         return packed  # it shares the reference's parameters, and goes on sharing them
     return cast_copy(packed, getattr(torch, options.dtype))
+
+
+def _write_op_libraries(folder: Path, say: Callable[[str], None]) -> dict[str, str]:
+    """Copies the native op into ``lib/``: names of libraries to their paths in the artifact."""
+    say("compiling the native attention op")
+    try:
+        compiled = native.compile_libraries()
+    except native.CompilerError as error:
+        say(f"warning: {error}. Without it attention on CPUs takes about twice the time")
+        return {}
+    shutil.copytree(compiled, folder / "lib")
+    return {path.name: f"lib/{path.name}" for path in compiled.iterdir()}
 
 
 def _artifact_name(reference: Reference, dtype: str) -> str:
@@ -166,9 +183,9 @@ def _manifest(
 
 def _files(folder: Path) -> dict[str, FileEntry]:
     return {
-        path.name: manifests.file_entry(path)
-        for path in sorted(folder.iterdir())
-        if path.name != manifests.FILE_NAME
+        path.relative_to(folder).as_posix(): manifests.file_entry(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != manifests.FILE_NAME
     }
 
 

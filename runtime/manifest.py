@@ -10,7 +10,7 @@ import msgspec
 from runtime.errors import ArtifactError
 
 FILE_NAME = "manifest.json"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _SEAL = re.compile(rb'("manifest_sha256": ")([0-9a-f]{64})(")')
 _UNSEALED = b"0" * 64
@@ -60,11 +60,21 @@ class WeightsOrigin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EngineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One engine: its file, how the attention op was lowered, and what loads it."""
+    """One engine.
+
+    Attributes:
+        file: what the engine library loads.
+        lowering: how the attention op was lowered, for people.
+        built_with: versions of the tools.
+        op_library: the native attention op for it, or None where it was built without a compiler.
+        instructions: that the processor must have, such as ``x86-64-v3``; None where any will do.
+    """
 
     file: str
     lowering: str
     built_with: dict[str, str]
+    op_library: str | None = None
+    instructions: str | None = None
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

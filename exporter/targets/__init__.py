@@ -7,12 +7,19 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
+from exporter.native import ONNXRUNTIME_LIBRARY, TORCH_LIBRARY
 from exporter.packed_forward import PackedESM2
 from runtime.manifest import EngineEntry
 
 TARGETS = {
     "torchscript": "exporter.targets.torchscript",
     "onnx": "exporter.targets.onnx",
+}
+
+# The native attention op that each loads.
+OP_LIBRARIES = {
+    "torchscript": TORCH_LIBRARY,
+    "onnx": ONNXRUNTIME_LIBRARY,
 }
 
 

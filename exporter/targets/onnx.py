@@ -52,7 +52,7 @@ def export(packed: PackedESM2, folder: Path) -> EngineEntry:
     return EngineEntry(
         file=FILE_NAME,
         lowering=(
-            "esm2::VarlenAttention with a model-local function: "
+            "esm2::VarlenAttention, without a kernel for it a model-local function: "
             f"a Loop over proteins, {QUERY_BLOCK} queries at a time"
         ),
         built_with={"torch": str(torch.__version__), "onnx": onnx.__version__, "opset": str(OPSET)},

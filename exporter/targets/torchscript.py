@@ -29,7 +29,7 @@ def export(packed: PackedESM2, folder: Path) -> EngineEntry:
     _drop_debug_records(path)
     return EngineEntry(
         file=FILE_NAME,
-        lowering="esm2::varlen_attention, registered in Python",
+        lowering="esm2::varlen_attention",
         built_with={"torch": str(torch.__version__)},
     )
 

@@ -1,6 +1,8 @@
 """ONNX Runtime: ``model.onnx`` with its weights memory-mapped from ``weights.safetensors``."""
 
+import ctypes
 import importlib.util
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,11 @@ from runtime.engine import Attention, EngineSpec, Outputs, Threads
 from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
+
+
+logger = logging.getLogger(__name__)
+
+FUNCTION = "standard (model-local function)"
 
 
 def missing_library() -> str | None:
@@ -22,7 +29,7 @@ def missing_library() -> str | None:
 def load(
     folder: Path, manifest: Manifest, device: str, attention: Attention, threads: Threads
 ) -> "OnnxEngine":
-    """See ``runtime.load``. The graph's attention is the standard one either way."""
+    """See ``runtime.load``. Standard attention is the graph's own function."""
     if reason := missing_library():
         raise UnsupportedError(f"cannot load engine 'onnx' of {manifest.name!r}: {reason}")
     import onnxruntime
@@ -46,13 +53,17 @@ def load(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads.per_pack
-    path = folder / manifest.engines["onnx"].file
+    entry = manifest.engines["onnx"]
+    kernel = FUNCTION
+    if device == "cpu" and attention == "auto" and entry.op_library is not None:
+        kernel = _register_native(options, folder / entry.op_library)
+    path = folder / entry.file
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime raises a class of its own for each status code
         raise EngineError(
             f"cannot load {path}: {_first_line(error)} (built with "
-            f"{manifest.engines['onnx'].built_with}, here onnxruntime {onnxruntime.__version__})"
+            f"{entry.built_with}, here onnxruntime {onnxruntime.__version__})"
         ) from error
     if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise UnsupportedError(
@@ -66,12 +77,27 @@ def load(
         dtype=manifest.dtype,
         layers=tuple(manifest.layers),
         pool=manifest.pool,
-        attention="standard (model-local function)",
+        attention=kernel,
         library=f"onnxruntime {onnxruntime.__version__}",
         synthetic=manifest.weights.kind == "synthetic",
     )
     names = [output.name for output in manifest.signature.outputs]
     return OnnxEngine(session, spec, names, threads.concurrency if device == "cpu" else 1)
+
+
+def _register_native(options: Any, library: Path) -> str:
+    """Gives the session the native attention op; where it cannot be loaded, warns of what is lost."""
+    try:
+        options.register_custom_ops_library(str(library))
+        loaded = ctypes.CDLL(str(library.resolve()))
+        loaded.esm2_instruction_set.restype = ctypes.c_char_p
+        return f"native ({loaded.esm2_instruction_set().decode()})"
+    except Exception as error:  # onnxruntime raises a class of its own for each status code
+        logger.warning(
+            "cannot load %s: %s. Attention runs in onnxruntime's own ops, which takes longer",
+            library, _first_line(error),
+        )  # fmt: skip
+        return FUNCTION
 
 
 class OnnxEngine:

@@ -40,16 +40,18 @@ def load(
             f"cannot load engine 'torchscript' on cuda: PyTorch {torch.__version__} sees no GPU. "
             "Install a CUDA build and driver, or take device 'cpu'"
         )
+    entry = manifest.engines["torchscript"]
+    varlen_attention.use_native_of(folder, entry)
     if threads.total is not None:
         torch.set_num_threads(threads.total)
-    path = folder / manifest.engines["torchscript"].file
+    path = folder / entry.file
     try:
         module = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
         module.load_state_dict(load_file(folder / "weights.safetensors", device), assign=True)
     except (RuntimeError, SafetensorError) as error:
         raise EngineError(
             f"cannot load {path}: {_cause(error)} (built with "
-            f"{manifest.engines['torchscript'].built_with}, here torch {torch.__version__})"
+            f"{entry.built_with}, here torch {torch.__version__})"
         ) from error
     spec = EngineSpec(
         format="torchscript",

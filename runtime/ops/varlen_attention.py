@@ -1,24 +1,39 @@
 """``esm2::varlen_attention``: the one attention op of every traced graph.
 
-Importing this module registers the op with PyTorch.
+Importing this module registers the op with PyTorch; ``use_native`` gives it its fast CPU kernel.
 """
 
+import ctypes
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from runtime.engine import Attention
+from runtime.errors import UnsupportedError
+from runtime.manifest import EngineEntry
 from runtime.ops import cpu, cuda
 from runtime.ops.standard import standard
+
+logger = logging.getLogger(__name__)
 
 NAME = "esm2::varlen_attention"
 SCHEMA = (
     "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, SymInt max_seqlen, float softmax_scale)"
     " -> Tensor"
 )
+
+# Read by runtime/ops/native/torch_op.cpp: this module has registered the op already.
+IN_PYTHON_VARIABLE = "ESM2_OPS_IN_PYTHON"
+NATIVE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# The instruction set of the native kernel, once it is loaded. A process has one: the first artifact's.
+_native: str | None = None
 
 # The schema carries no choice of kernel, so an engine sets it around its own forward. A ContextVar
 # is private to a thread: two engines that run side by side do not change each other.
@@ -40,6 +55,40 @@ def attention(requested: Attention) -> Iterator[None]:
         _requested.reset(token)
 
 
+def use_native(library: Path) -> None:
+    """Takes the op's CPU kernel from an artifact's ``libesm2_ops.so``; the first in a process stays.
+
+    Raises:
+        UnsupportedError: the library cannot be loaded here: another processor or system, or not ours.
+    """
+    global _native
+    if _native is not None:
+        return
+    os.environ[IN_PYTHON_VARIABLE] = "1"
+    try:
+        loaded = ctypes.CDLL(str(library.resolve()))
+        loaded.esm2_instruction_set.restype = ctypes.c_char_p
+        name: bytes = loaded.esm2_instruction_set()
+        torch.ops.esm2.varlen_attention_native.default  # noqa: B018  registered, or AttributeError
+    except (OSError, AttributeError) as error:
+        raise UnsupportedError(
+            f"cannot load {library}: {str(error).removeprefix(f'{library.resolve()}: ')}"
+        ) from None
+    finally:
+        del os.environ[IN_PYTHON_VARIABLE]
+    _native = name.decode()
+
+
+def use_native_of(folder: Path, entry: EngineEntry) -> None:
+    """``use_native`` of an artifact's engine; where it cannot, warns of what is lost."""
+    if entry.op_library is None:
+        return
+    try:
+        use_native(folder / entry.op_library)
+    except UnsupportedError as error:
+        logger.warning("%s. Attention runs in PyTorch's own ops, which takes longer", error)
+
+
 def kernel_name(
     device: torch.device, dtype: torch.dtype, head_dim: int, requested: Attention
 ) -> str:
@@ -47,14 +96,23 @@ def kernel_name(
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         return cuda.choose_kernel(capability, dtype, head_dim, requested).name
-    return "standard" if requested == "standard" else "torch sdpa per protein"
+    if requested == "standard":
+        return "standard"
+    is_native = _native is not None and dtype in NATIVE_DTYPES
+    return f"native ({_native})" if is_native else "torch sdpa per protein"
 
 
 def _on_cpu(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, softmax_scale: float
 ) -> Tensor:
-    kernel = standard if _requested.get() == "standard" else cpu.sdpa
-    return kernel(q, k, v, cu_seqlens, softmax_scale)
+    if _requested.get() == "standard":
+        return standard(q, k, v, cu_seqlens, softmax_scale)
+    if _native is not None and q.dtype in NATIVE_DTYPES:
+        native: Tensor = torch.ops.esm2.varlen_attention_native(
+            q, k, v, cu_seqlens, max_seqlen, softmax_scale
+        )
+        return native
+    return cpu.sdpa(q, k, v, cu_seqlens, softmax_scale)
 
 
 def _on_cuda(

@@ -1,0 +1,148 @@
+// esm2::VarlenAttention for ONNX Runtime on CPUs. Registered with a session's options, it takes
+// precedence over the model-local function of the same name.
+
+#include <algorithm>
+#include <thread>
+
+#include "onnxruntime_api.h"
+#include "varlen_attention.h"
+
+namespace {
+
+namespace ort = esm2::ort;
+
+struct AttentionKernel {
+  const ort::Api* api;
+  float softmax_scale;
+};
+
+// One op of the name for each element type.
+struct AttentionOp : ort::CustomOp {
+  int element_type;
+  esm2::Dtype dtype;
+};
+
+struct Tensor {
+  void* data;
+  int64_t shape[3];
+  size_t rank;
+};
+
+ort::Status* read(const ort::Api* api, const ort::KernelContext* context, size_t i, Tensor* out) {
+  const ort::Value* value = nullptr;
+  ort::ShapeInfo* info = nullptr;
+  if (auto* failed = ort::input(api, context, i, &value)) return failed;
+  if (auto* failed = ort::data(api, const_cast<ort::Value*>(value), &out->data)) return failed;
+  if (auto* failed = ort::shape_info(api, value, &info)) return failed;
+  ort::Status* failed = ort::rank(api, info, &out->rank);
+  if (!failed && out->rank > 3) failed = ort::status(api, "esm2::VarlenAttention: rank above 3");
+  if (!failed) failed = ort::dimensions(api, info, out->shape, out->rank);
+  ort::release(api, info);
+  return failed;
+}
+
+struct Host {
+  const ort::Api* api;
+  ort::KernelContext* context;
+  ort::Status* failed;
+};
+
+void run_slots(void* host_pointer, int64_t slots, void (*body)(void*, int64_t), void* context) {
+  struct Call {
+    void (*body)(void*, int64_t);
+    void* context;
+  } call{body, context};
+  Host& host = *static_cast<Host*>(host_pointer);
+  const auto run = [](void* data, size_t slot) {
+    const Call& call = *static_cast<Call*>(data);
+    call.body(call.context, static_cast<int64_t>(slot));
+  };
+  host.failed = ort::parallel_for(host.api, host.context, run, slots, 0, &call);
+}
+
+template <esm2::Dtype dtype>
+ort::Status* compute(void* kernel_pointer, ort::KernelContext* context) {
+  const auto& kernel = *static_cast<AttentionKernel*>(kernel_pointer);
+  const ort::Api* api = kernel.api;
+  Tensor inputs[4];  // q, k, v, cu_seqlens; max_seqlen is for other kernels
+  for (size_t i = 0; i < 4; ++i)
+    if (auto* failed = read(api, context, i, &inputs[i])) return failed;
+  const Tensor &q = inputs[0], &bounds = inputs[3];
+  for (const Tensor* x : {&inputs[1], &inputs[2]})
+    if (q.rank != 3 || x->rank != 3 || !std::equal(q.shape, q.shape + 3, x->shape))
+      return ort::status(api, "esm2::VarlenAttention: q, k and v must be [T, H, D], all the same");
+  if (bounds.rank != 1) return ort::status(api, "esm2::VarlenAttention: cu_seqlens must be [N + 1]");
+  const auto* cu_seqlens = static_cast<const int32_t*>(bounds.data);
+  if (const char* problem = esm2::problem_with(cu_seqlens, bounds.shape[0], q.shape[0]))
+    return ort::status(api, problem);
+  ort::Value* value = nullptr;
+  void* out = nullptr;
+  if (auto* failed = ort::output(api, context, 0, q.shape, 3, &value)) return failed;
+  if (auto* failed = ort::data(api, value, &out)) return failed;
+  const int64_t heads = q.shape[1], dim = q.shape[2];
+  const auto strided = [&](int i) { return esm2::Strided{inputs[i].data, heads * dim, dim}; };
+  Host host{api, context, nullptr};
+  try {
+    esm2::varlen_attention({dtype, strided(0), strided(1), strided(2), out, cu_seqlens,
+                            bounds.shape[0] - 1, heads, dim, kernel.softmax_scale},
+                           std::max(1u, std::thread::hardware_concurrency()), run_slots, &host);
+  } catch (const std::exception& error) {
+    return ort::status(api, error.what());
+  }
+  return host.failed;
+}
+
+ort::Status* create_kernel(const ort::CustomOp*, const ort::Api* api, const ort::KernelInfo* info,
+                           void** out) {
+  float softmax_scale = 0;
+  if (auto* failed = ort::float_attribute(api, info, "softmax_scale", &softmax_scale)) return failed;
+  *out = new AttentionKernel{api, softmax_scale};
+  return nullptr;
+}
+
+int input_type(const ort::CustomOp* op, size_t i) {
+  return i < 3 ? static_cast<const AttentionOp*>(op)->element_type : i == 3 ? ort::int32 : ort::int64;
+}
+
+template <esm2::Dtype dtype>
+AttentionOp op_for(int element_type) {
+  AttentionOp op{};
+  op.version = ort::api_version;
+  op.name = [](const ort::CustomOp*) { return "VarlenAttention"; };
+  op.provider = [](const ort::CustomOp*) { return "CPUExecutionProvider"; };
+  op.input_count = [](const ort::CustomOp*) -> size_t { return 5; };
+  op.input_type = input_type;
+  op.output_count = [](const ort::CustomOp*) -> size_t { return 1; };
+  op.output_type = [](const ort::CustomOp* op, size_t) { return input_type(op, 0); };
+  op.input_characteristic = op.output_characteristic = [](const ort::CustomOp*, size_t) { return 0; };
+  op.input_memory = [](const ort::CustomOp*, size_t) { return 0; };
+  op.least_variadic_inputs = op.least_variadic_outputs = [](const ort::CustomOp*) { return 1; };
+  op.are_variadic_inputs_alike = op.are_variadic_outputs_alike = [](const ort::CustomOp*) { return 1; };
+  op.first_version = [](const ort::CustomOp*) { return 1; };
+  op.last_version = [](const ort::CustomOp*) { return 1; };
+  op.create_kernel_v2 = create_kernel;
+  op.compute_v2 = compute<dtype>;
+  op.destroy_kernel = [](void* kernel) { delete static_cast<AttentionKernel*>(kernel); };
+  op.element_type = element_type;
+  op.dtype = dtype;
+  return op;
+}
+
+}  // namespace
+
+// What SessionOptions.register_custom_ops_library calls.
+extern "C" __attribute__((visibility("default"))) ort::Status* RegisterCustomOps(
+    ort::SessionOptions* options, const ort::ApiBase* base) {
+  const ort::Api* api = base->get_api(ort::api_version);
+  static const AttentionOp ops[] = {op_for<esm2::Dtype::float32>(ort::float32),
+                                    op_for<esm2::Dtype::float16>(ort::float16)};
+  ort::OpDomain* domain = nullptr;
+  if (auto* failed = ort::new_domain(api, "esm2", &domain)) return failed;
+  for (const AttentionOp& op : ops)
+    if (auto* failed = ort::add_op(api, domain, &op)) return failed;
+  return ort::add_domain(api, options, domain);
+}
+
+extern "C" __attribute__((visibility("default"))) const char* esm2_instruction_set() {
+  return esm2::kernel().name;
+}

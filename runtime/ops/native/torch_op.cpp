@@ -1,0 +1,129 @@
+// esm2::varlen_attention for PyTorch, on its stable ABI: one file for every torch from 2.11 on.
+//
+// Loading this library registers the op (torch.ops.load_library, or dlopen from C++). Where Python has
+// registered it already, it says so in ESM2_OPS_IN_PYTHON, and takes the kernel by its own name,
+// esm2::varlen_attention_native.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdlib>
+
+#include "varlen_attention.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens) {
+  STD_TORCH_CHECK(q.dim() == 3 && k.dim() == 3 && v.dim() == 3,
+                  "esm2::varlen_attention: q, k and v must be [T, H, D]");
+  for (const Tensor* x : {&k, &v}) {
+    STD_TORCH_CHECK(x->scalar_type() == q.scalar_type(),
+                    "esm2::varlen_attention: q, k and v must have one dtype");
+    for (int i = 0; i < 3; ++i)
+      STD_TORCH_CHECK(x->size(i) == q.size(i),
+                      "esm2::varlen_attention: q, k and v must have one shape, got dimension ", i, " of ",
+                      q.size(i), " and ", x->size(i));
+  }
+  STD_TORCH_CHECK(cu_seqlens.dim() == 1 && cu_seqlens.scalar_type() == ScalarType::Int,
+                  "esm2::varlen_attention: cu_seqlens must be int32 [N + 1]");
+}
+
+esm2::Dtype dtype_of(const Tensor& q) {
+  switch (q.scalar_type()) {
+    case ScalarType::Float: return esm2::Dtype::float32;
+    case ScalarType::Half: return esm2::Dtype::float16;
+    case ScalarType::BFloat16: return esm2::Dtype::bfloat16;
+    default:
+      STD_TORCH_CHECK(false, "esm2::varlen_attention: this kernel takes float32, float16 and bfloat16");
+  }
+}
+
+Tensor with_dense_rows(const Tensor& x) {
+  return x.stride(2) == 1 || x.size(2) == 1 ? x : torch::stable::contiguous(x);
+}
+
+esm2::Strided strided(const Tensor& x) { return {x.const_data_ptr(), x.stride(0), x.stride(1)}; }
+
+void run_slots(void*, int64_t slots, void (*body)(void*, int64_t), void* context) {
+  torch::stable::parallel_for(0, slots, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t slot = begin; slot < end; ++slot) body(context, slot);
+  });
+}
+
+Tensor on_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, const Tensor& cu_seqlens_in,
+              int64_t, double softmax_scale) {
+  check_shapes(q_in, k_in, v_in, cu_seqlens_in);
+  const Tensor q = with_dense_rows(q_in), k = with_dense_rows(k_in), v = with_dense_rows(v_in);
+  const Tensor bounds = torch::stable::contiguous(cu_seqlens_in);
+  const auto* cu_seqlens = static_cast<const int32_t*>(bounds.const_data_ptr());
+  const char* problem = esm2::problem_with(cu_seqlens, bounds.size(0), q.size(0));
+  STD_TORCH_CHECK(!problem, "esm2::varlen_attention: ", problem);
+  const int64_t shape[] = {q.size(0), q.size(1), q.size(2)};
+  Tensor out = torch::stable::new_empty(q, {shape, 3});
+  esm2::varlen_attention({dtype_of(q), strided(q), strided(k), strided(v), out.mutable_data_ptr(),
+                          cu_seqlens, bounds.size(0) - 1, q.size(1), q.size(2),
+                          static_cast<float>(softmax_scale)},
+                         torch::stable::get_num_threads(), run_slots, nullptr);
+  return out;
+}
+
+// PyTorch's own flash kernels, through its dispatcher: nothing here is compiled for a GPU.
+Tensor on_cuda(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
+               int64_t max_seqlen, double softmax_scale) {
+  check_shapes(q, k, v, cu_seqlens);
+  STD_TORCH_CHECK(q.scalar_type() == ScalarType::Half || q.scalar_type() == ScalarType::BFloat16,
+                  "esm2::varlen_attention on CUDA takes float16 and bfloat16 outside Python: PyTorch's "
+                  "flash kernels know no other dtype. Export the engine with --dtype bfloat16");
+  STD_TORCH_CHECK(q.size(2) % 8 == 0 && q.size(2) <= 256,
+                  "esm2::varlen_attention on CUDA takes head dims that are multiples of 8 up to 256, got ",
+                  q.size(2));
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  const std::optional<Tensor> bounds(cu_seqlens);
+  const std::optional<int64_t> no_window, no_blocks;
+  const std::optional<Tensor> none;
+  const std::optional<double> scale(softmax_scale);
+  // aten::_flash_attention_forward(query, key, value, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p,
+  // is_causal, return_debug_mask, *, scale, window_size_left, window_size_right, seqused_k,
+  // alibi_slopes) -> five tensors
+  StableIValue stack[15] = {from(q), from(k), from(v), from(bounds), from(bounds),
+                            from(max_seqlen), from(max_seqlen), from(0.0), from(false), from(false),
+                            from(scale), from(no_window), from(no_blocks), from(none), from(none)};
+  // As of 2.11, whatever this file is compiled with: later torch adapts a longer schema to it.
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_flash_attention_forward", "", stack,
+                                                      TORCH_FEATURE_VERSION));
+  Tensor out = to<Tensor>(stack[0]);
+  for (int i = 1; i < 5; ++i) to<Tensor>(stack[i]);  // owned, and not needed
+  return out;
+}
+
+bool in_python() { return std::getenv("ESM2_OPS_IN_PYTHON") != nullptr; }
+
+}  // namespace
+
+#define ESM2_SCHEMA \
+  "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, SymInt max_seqlen, float softmax_scale) -> Tensor"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(esm2, m) {
+  m.def("varlen_attention_native" ESM2_SCHEMA);
+  if (!in_python()) m.def("varlen_attention" ESM2_SCHEMA);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(esm2, CPU, m) {
+  m.impl("varlen_attention_native", TORCH_BOX(&on_cpu));
+  if (!in_python()) m.impl("varlen_attention", TORCH_BOX(&on_cpu));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(esm2, CUDA, m) {
+  m.impl("varlen_attention_native", TORCH_BOX(&on_cuda));
+  if (!in_python()) m.impl("varlen_attention", TORCH_BOX(&on_cuda));
+}
+
+// The instruction set in use, for people.
+extern "C" __attribute__((visibility("default"))) const char* esm2_instruction_set() {
+  return esm2::kernel().name;
+}
