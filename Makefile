@@ -3,7 +3,7 @@
 PYTHON   ?= python3
 MODEL    ?=
 CHECKPOINT ?=
-TARGET   ?= torchscript,onnx
+TARGET   ?= torchscript,onnx,aoti
 LAYERS   ?=
 OUT      ?=
 ARTIFACT ?= artifacts/esm2_t6_8M_UR50D-synthetic

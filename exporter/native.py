@@ -62,7 +62,7 @@ def compile_libraries() -> Path:
     Raises:
         CompilerError: no C++ compiler, or it fails.
     """
-    compiler = _compiler()
+    compiler = compiler_command()
     source = importlib.resources.files("runtime.ops") / "native"
     with importlib.resources.as_file(source) as folder:
         destination = default_folder() / f"native-{_digest(compiler, folder)}"
@@ -79,7 +79,12 @@ def compile_libraries() -> Path:
     return destination
 
 
-def _compiler() -> list[str]:
+def compiler_command() -> list[str]:
+    """The C++ compiler of this machine, as ``$CXX`` or ``c++``.
+
+    Raises:
+        CompilerError: there is none.
+    """
     command = shlex.split(os.environ.get(COMPILER_VARIABLE, "c++"))
     if not command or shutil.which(command[0]) is None:
         raise CompilerError(
@@ -121,7 +126,9 @@ def _compile(compiler: list[str], source: Path, built: Path) -> None:
     steps += [("varlen_attention.cpp", ["varlen_attention.cpp"]), *hosts.items()]
     with ThreadPoolExecutor(usable_cores()) as pool:
         jobs = [
-            pool.submit(_run, [*command, "-c", *arguments, "-o", str(objects / f"{name}.o")], source)
+            pool.submit(
+                _run, [*command, "-c", *arguments, "-o", str(objects / f"{name}.o")], source
+            )
             for name, arguments in steps
         ]
         for job in jobs:
@@ -135,7 +142,9 @@ def _compile(compiler: list[str], source: Path, built: Path) -> None:
     }
     for name, libraries in link.items():
         own = str(objects / f"{name}.o")
-        _run([*compiler, "-shared", "-s", own, *kernels, *libraries, "-o", str(built / name)], source)
+        _run(
+            [*compiler, "-shared", "-s", own, *kernels, *libraries, "-o", str(built / name)], source
+        )
     shutil.rmtree(objects)
 
 

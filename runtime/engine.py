@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 Attention = Literal["auto", "standard"]
 
 # Format -> the module with its loader. "auto" takes the first that the artifact holds and this
-# environment can import.
+# environment can run.
 ENGINES = {
     "onnx": "runtime.engines.onnx",
+    "aoti": "runtime.engines.aoti",
     "torchscript": "runtime.engines.torchscript",
 }
 
@@ -138,8 +139,8 @@ def load(
 
     Args:
         artifact: the folder that ``esm2-export build`` wrote.
-        engine: ``"onnx"``, ``"torchscript"``, or ``"auto"``: the first of them that the artifact
-            holds and whose library is installed.
+        engine: ``"onnx"``, ``"aoti"``, ``"torchscript"``, or ``"auto"``: the first of
+            them that the artifact holds and that can run here.
         device: ``"cpu"``, ``"cuda"``, or ``"auto"``: cuda where the engine's library sees a GPU.
         attention: ``"auto"``, the fastest kernel, or ``"standard"``, the reference's arithmetic.
             None takes ``"standard"`` where ``ESM2_V1_ATTENTION`` (or ``VIRNUCPRO_V1_ATTENTION``)
@@ -162,7 +163,7 @@ def load(
 
     folder = Path(artifact)
     manifest = manifests.read(folder, check_files)
-    name = _choose_engine(engine, manifest)
+    name = _choose_engine(engine, manifest, device)
     if name not in manifest.engines:
         raise EngineError(
             f"artifact {folder} holds no engine {name!r}, it holds {', '.join(manifest.engines)}. "
@@ -219,7 +220,7 @@ def default_attention() -> Attention:
     return "standard" if asked else "auto"
 
 
-def _choose_engine(requested: str, manifest: "Manifest") -> str:
+def _choose_engine(requested: str, manifest: "Manifest", device: str) -> str:
     if requested != "auto":
         if requested not in ENGINES:
             raise EngineError(f"engine must be auto, {', '.join(ENGINES)}, got {requested!r}")
@@ -228,8 +229,8 @@ def _choose_engine(requested: str, manifest: "Manifest") -> str:
     for name in ENGINES:
         if name not in manifest.engines:
             reasons.append(f"{name} is not in the artifact")
-        elif missing := _engine_module(name).missing_library():
-            reasons.append(f"{name}: {missing}")
+        elif reason := _engine_module(name).reason_against(manifest.engines[name], device):
+            reasons.append(f"{name}: {reason}")
         else:
             return name
     raise EngineError(f"no engine of {manifest.name!r} runs here: {'; '.join(reasons)}")

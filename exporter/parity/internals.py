@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from exporter.parity.oracle import Answers
+from exporter.parity.rotation import positions_in
 from exporter.targets import onnx_attention
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
@@ -79,11 +80,14 @@ class _Spy(TorchDispatchMode):
     def __init__(self, num_frequencies: int):
         super().__init__()
         self.seen = Internals()
+        self.first_queries: torch.Tensor | None = None
         self._num_frequencies = num_frequencies
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.esm2.varlen_attention.default:
             self.seen.calls.append((args[3].tolist(), int(args[4])))
+            if self.first_queries is None:
+                self.first_queries = args[0].clone()
         elif func is torch.ops.aten.mul.Tensor and isinstance(args[1], torch.Tensor):
             positions, frequencies = args
             if frequencies.shape == (self._num_frequencies,) and positions.shape[1:] == (1,):
@@ -98,6 +102,21 @@ def observe_torchscript(
     """Watches PyTorch's dispatcher while the block runs ``batch``."""
     with _Spy(manifest.architecture.head_dim // 2) as spy:
         yield spy.seen
+
+
+# --- AOTInductor ------------------------------------------------------------------------------
+
+
+@contextmanager
+def observe_aoti(folder: Path, manifest: Manifest, batch: PackedBatch) -> Iterator[Internals]:
+    """Watches the attention op, which compiled code calls through PyTorch's dispatcher.
+
+    Positions are read from the first layer's queries.
+    """
+    with _Spy(manifest.architecture.head_dim // 2) as spy:
+        yield spy.seen
+    if spy.first_queries is not None:
+        spy.seen.positions.append(positions_in(spy.first_queries, folder, manifest, batch))
 
 
 # --- ONNX -------------------------------------------------------------------------------------
@@ -156,4 +175,8 @@ def _evaluate(model: onnx.ModelProto, names: list[str], batch: PackedBatch) -> l
     return outputs
 
 
-OBSERVERS: dict[str, Observe] = {"torchscript": observe_torchscript, "onnx": observe_onnx}
+OBSERVERS: dict[str, Observe] = {
+    "torchscript": observe_torchscript,
+    "onnx": observe_onnx,
+    "aoti": observe_aoti,
+}

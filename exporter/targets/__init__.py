@@ -14,12 +14,14 @@ from runtime.manifest import EngineEntry
 TARGETS = {
     "torchscript": "exporter.targets.torchscript",
     "onnx": "exporter.targets.onnx",
+    "aoti": "exporter.targets.aoti",
 }
 
 # The native attention op that each loads.
 OP_LIBRARIES = {
     "torchscript": TORCH_LIBRARY,
     "onnx": ONNXRUNTIME_LIBRARY,
+    "aoti": TORCH_LIBRARY,
 }
 
 

@@ -1,1 +1,1 @@
-"""One module per engine library, each with ``missing_library()`` and ``load(...)``."""
+"""One module per engine library, each with ``reason_against(entry, device)`` and ``load(...)``."""

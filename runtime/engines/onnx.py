@@ -10,17 +10,16 @@ import numpy as np
 
 from runtime.engine import Attention, EngineSpec, Outputs, Threads
 from runtime.errors import EngineError, UnsupportedError
-from runtime.manifest import Manifest
+from runtime.manifest import EngineEntry, Manifest
 from runtime.packing import PackedBatch
-
 
 logger = logging.getLogger(__name__)
 
 FUNCTION = "standard (model-local function)"
 
 
-def missing_library() -> str | None:
-    """What to install, or None."""
+def reason_against(entry: EngineEntry, device: str) -> str | None:
+    """Why "auto" should take another engine, in a sentence, or None."""
     if importlib.util.find_spec("onnxruntime") is None:
         return "onnxruntime is not installed (pip install 'esm2-engines[onnx]')"
     return None
@@ -30,7 +29,7 @@ def load(
     folder: Path, manifest: Manifest, device: str, attention: Attention, threads: Threads
 ) -> "OnnxEngine":
     """See ``runtime.load``. Standard attention is the graph's own function."""
-    if reason := missing_library():
+    if reason := reason_against(manifest.engines["onnx"], device):
         raise UnsupportedError(f"cannot load engine 'onnx' of {manifest.name!r}: {reason}")
     import onnxruntime
 

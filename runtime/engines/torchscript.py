@@ -1,35 +1,30 @@
 """TorchScript: ``model.ts``, whose parameters come from ``weights.safetensors``."""
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.engine import Attention, EngineSpec, Outputs, Threads
+from runtime.engines import torch_arrays
 from runtime.errors import EngineError, UnsupportedError
-from runtime.manifest import Manifest
+from runtime.manifest import EngineEntry, Manifest
 from runtime.packing import PackedBatch
 
 if TYPE_CHECKING:
     import torch
 
 
-def missing_library() -> str | None:
-    """What to install, or None."""
-    for package in ("torch", "safetensors"):
-        if importlib.util.find_spec(package) is None:
-            return f"{package} is not installed (pip install 'esm2-engines[torch]')"
-    return None
+def reason_against(entry: EngineEntry, device: str) -> str | None:
+    """Why "auto" should take another engine, in a sentence, or None."""
+    return torch_arrays.missing_library()
 
 
 def load(
     folder: Path, manifest: Manifest, device: str, attention: Attention, threads: Threads
 ) -> "TorchScriptEngine":
     """See ``runtime.load``."""
-    if reason := missing_library():
+    if reason := reason_against(manifest.engines["torchscript"], device):
         raise UnsupportedError(f"cannot load engine 'torchscript' of {manifest.name!r}: {reason}")
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     from runtime.ops import varlen_attention
 
@@ -47,10 +42,10 @@ def load(
     path = folder / entry.file
     try:
         module = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
-        module.load_state_dict(load_file(folder / "weights.safetensors", device), assign=True)
-    except (RuntimeError, SafetensorError) as error:
+        module.load_state_dict(torch_arrays.read_weights(folder, device), assign=True)
+    except (RuntimeError, OSError) as error:
         raise EngineError(
-            f"cannot load {path}: {_cause(error)} (built with "
+            f"cannot load {path}: {torch_arrays.cause(error)} (built with "
             f"{entry.built_with}, here torch {torch.__version__})"
         ) from error
     spec = EngineSpec(
@@ -109,19 +104,10 @@ class TorchScriptEngine:
             varlen_attention.attention(self._attention),
         ):
             try:
-                tensors = self._module(
-                    torch.from_numpy(batch.input_ids).to(self.spec.device),
-                    torch.from_numpy(batch.cu_seqlens).to(self.spec.device),
-                    torch.tensor(batch.max_seqlen),
-                )
-                # NumPy has no bfloat16; float32 holds every bfloat16 exactly.
-                wide = [t.float() if t.dtype == torch.bfloat16 else t for t in tensors]
-                arrays = [t.cpu().numpy() for t in wide]
+                tensors = self._module(*torch_arrays.inputs_of(batch, self.spec.device))
+                arrays = torch_arrays.to_arrays(tensors)
             except RuntimeError as error:
-                raise EngineError(
-                    f"torch failed on a pack of {batch.num_proteins} proteins, "
-                    f"{batch.num_tokens} tokens: {_cause(error)}"
-                ) from error
+                raise torch_arrays.failure(batch, error) from error
         return Outputs.from_arrays(self._output_names, arrays)
 
     def close(self) -> None:
@@ -133,10 +119,3 @@ class TorchScriptEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _cause(error: Exception) -> str:
-    """The line of PyTorch's message that says what happened; TorchScript puts its trace before."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    telling = [line for line in lines if "Error: " in line or "error: " in line]
-    return (telling or lines)[0].strip()

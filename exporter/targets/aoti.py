@@ -1,0 +1,119 @@
+"""``model.pt2``: the packed forward compiled by AOTInductor, its constants left out."""
+
+import os
+import platform
+import shlex
+import shutil
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.fx.experimental._config as shape_config
+from torch.export import Dim, ExportedProgram
+
+from exporter.errors import ExportError
+from exporter.native import compiler_command
+from exporter.packed_forward import PackedESM2
+from exporter.targets.tracing import tracing_pack
+from runtime.instructions import PORTABLE, X86_64_V3
+from runtime.manifest import EngineEntry
+
+FILE_NAME = "model.pt2"
+
+# Instruction set -> the width of its vectors in bits. Linears, nearly all of the time, take what the
+# processor has in any case; so the code asks for no more than most processors have.
+VECTOR_BITS = {X86_64_V3: 256}
+
+
+def export(packed: PackedESM2, folder: Path) -> EngineEntry:
+    """Compiles ``packed`` into ``folder``.
+
+    Args:
+        packed: on the CPU, in the dtype to export.
+        folder: where ``model.pt2`` goes.
+
+    Raises:
+        CompilerError: no C++ compiler.
+        ExportError: the compiler failed.
+    """
+    compiler = compiler_command()
+    instructions = PORTABLE.get(platform.machine())
+    path = folder / FILE_NAME
+    with tempfile.TemporaryDirectory() as workspace, _compiling_in(Path(workspace), compiler):
+        program = _exported_program(packed)
+        try:
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(path), inductor_configs=_options(instructions)
+            )
+        except Exception as error:  # the compiler's output comes in a dozen classes
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ExportError(f"AOTInductor could not compile the model: {line}") from error
+    _drop_sources(path)
+    return EngineEntry(
+        file=FILE_NAME,
+        lowering="esm2::varlen_attention, everything around it compiled",
+        built_with={"torch": str(torch.__version__)},
+        instructions=instructions or f"those of {platform.processor() or platform.machine()}",
+    )
+
+
+def _exported_program(packed: PackedESM2) -> ExportedProgram:
+    tokens, bounds = Dim("T", min=1), Dim("B", min=2)
+    # backed_size_oblivious: see exporter/targets/onnx.py.
+    with torch.no_grad(), shape_config.patch(backed_size_oblivious=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.export.export(
+            packed, tracing_pack(), dynamic_shapes=({0: tokens}, {0: bounds}, None), strict=False
+        )
+
+
+def _options(instructions: str | None) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "aot_inductor.package_constants_in_so": False,
+        "aot_inductor.enable_line_tables": False,
+    }
+    if instructions is not None:
+        options |= {"cpp.march": instructions, "cpp.simdlen": VECTOR_BITS[instructions]}
+    return options
+
+
+@contextmanager
+def _compiling_in(workspace: Path, compiler: list[str]) -> Iterator[None]:
+    """Inductor's files go to ``workspace``, and no path of this machine into the engine."""
+    from torch._inductor import config
+
+    # Inductor takes one word for a compiler, and tells GCC from Clang by it.
+    wrapper = workspace / Path(compiler[0]).name
+    prefixes = {workspace: "aoti", Path(torch.__file__).parent: "torch"}
+    maps = [f"-ffile-prefix-map={path}={name}" for path, name in prefixes.items()]
+    real = shutil.which(compiler[0])
+    wrapper.write_text(f'#!/bin/sh\nexec {shlex.join([str(real), *compiler[1:], *maps])} "$@"\n')
+    wrapper.chmod(0o755)
+    kept = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(workspace / "cache")
+    try:
+        with config.patch({"cpp.cxx": (None, str(wrapper))}), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if kept is None:
+            del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+        else:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = kept
+
+
+def _drop_sources(path: Path) -> None:
+    """Removes the generated C++ from the package: it is as large as the code, and nothing reads it."""
+    with zipfile.ZipFile(path) as archive:
+        records = [
+            (name, archive.read(name)) for name in archive.namelist() if not name.endswith(".cpp")
+        ]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in records:
+            # A bare ZipInfo carries the same date everywhere.
+            archive.writestr(zipfile.ZipInfo(name), data)
