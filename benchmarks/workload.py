@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from runtime.packing import first_fit_decreasing
+from runtime.bin_packing import even_packs
 
 # Log-normal numbers of residues, clipped.
 SETS = {
@@ -28,7 +28,7 @@ def lengths_of(name: str, tokens: int = TOKENS) -> list[int]:
 
 def packs_of(lengths: list[int], max_tokens: int) -> list[list[int]]:
     """As the runtime packs: lengths of each pack."""
-    return [[lengths[i] for i in pack] for pack in first_fit_decreasing(lengths, max_tokens)]
+    return [[lengths[i] for i in pack] for pack in even_packs(lengths, max_tokens)]
 
 
 def padded_batches_of(lengths: list[int], max_tokens: int) -> list[list[int]]:

@@ -6,6 +6,7 @@
 (19, 320)
 """
 
+from runtime.bin_packing import even_packs, first_fit_decreasing
 from runtime.engine import Engine, EngineSpec, Outputs, load
 from runtime.errors import (
     ArtifactError,
@@ -15,7 +16,7 @@ from runtime.errors import (
     NonFiniteError,
     UnsupportedError,
 )
-from runtime.packing import PackedBatch, first_fit_decreasing
+from runtime.packing import PackedBatch
 from runtime.pooling import pool
 from runtime.runner import AsyncInferenceRunner, Embedding, Record
 
@@ -35,6 +36,7 @@ __all__ = [
     "PackedBatch",
     "Record",
     "UnsupportedError",
+    "even_packs",
     "first_fit_decreasing",
     "load",
     "pool",

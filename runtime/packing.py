@@ -1,4 +1,4 @@
-"""Packs: proteins one after the other in a 1-D tensor, and which of them go together."""
+"""A pack: proteins one after the other in a 1-D tensor."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,38 +113,3 @@ def _batch_problems(batch: PackedBatch) -> list[str]:
     if batch.names and len(batch.names) != len(bounds) - 1:
         problems.append(f"got {len(batch.names)} names for {len(bounds) - 1} proteins")
     return problems
-
-
-def first_fit_decreasing(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Groups proteins into packs of at most ``max_tokens``, longest first.
-
-    A protein longer than ``max_tokens`` gets a pack of its own. Equal lengths keep their order, so
-    the result is the same on every machine.
-
-    Source: Johnson, "Near-optimal bin packing algorithms" (1973): at most 11/9 of the optimum.
-
-    Args:
-        lengths: tokens of each protein.
-        max_tokens: budget of a pack.
-
-    Returns:
-        For each pack the indices into ``lengths``, together a permutation of them.
-
-    Raises:
-        InputError: ``max_tokens`` below 1.
-    """
-    if max_tokens < 1:
-        raise InputError(f"max_tokens must be at least 1, got {max_tokens}")
-    packs: list[list[int]] = []
-    room: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        length = lengths[index]
-        for pack, free in enumerate(room):
-            if length <= free:
-                packs[pack].append(index)
-                room[pack] -= length
-                break
-        else:
-            packs.append([index])
-            room.append(max_tokens - length)
-    return packs

@@ -13,16 +13,20 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.bin_packing import even_packs
 from runtime.engine import Engine
 from runtime.errors import EngineError, InputError, NonFiniteError
-from runtime.packing import PackedBatch, first_fit_decreasing
+from runtime.packing import PackedBatch
 from runtime.pooling import POOL_CHOICES, Pool, pool, residue_rows
 from runtime.tokenizer import Unknown, tokenize
 
 logger = logging.getLogger(__name__)
 
-# First-fit decreasing wants many proteins to choose from, and order is restored window by window.
+# Even packs want many proteins to choose from, and order is restored window by window.
 WINDOW_PACKS = 16
+# A window is full a little before its packs are, so that the protein that fills it, and those that
+# fit nowhere, do not open a pack of their own.
+WINDOW_FILL = 0.975
 
 
 @dataclass(frozen=True)
@@ -131,13 +135,13 @@ class AsyncInferenceRunner:
     def _next_window(self, stream: Iterator[Record]) -> _Window:
         names: list[str] = []
         tokens: list[NDArray[np.int64]] = []
-        budget = WINDOW_PACKS * self._max_tokens
+        budget = WINDOW_FILL * WINDOW_PACKS * self._max_tokens
         while budget > 0 and (record := next(stream, None)) is not None:
             names.append(record.id)
             tokens.append(tokenize(record.sequence, record.id, self._unknown))
             budget -= len(tokens[-1])
         lengths = [len(protein) for protein in tokens]
-        return _Window(names, tokens, first_fit_decreasing(lengths, self._max_tokens))
+        return _Window(names, tokens, even_packs(lengths, self._max_tokens))
 
     def _run_window(self, window: _Window, workers: Executor) -> Iterator[Embedding]:
         batches = [

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime import tokenizer
+from runtime.bin_packing import even_packs
 from runtime.errors import InputError
-from runtime.packing import PackedBatch, first_fit_decreasing
+from runtime.packing import PackedBatch
 
 COMMON_RESIDUES = "LAGVSERTIDPKQNFYMHWC"
 RARE_RESIDUES = "XBUZO.-"
@@ -74,7 +75,7 @@ def packs_of(sequences: Iterable[str], name: str, max_tokens: int = 4096) -> dic
     if min(lengths) == len(tokenizer.tokenize("")):
         number = lengths.index(min(lengths)) + 1
         raise InputError(f"protein {number} of {name} has no residues. Remove it")
-    packings = first_fit_decreasing(lengths, max_tokens)
+    packings = even_packs(lengths, max_tokens)
     return {
         f"{name} {number}": [proteins[i] for i in packing]
         for number, packing in enumerate(packings, start=1)

@@ -35,8 +35,8 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, softmax_scale: flo
 def _runs_of_equal_length(cu_seqlens: Tensor) -> Iterator[tuple[int, int, int]]:
     """Yields ``(start, count, length)`` for neighbouring proteins of one length.
 
-    First-fit-decreasing packs are sorted by length, so short proteins come in long runs, and one
-    batched call replaces hundreds of tiny ones.
+    Packs are sorted by length, so equally short proteins stand together, and one batched call
+    replaces many tiny ones.
     """
     lengths = cu_seqlens.diff().tolist()
     start = first = 0

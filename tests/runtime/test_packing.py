@@ -1,12 +1,8 @@
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from runtime.errors import InputError
-from runtime.packing import PackedBatch, first_fit_decreasing
-
-LENGTHS = st.lists(st.integers(1, 300), max_size=60)
+from runtime.packing import PackedBatch
 
 
 def pack(ids: list[int], bounds: list[int], longest: int, **options: object) -> PackedBatch:
@@ -62,29 +58,3 @@ def test_wrong_dtypes() -> None:
 def test_no_proteins() -> None:
     with pytest.raises(InputError, match="at least one protein"):
         PackedBatch.from_tokens([])
-
-
-@given(LENGTHS, st.integers(1, 400))
-def test_every_protein_is_in_one_pack_that_fits(lengths: list[int], max_tokens: int) -> None:
-    packs = first_fit_decreasing(lengths, max_tokens)
-    assert sorted(i for members in packs for i in members) == list(range(len(lengths)))
-    for members in packs:
-        total = sum(lengths[i] for i in members)
-        assert total <= max_tokens or len(members) == 1
-
-
-@given(LENGTHS, st.integers(300, 900))
-def test_no_two_packs_could_be_one(lengths: list[int], max_tokens: int) -> None:
-    totals = [sum(lengths[i] for i in p) for p in first_fit_decreasing(lengths, max_tokens)]
-    assert all(a + b > max_tokens for i, a in enumerate(totals) for b in totals[i + 1 :]), (
-        "first fit never leaves two packs that fit into one"
-    )
-
-
-def test_known_answer() -> None:
-    assert first_fit_decreasing([4, 8, 1, 4, 2, 1], 10) == [[1, 4], [0, 3, 2, 5]]
-
-
-def test_no_budget() -> None:
-    with pytest.raises(InputError, match="at least 1, got 0"):
-        first_fit_decreasing([1], 0)
