@@ -1,9 +1,10 @@
-"""Compiles the native op: ``lib/libesm2_ops.so`` for PyTorch, ``lib/libesm2_ort.so`` for ONNX Runtime.
+"""Compiles the native attention op, as a library for PyTorch and as one for ONNX Runtime.
 
-One source (``runtime/ops/native/``) and one kernel for each instruction set; the processor's is chosen
-when the library is loaded. Compiled once for a machine, compiler and PyTorch, and kept in the cache.
+One source (``runtime/ops/native/``) and one kernel for each instruction set; the processor's is
+chosen when the library is loaded. Compiled once for a machine, compiler and PyTorch, and cached.
 """
 
+import contextlib
 import hashlib
 import importlib.resources
 import os
@@ -34,7 +35,7 @@ FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno",
 
 @dataclass(frozen=True)
 class InstructionSet:
-    """How ``kernel.cpp`` is compiled for one; ``rows`` x 2 vectors of sums must fit its registers."""
+    """How ``kernel.cpp`` is compiled for one; ``rows`` x 2 vectors must fit its registers."""
 
     name: str
     width: int
@@ -72,10 +73,8 @@ def compile_libraries() -> Path:
         with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".native-") as built:
             _compile(compiler, folder, Path(built))
             Path(built).chmod(0o755)
-            try:
+            with contextlib.suppress(FileExistsError):  # another process was faster
                 shutil.copytree(built, destination)
-            except FileExistsError:  # another process was faster
-                pass
     return destination
 
 
@@ -134,8 +133,8 @@ def _compile(compiler: list[str], source: Path, built: Path) -> None:
         for job in jobs:
             job.result()
     kernels = [str(objects / f"{name}.o") for name, _ in steps if name not in hosts]
-    # libtorch is found by its name in whatever process loads this; it brings libstdc++, which must be
-    # the one and only there, or exceptions could not cross. ONNX Runtime's op catches its own.
+    # libtorch is found by its name in whatever process loads this; it brings libstdc++, which must
+    # be the only one, or exceptions could not cross. ONNX Runtime's op catches its own.
     link = {
         TORCH_LIBRARY: [f"-L{torch_folder / 'lib'}", "-ltorch_cpu"],
         ONNXRUNTIME_LIBRARY: ["-static-libstdc++", "-static-libgcc"],

@@ -1,7 +1,7 @@
 """Positions, read from the queries that an engine's first attention receives.
 
-Compiled code shows no position ids. But a query of the first layer is a known vector, rotated by its
-position: computed here in float64 from the weights, without the packed forward.
+Compiled code shows no position ids. But a query of the first layer is a known vector, rotated by
+its position: computed here in float64 from the weights, without the packed forward.
 """
 
 from pathlib import Path
@@ -45,7 +45,7 @@ def positions_in(
 
 
 def _queries(folder: Path, manifest: Manifest, batch: PackedBatch, positions: Tensor) -> Tensor:
-    """Source: fair-esm esm/model/esm2.py:82-90, esm/modules.py:84, esm/rotary_embedding.py:11-46."""
+    # Source: fair-esm esm/model/esm2.py:82-90, esm/modules.py:84, esm/rotary_embedding.py:11-46.
     layer = "layers.0.self_attn"
     with safe_open(folder / FILE_NAME, "pt") as file:
         weights = {

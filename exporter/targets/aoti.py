@@ -25,8 +25,8 @@ from runtime.manifest import EngineEntry
 
 FILE_NAME = "model.pt2"
 
-# Instruction set -> the width of its vectors in bits. Linears, nearly all of the time, take what the
-# processor has in any case; so the code asks for no more than most processors have.
+# Instruction set -> the width of its vectors in bits. Linears and attention, nearly all of the
+# time, take what the processor has in any case; the rest asks for what most processors have.
 VECTOR_BITS = {X86_64_V3: 256}
 
 
@@ -108,7 +108,7 @@ def _compiling_in(workspace: Path, compiler: list[str]) -> Iterator[None]:
 
 
 def _drop_sources(path: Path) -> None:
-    """Removes the generated C++ from the package: it is as large as the code, and nothing reads it."""
+    """Removes the generated C++ from the package: nothing reads it."""
     with zipfile.ZipFile(path) as archive:
         records = [
             (name, archive.read(name)) for name in archive.namelist() if not name.endswith(".cpp")

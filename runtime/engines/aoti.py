@@ -38,7 +38,8 @@ def load(
         raise UnsupportedError(f"{cannot}: {reason}. Take engine 'onnx', or export again here")
     if device == "cuda":
         raise UnsupportedError(
-            f"{cannot} on cuda: it was compiled for a CPU. Take engine 'torchscript', or device 'cpu'"
+            f"{cannot} on cuda: it was compiled for a CPU. "
+            "Take engine 'torchscript', or device 'cpu'"
         )
     import torch
 
@@ -50,7 +51,7 @@ def load(
     try:
         weights = torch_arrays.read_weights(folder, "cpu")
         # AOTInductor's own class: the public function around it imports the whole compiler.
-        loader = torch._C._aoti.AOTIModelPackageLoader(  # type: ignore[attr-defined]
+        loader = torch._C._aoti.AOTIModelPackageLoader(
             str(path), "model", False, threads.concurrency, -1
         )
         names = set(loader.get_constant_fqns())

@@ -85,7 +85,7 @@ def load(
 
 
 def _register_native(options: Any, library: Path) -> str:
-    """Gives the session the native attention op; where it cannot be loaded, warns of what is lost."""
+    """Gives the session the native attention op; where it cannot, warns of what is lost."""
     try:
         options.register_custom_ops_library(str(library))
         loaded = ctypes.CDLL(str(library.resolve()))

@@ -32,7 +32,7 @@ SCHEMA = (
 IN_PYTHON_VARIABLE = "ESM2_OPS_IN_PYTHON"
 NATIVE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-# The instruction set of the native kernel, once it is loaded. A process has one: the first artifact's.
+# The instruction set of the native kernel, once it is loaded; the first in a process stays.
 _native: str | None = None
 
 # The schema carries no choice of kernel, so an engine sets it around its own forward. A ContextVar
@@ -56,10 +56,10 @@ def attention(requested: Attention) -> Iterator[None]:
 
 
 def use_native(library: Path) -> None:
-    """Takes the op's CPU kernel from an artifact's ``libesm2_ops.so``; the first in a process stays.
+    """Takes the op's CPU kernel from an artifact's ``libesm2_ops.so``; the first stays.
 
     Raises:
-        UnsupportedError: the library cannot be loaded here: another processor or system, or not ours.
+        UnsupportedError: the library cannot be loaded here, or is not ours.
     """
     global _native
     if _native is not None:

@@ -40,7 +40,8 @@ struct Kernel {
   void (*run)(const Problem&, const Task&);
 };
 
-// The widest instruction set that this processor has.
+// Of the widest instruction set that this processor has, or of the one that it has and that
+// ESM2_OPS_INSTRUCTIONS names. Read once.
 const Kernel& kernel();
 
 // Runs `body(context, slot)` for every slot below `slots`, on as many threads as the host gives.

@@ -1,0 +1,273 @@
+"""The native attention op: its numbers, its choice, and what happens where it cannot be loaded."""
+
+import logging
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor
+
+import runtime
+from exporter.native import ONNXRUNTIME_LIBRARY, TORCH_LIBRARY, CompilerError, compile_libraries
+from runtime import PackedBatch, instructions
+from runtime import manifest as manifests
+from runtime.ops import varlen_attention
+
+# Across the sizes of a tile (6), a vector (8), a panel (16), a block of keys (512) and of a task (1024).
+LENGTHS = (1, 5, 6, 7, 8, 16, 17, 33, 129, 511, 513, 1100)
+TOLERANCE = {torch.float32: 5e-7, torch.float16: 3e-4, torch.bfloat16: 2.5e-3}
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def native() -> Callable[..., Tensor]:
+    varlen_attention.use_native(compile_libraries() / TORCH_LIBRARY)
+    op: Callable[..., Tensor] = torch.ops.esm2.varlen_attention_native
+    return op
+
+
+def inputs(
+    lengths: tuple[int, ...], head_dim: int, dtype: torch.dtype, heads: int = 3
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (sum(lengths), heads, head_dim)
+    q, k, v = (torch.randn(shape, generator=generator).to(dtype) for _ in range(3))
+    bounds = torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32)
+    return q, k, v, bounds
+
+
+def in_float64(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float) -> Tensor:
+    rows = []
+    for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        a, b, c = (x[start:end].double() for x in (q, k, v))
+        weights = torch.einsum("ihd,jhd->hij", a, b).mul(scale).softmax(-1)
+        rows.append(torch.einsum("hij,jhd->ihd", weights, c))
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("head_dim", [16, 20, 24, 32, 64, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_every_length_equals_float64_to_rounding(
+    native: Callable[..., Tensor], head_dim: int, dtype: torch.dtype
+) -> None:
+    q, k, v, bounds = inputs(LENGTHS, head_dim, dtype)
+    scale = head_dim**-0.5
+    out = native(q, k, v, bounds, max(LENGTHS), scale)
+    truth = in_float64(q, k, v, bounds, scale)
+    assert out.dtype == dtype and out.is_contiguous()
+    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        error = (out[start:end].double() - truth[start:end]).norm() / truth[start:end].norm()
+        assert error < TOLERANCE[dtype], f"length {end - start}: {error:.1e}"
+
+
+def test_large_scores_do_not_overflow(native: Callable[..., Tensor]) -> None:
+    q, k, v, bounds = inputs((40, 700), 16, torch.float32)
+    out = native(30 * q, 30 * k, v, bounds, 700, 1.0)
+    truth = in_float64(30 * q, 30 * k, v, bounds, 1.0)
+    assert torch.isfinite(out).all()
+    assert (out - truth).norm() / truth.norm() < 1e-3  # scores near 10,000 have few digits left
+
+
+def test_no_protein_sees_another(native: Callable[..., Tensor]) -> None:
+    q, k, v, bounds = inputs((50, 60, 70), 16, torch.float32)
+    before = native(q, k, v, bounds, 70, 0.25)
+    k[50:110], v[50:110] = 7.0, -7.0
+    after = native(q, k, v, bounds, 70, 0.25)
+    assert torch.equal(before[:50], after[:50]) and torch.equal(before[110:], after[110:])
+    assert not torch.equal(before[50:110], after[50:110])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_infinity_show(native: Callable[..., Tensor], bad: float) -> None:
+    q, k, v, bounds = inputs((20, 20), 16, torch.float32)
+    k[3, 1, 2] = bad
+    out = native(q, k, v, bounds, 20, 0.25)
+    assert torch.isnan(out[:20, 1]).any()
+    assert torch.isfinite(out[20:]).all() and torch.isfinite(out[:20, 0]).all()
+
+
+@pytest.mark.parametrize(
+    ("bounds", "problem"),
+    [
+        ([0, 5], "must end at T"),
+        ([1, 10], "must start at 0"),
+        ([0, 6, 6, 10], "strictly increasing"),
+        ([0], "N >= 1"),
+    ],
+)
+def test_wrong_bounds_are_refused(
+    native: Callable[..., Tensor], bounds: list[int], problem: str
+) -> None:
+    q, k, v, _ = inputs((10,), 16, torch.float32)
+    with pytest.raises(RuntimeError, match=problem):
+        native(q, k, v, torch.tensor(bounds, dtype=torch.int32), 10, 0.25)
+
+
+def test_other_dtypes_and_shapes_are_refused(native: Callable[..., Tensor]) -> None:
+    q, k, v, bounds = inputs((10,), 16, torch.float32)
+    with pytest.raises(RuntimeError, match="float32, float16 and bfloat16"):
+        native(q.double(), k.double(), v.double(), bounds, 10, 0.25)
+    with pytest.raises(RuntimeError, match="one shape"):
+        native(q, k[:, :2], v, bounds, 10, 0.25)
+    with pytest.raises(RuntimeError, match="one dtype"):
+        native(q, k.half(), v, bounds, 10, 0.25)
+
+
+def test_the_op_is_native_where_it_was_loaded(native: Callable[..., Tensor]) -> None:
+    name = varlen_attention.kernel_name(torch.device("cpu"), torch.float32, 16, "auto")
+    assert name.startswith("native (")
+    q, k, v, bounds = inputs((33, 9), 16, torch.float32)
+    through_op = torch.ops.esm2.varlen_attention(q, k, v, bounds, 33, 0.25)
+    assert torch.equal(through_op, native(q, k, v, bounds, 33, 0.25))
+
+
+@pytest.mark.parametrize("name", ["baseline", "avx2"])
+def test_every_instruction_set_here_is_right(name: str, fresh_python: Run) -> None:
+    if name == "avx2" and instructions.problem_with(instructions.X86_64_V3):
+        pytest.skip("this processor has no AVX2")
+    library = compile_libraries() / TORCH_LIBRARY
+    code = (
+        "import os; os.environ['ESM2_OPS_INSTRUCTIONS'] = sys.argv[1]\n"
+        "import ctypes, torch; torch.ops.load_library(sys.argv[2])\n"
+        "f = ctypes.CDLL(sys.argv[2]).esm2_instruction_set; f.restype = ctypes.c_char_p\n"
+        "q = torch.randn(70, 2, 24); b = torch.tensor([0, 70], dtype=torch.int32)\n"
+        "o = torch.ops.esm2.varlen_attention(q, q, q, b, 70, 0.2).transpose(0, 1).double()\n"
+        "d = q.transpose(0, 1).double(); t = (d @ d.mT * 0.2).softmax(-1) @ d\n"
+        "print(f().decode(), bool((o - t).norm() / t.norm() < 5e-7))"
+    )
+    result = fresh_python(code, name, library)
+    assert result.stdout == f"{name} True\n", result.stderr
+
+
+class TestOnnxRuntime:
+    def test_the_kernel_takes_precedence_over_the_function(
+        self, tiny_artifact: Path, batch: PackedBatch, tmp_path: Path
+    ) -> None:
+        """A function that returns its input: only what does not run it is right."""
+        with runtime.load(tiny_artifact, "onnx") as engine:
+            right = engine.run(batch).logits
+        folder = tmp_path / "artifact"
+        shutil.copytree(tiny_artifact, folder)
+        model = onnx.load(folder / "model.onnx", load_external_data=False)
+        function = model.functions[0]
+        del function.node[:]
+        function.node.append(onnx.helper.make_node("Identity", ["q"], ["out"]))
+        onnx.save(model, folder / "model.onnx")
+        with runtime.load(folder, "onnx", check_files=False) as engine:
+            assert engine.spec.attention.startswith("native (")
+            np.testing.assert_array_equal(engine.run(batch).logits, right)
+        with runtime.load(folder, "onnx", attention="standard", check_files=False) as engine:
+            assert engine.spec.attention == "standard (model-local function)"
+            assert not np.allclose(engine.run(batch).logits, right, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("engine", "library"), [("onnx", ONNXRUNTIME_LIBRARY), ("torchscript", TORCH_LIBRARY)]
+)
+class TestLibrariesThatCannotBeLoaded:
+    def embed(self, folder: Path, engine: str) -> subprocess.CompletedProcess[str]:
+        code = (
+            "import sys, runtime\n"
+            "e = runtime.load(sys.argv[1], sys.argv[2], check_files=False)\n"
+            "o = e.run(runtime.PackedBatch.from_sequences(['MKTAYIAK', 'GG']))\n"
+            "print(e.spec.attention, o.logits.shape)"
+        )
+        command = [sys.executable, "-c", code, str(folder), engine]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    @pytest.mark.parametrize("damage", ["missing", "foreign", "another library"])
+    def test_are_named_in_one_line_and_the_engine_runs(
+        self, tiny_artifact: Path, tmp_path: Path, engine: str, library: str, damage: str
+    ) -> None:
+        folder = tmp_path / "artifact"
+        shutil.copytree(tiny_artifact, folder)
+        path = folder / "lib" / library
+        if damage == "missing":
+            path.unlink()
+        elif damage == "foreign":
+            # An ELF file's machine stands at byte 18; 183 is aarch64.
+            content = bytearray(path.read_bytes())
+            content[18:20] = (183).to_bytes(2, "little")
+            path.write_bytes(content)
+        else:
+            source = tmp_path / "other.c"
+            source.write_text("int nothing(void) { return 0; }\n")
+            subprocess.run(["cc", "-shared", "-fPIC", source, "-o", path], check=True)
+        result = self.embed(folder, engine)
+        assert result.returncode == 0, result.stderr
+        assert not result.stdout.startswith("native")
+        assert result.stderr.count("\n") == 1, result.stderr
+        assert library in result.stderr and "takes longer" in result.stderr
+
+    def test_are_refused_when_files_are_checked(
+        self, tiny_artifact: Path, tmp_path: Path, engine: str, library: str
+    ) -> None:
+        folder = tmp_path / "artifact"
+        shutil.copytree(tiny_artifact, folder)
+        (folder / "lib" / library).write_text("not a library")
+        with pytest.raises(runtime.ArtifactError, match=rf"lib/{library} has 13 bytes"):
+            runtime.load(folder, engine)
+
+
+def test_an_engine_without_its_library_says_nothing(
+    tiny_artifact: Path, tmp_path: Path, batch: PackedBatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Built where there was no compiler."""
+    folder = tmp_path / "artifact"
+    shutil.copytree(tiny_artifact, folder)
+    manifest = manifests.read(folder)
+    entry = manifests.EngineEntry(**{
+        **{name: getattr(manifest.engines["onnx"], name) for name in ("file", "lowering")},
+        "built_with": {},
+    })  # fmt: skip
+    manifest.engines["onnx"] = entry
+    manifests.write(manifest, folder)
+    with caplog.at_level(logging.WARNING), runtime.load(folder, "onnx") as engine:
+        assert engine.spec.attention == "standard (model-local function)"
+        engine.run(batch)
+    assert not caplog.records
+
+
+def test_no_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(CompilerError, match="no C\\+\\+ compiler 'no-such-compiler' here"):
+        compile_libraries()
+
+
+def test_a_compiler_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "false")
+    with pytest.raises(CompilerError, match="false could not compile"):
+        compile_libraries()
+
+
+class TestInstructions:
+    def test_this_machine_runs_what_is_built_here(self) -> None:
+        built_for = instructions.PORTABLE.get(platform.machine())
+        assert instructions.problem_with(built_for) is None
+        assert instructions.problem_with(None) is None
+
+    def test_a_processor_without_them_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(instructions, "processor_flags", lambda: {"sse2", "avx", "fma"})
+        monkeypatch.setattr("platform.machine", lambda: "x86_64")
+        problem = instructions.problem_with("x86-64-v3")
+        assert problem is not None and problem.startswith("built for x86-64-v3")
+        assert "lacks abm, avx2, bmi1" in problem
+
+    def test_another_kind_of_processor_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("platform.machine", lambda: "aarch64")
+        problem = instructions.problem_with("x86-64-v3")
+        assert problem == "built for x86-64-v3, this processor is aarch64"
+
+    def test_flags_are_read(self, tmp_path: Path) -> None:
+        cpuinfo = tmp_path / "cpuinfo"
+        cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx avx2\nbugs\t: none\n")
+        assert instructions.processor_flags(cpuinfo) == {"fpu", "avx", "avx2"}
+        assert instructions.processor_flags(tmp_path / "none") is None
