@@ -20,7 +20,7 @@ from runtime import PackedBatch, instructions
 from runtime import manifest as manifests
 from runtime.ops import varlen_attention
 
-# Across the sizes of a tile (6), a vector (8), a panel (16), a block of keys (512) and of a task (1024).
+# Across the sizes of a tile (6), a vector (8), a panel (16), a block of keys (512), a task (1024).
 LENGTHS = (1, 5, 6, 7, 8, 16, 17, 33, 129, 511, 513, 1100)
 TOLERANCE = {torch.float32: 5e-7, torch.float16: 3e-4, torch.bfloat16: 2.5e-3}
 

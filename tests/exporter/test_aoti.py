@@ -1,0 +1,170 @@
+"""The AOTInductor engine: built, loaded, refused, and its faults seen by the gate."""
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+import runtime
+from exporter.build import BuildOptions, build
+from exporter.parity.cache import Cache
+from exporter.parity.faults import faults
+from exporter.parity.packs import as_batch, parity_packs
+from exporter.parity.prove import Planter
+from exporter.parity.rotation import positions_in
+from exporter.parity.verdict import INTERNALS
+from exporter.weights import WeightsSource, load_reference
+from runtime import PackedBatch, instructions
+from runtime import manifest as manifests
+
+
+@pytest.fixture(scope="module")
+def compiled(tiny_checkpoint: Path, cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A verified artifact with this engine alone: ``build`` publishes no other."""
+    folder = tmp_path_factory.mktemp("aoti") / "artifact"
+    source = WeightsSource("checkpoint", str(tiny_checkpoint))
+    build(BuildOptions(source, ("aoti",), (0, 1, 2), "mean", out=folder), lambda _: None, cache)
+    return folder
+
+
+@pytest.mark.parametrize("attention", ["auto", "standard"])
+def test_equals_torchscript(
+    compiled: Path, tiny_artifact: Path, batch: PackedBatch, attention: runtime.engine.Attention
+) -> None:
+    single = PackedBatch.from_tokens([np.array([5])])
+    with (
+        runtime.load(compiled, "aoti", attention=attention) as engine,
+        runtime.load(tiny_artifact, "torchscript", attention=attention) as other,
+    ):
+        assert engine.spec.attention == other.spec.attention
+        for pack in (batch, single):
+            found, expected = engine.run(pack).named(), other.run(pack).named()
+            assert found.keys() == expected.keys()
+            for name, values in expected.items():
+                error = np.linalg.norm(found[name] - values) / np.linalg.norm(values)
+                assert error < 2e-6, name
+
+
+def test_packs_side_by_side(compiled: Path, sequences: list[str]) -> None:
+    records = [runtime.Record(str(i), s) for i, s in enumerate(sequences * 6)]
+    with runtime.load(compiled, "aoti", threads=2, concurrency=2) as engine:
+        assert engine.concurrency == 2
+        runner = runtime.AsyncInferenceRunner(engine, max_tokens=200)
+        found = {e.id: e.values for e in runner.run(records)}
+    with runtime.load(compiled, "aoti", threads=1) as engine:
+        alone = runtime.AsyncInferenceRunner(engine, max_tokens=200)
+        expected = {e.id: e.values for e in alone.run(records)}
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-5)
+
+
+def test_auto_takes_it_on_a_cpu(compiled: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU, which auto prefers")
+    with runtime.load(compiled) as engine:
+        assert engine.spec.format == "aoti"
+
+
+def test_another_processor_is_refused_by_name(
+    compiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = manifests.read(compiled)
+    if manifest.engines["aoti"].instructions != "x86-64-v3":
+        pytest.skip("this machine builds for itself alone")
+    monkeypatch.setattr(instructions, "processor_flags", lambda: {"sse2"})
+    with pytest.raises(runtime.UnsupportedError) as refused:
+        runtime.load(compiled, "aoti")
+    message = str(refused.value)
+    assert message.startswith("cannot load engine 'aoti' of ")
+    assert "built for x86-64-v3, this processor lacks abm, avx" in message
+    assert "\n" not in message
+    with pytest.raises(runtime.EngineError, match="no engine of .* runs here: .*x86-64-v3"):
+        runtime.load(compiled)
+
+
+def test_weights_that_lack_a_tensor_are_refused(compiled: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "artifact"
+    shutil.copytree(compiled, folder)
+    state = load_file(folder / "weights.safetensors")
+    del state["layers.1.fc1.weight"]
+    save_file(state, folder / "weights.safetensors")
+    with pytest.raises(runtime.EngineError, match=r"cannot load .*layers.1.fc1.weight"):
+        runtime.load(folder, "aoti", check_files=False)
+
+
+def test_a_damaged_package_is_refused(compiled: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "artifact"
+    shutil.copytree(compiled, folder)
+    path = folder / "model.pt2"
+    path.write_bytes(path.read_bytes()[: 1 << 14])
+    with pytest.raises(runtime.EngineError, match=r"cannot load .*model.pt2") as refused:
+        runtime.load(folder, "aoti", check_files=False)
+    assert "\n" not in str(refused.value)
+
+
+def test_no_path_of_the_building_machine_is_in_it(compiled: Path) -> None:
+    content = (compiled / "model.pt2").read_bytes()
+    for path in (Path.cwd(), Path(torch.__file__).parent, Path.home() / ".cache"):
+        assert str(path).encode() not in content
+
+
+class TestPositionsReadFromQueries:
+    @pytest.fixture(scope="class")
+    def pack(self) -> PackedBatch:
+        return as_batch(parity_packs()["many masks"])
+
+    @pytest.fixture(scope="class")
+    def queries(self, compiled: Path, pack: PackedBatch) -> torch.Tensor:
+        """That the engine's first attention receives."""
+        from exporter.parity.internals import _Spy
+
+        with _Spy(6) as spy, runtime.load(compiled, "aoti") as engine:
+            engine.run(pack)
+        assert spy.first_queries is not None
+        return spy.first_queries
+
+    def test_are_those_of_each_protein(
+        self, compiled: Path, pack: PackedBatch, queries: torch.Tensor
+    ) -> None:
+        found = positions_in(queries, compiled, manifests.read(compiled), pack)
+        lengths = np.diff(pack.cu_seqlens)
+        np.testing.assert_array_equal(found, np.concatenate([np.arange(n) for n in lengths]))
+
+    def test_off_by_one_is_seen_in_every_token(
+        self, compiled: Path, pack: PackedBatch, queries: torch.Tensor
+    ) -> None:
+        half = queries.shape[-1] // 2
+        inv_freq = 10000 ** -(torch.arange(half).double() / half)
+        first, second = queries.double().chunk(2, dim=-1)
+        cos, sin = inv_freq.cos(), inv_freq.sin()
+        moved = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        found = positions_in(moved.float(), compiled, manifests.read(compiled), pack)
+        assert np.isnan(found).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["positions do not restart", "max_seqlen baked from tracing", "GELU by tanh"]
+)
+def test_faults_are_rejected(
+    name: str, compiled: Path, tiny_checkpoint: Path, cache: Cache, tmp_path: Path
+) -> None:
+    fault = next(fault for fault in faults() if fault.name == name)
+    reference = load_reference(WeightsSource("checkpoint", str(tiny_checkpoint)))
+    planter = Planter(compiled, manifests.read(compiled), reference, tmp_path, cache=cache)
+    found = planter.verdict(fault, "aoti")
+    assert found.outcome == "rejected", found
+    if name != "GELU by tanh":
+        assert INTERNALS in " ".join([found.by, *found.exactly])
+
+
+def test_what_it_needs_stands_in_the_manifest(compiled: Path) -> None:
+    entry = manifests.read(compiled).engines["aoti"]
+    assert entry.op_library == "lib/libesm2_ops.so"
+    assert entry.instructions
+    assert msgspec.to_builtins(entry)["file"] == "model.pt2"
