@@ -10,7 +10,7 @@ import msgspec
 from runtime.errors import ArtifactError
 
 FILE_NAME = "manifest.json"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _SEAL = re.compile(rb'("manifest_sha256": ")([0-9a-f]{64})(")')
 _UNSEALED = b"0" * 64
@@ -59,12 +59,32 @@ class WeightsOrigin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state_sha256: str
 
 
+class Quantisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How an engine's linears were quantised, and what its answers may differ by.
+
+    Attributes:
+        weights: their type and scales.
+        activations: the same.
+        file: with the quantised weights.
+        budget: limit of each rule that it was judged by.
+    """
+
+    weights: str
+    activations: str
+    file: str
+    budget: dict[str, float]
+
+
 class EngineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One engine: its file, how the attention op was lowered, and what loads it."""
+    """One engine: its file, how the attention op was lowered, what loads it, and in which type.
+
+    ``quantised`` is None where the linears are in the artifact's dtype.
+    """
 
     file: str
     lowering: str
     built_with: dict[str, str]
+    quantised: Quantisation | None = None
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,10 +109,12 @@ class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         file: read by ``runtime.selftest``.
         limits: relative L2 error of each output.
+        own_limits: the same of engines with a budget of their own, by engine.
     """
 
     file: str
     limits: dict[str, float]
+    own_limits: dict[str, dict[str, float]]
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

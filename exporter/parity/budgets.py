@@ -9,8 +9,14 @@ SHALLOW_LAYERS = 12
 
 Quantity = Literal[
     "ratio", "absolute_ratio", "relative_l2", "residue_cosine_p01", "pooled_cosine_min",
-    "top1_agreement_confident",
+    "top1_agreement_confident", "jensen_shannon_mean", "label_agreement", "confidence_correlation",
 ]  # fmt: skip
+
+# Judged once, over all packs together; the last four are fields of ``TaskMetrics``.
+OF_TASKS: frozenset[Quantity] = frozenset([
+    "top1_agreement_confident", "jensen_shannon_mean", "label_agreement", "confidence_correlation"
+])  # fmt: skip
+OVER_ALL_PACKS: frozenset[Quantity] = OF_TASKS | {"absolute_ratio"}
 
 
 class Budget(msgspec.Struct, frozen=True):
@@ -110,14 +116,57 @@ TASK_RULES = (
 )
 
 
+INT8_RULES = (
+    Budget(
+        "relative L2, int8, as a multiple of eager fair-esm's own in int8",
+        "ratio",
+        1.25,
+        "at most",
+        "eager fair-esm with linears in the same steps of int8 is what rounding does",
+    ),
+    RELATIVE_RULE[1],
+    Budget(
+        "relative L2, int8",
+        "relative_l2",
+        0.1,
+        "at most",
+        "x",
+    ),
+    Budget(
+        "cosine of residues, 1st percentile, int8", "residue_cosine_p01", 0.995, "at least", "x"
+    ),
+    Budget(
+        "cosine of pooled embeddings, worst protein, int8",
+        "pooled_cosine_min",
+        0.995,
+        "at least",
+        "x",
+    ),
+    TASK_RULES[2],
+    Budget(
+        "Jensen-Shannon divergence of predictions, mean, in nats",
+        "jensen_shannon_mean",
+        0.01,
+        "at most",
+        "x",
+    ),
+    Budget("same label by a linear classifier", "label_agreement", 0.9, "at least", "x"),
+    Budget(
+        "confidence of that classifier, correlation", "confidence_correlation", 0.9, "at least", "x"
+    ),
+)
+
+
 def budgets_for(dtype: str, num_layers: int) -> tuple[Budget, ...]:
-    """The rules for an engine.
+    """The rules for an engine whose linears are in ``dtype``.
 
     Raises:
         ValueError: no budget was ever measured for this dtype.
     """
     if dtype in HALF:
         return (*RELATIVE_RULE, *TASK_RULES)
+    if dtype == "int8":
+        return INT8_RULES
     if dtype != "float32":
         raise ValueError(f"no parity budget for {dtype}: it has not been measured")
     ceiling = FLOAT32_SHALLOW if num_layers <= SHALLOW_LAYERS else FLOAT32_ANY_DEPTH

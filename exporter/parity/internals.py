@@ -7,6 +7,7 @@ CPU kernels ignore ``max_seqlen``. So they are read from the running graph.
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +105,14 @@ def observe_torchscript(
 
 
 @contextmanager
-def observe_onnx(folder: Path, manifest: Manifest, batch: PackedBatch) -> Iterator[Internals]:
-    """Cuts the nodes that compute these values out of ``model.onnx`` and runs them.
+def observe_onnx(
+    folder: Path, manifest: Manifest, batch: PackedBatch, engine: str = "onnx"
+) -> Iterator[Internals]:
+    """Cuts the nodes that compute these values out of the engine's file and runs them.
 
     They depend on the inputs alone, so nothing of the weights is needed.
     """
-    path = folder / manifest.engines["onnx"].file
+    path = folder / manifest.engines[engine].file
     model = onnx.load(path, load_external_data=False)
     nodes = model.graph.node
     positions = [
@@ -156,4 +159,8 @@ def _evaluate(model: onnx.ModelProto, names: list[str], batch: PackedBatch) -> l
     return outputs
 
 
-OBSERVERS: dict[str, Observe] = {"torchscript": observe_torchscript, "onnx": observe_onnx}
+OBSERVERS: dict[str, Observe] = {
+    "torchscript": observe_torchscript,
+    "onnx": observe_onnx,
+    "onnx-int8": partial(observe_onnx, engine="onnx-int8"),
+}

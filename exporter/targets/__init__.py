@@ -13,6 +13,7 @@ from runtime.manifest import EngineEntry
 TARGETS = {
     "torchscript": "exporter.targets.torchscript",
     "onnx": "exporter.targets.onnx",
+    "onnx-int8": "exporter.targets.onnx_int8",
 }
 
 

@@ -20,11 +20,12 @@ def missing_library() -> str | None:
 
 
 def load(
-    folder: Path, manifest: Manifest, device: str, attention: Attention, threads: Threads
-) -> "OnnxEngine":
+    folder: Path, manifest: Manifest, device: str, attention: Attention, threads: Threads,
+    name: str = "onnx",
+) -> "OnnxEngine":  # fmt: skip
     """See ``runtime.load``. The graph's attention is the standard one either way."""
     if reason := missing_library():
-        raise UnsupportedError(f"cannot load engine 'onnx' of {manifest.name!r}: {reason}")
+        raise UnsupportedError(f"cannot load engine {name!r} of {manifest.name!r}: {reason}")
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
@@ -37,7 +38,7 @@ def load(
         )
     if device == "cpu" and manifest.dtype == "bfloat16":
         raise UnsupportedError(
-            f"cannot load engine 'onnx' of {manifest.name!r} on cpu: onnxruntime has no bfloat16 "
+            f"cannot load engine {name!r} of {manifest.name!r} on cpu: onnxruntime has no bfloat16 "
             "kernels for CPUs. Take a float32 artifact, the engine 'torchscript', or a GPU"
         )
     # TF32, onnxruntime's default on CUDA, would cost the float32 budget a thousandfold.
@@ -46,7 +47,7 @@ def load(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads.per_pack
-    path = folder / manifest.engines["onnx"].file
+    path = folder / manifest.engines[name].file
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime raises a class of its own for each status code
@@ -60,10 +61,10 @@ def load(
             "(no GPU, or another CUDA or cuDNN than it was built for). Take device 'cpu'"
         )
     spec = EngineSpec(
-        format="onnx",
+        format=name,
         artifact=manifest.name,
         device=device,
-        dtype=manifest.dtype,
+        dtype="int8" if manifest.engines[name].quantised else manifest.dtype,
         layers=tuple(manifest.layers),
         pool=manifest.pool,
         attention="standard (model-local function)",
