@@ -1,6 +1,6 @@
 """``weights.int8.safetensors``: the linears' weights in int8, one scale per output channel.
 
-What is not in it (embeddings, biases, LayerNorms) an int8 engine reads from ``weights.safetensors``.
+Embeddings, biases and LayerNorms are not in it: int8 engines read ``weights.safetensors`` too.
 """
 
 import json

@@ -116,43 +116,69 @@ TASK_RULES = (
 )
 
 
+# Measured with synthetic weights, for 8M on 15 packs with the int8 engine and, in brackets, with
+# eager fair-esm in int8: ratio 1.02, of the largest absolute error 1.04; relative L2 0.0315;
+# residues 0.99906, pooled 0.99974; divergence 0.00158 (0.00155), labels 0.969 (0.969), confidences
+# 0.998 (0.998), confident first choices 1 (1). For 35M on three packs, eager alone: 0.031, 0.9989,
+# 0.9997, 0.0045, 1, 0.992, and 0.960 of 199 confident first choices.
 INT8_RULES = (
     Budget(
-        "relative L2, int8, as a multiple of eager fair-esm's own in int8",
+        "relative L2, as a multiple of eager fair-esm's own in int8",
         "ratio",
         1.25,
         "at most",
-        "eager fair-esm with linears in the same steps of int8 is what rounding does",
+        "eager fair-esm with linears in the same steps is what int8 may do; a fault as large as "
+        "three quarters of that rounding passes the limit",
     ),
     RELATIVE_RULE[1],
     Budget(
         "relative L2, int8",
         "relative_l2",
-        0.1,
+        0.06,
         "at most",
-        "x",
+        "a stop for weights that int8 does not suit, whatever eager makes of them",
     ),
     Budget(
-        "cosine of residues, 1st percentile, int8", "residue_cosine_p01", 0.995, "at least", "x"
+        "cosine of residues, 1st percentile, int8",
+        "residue_cosine_p01",
+        0.998,
+        "at least",
+        "int8 rounding alone leaves 0.99906",
     ),
     Budget(
         "cosine of pooled embeddings, worst protein, int8",
         "pooled_cosine_min",
-        0.995,
+        0.999,
         "at least",
-        "x",
+        "int8 rounding alone leaves 0.99974",
     ),
-    TASK_RULES[2],
+    Budget(
+        "first choice at confident masked positions, agreement, int8",
+        "top1_agreement_confident",
+        0.9,
+        "at least",
+        "a lead of 0.1 is within what int8 does to the flat predictions of random weights: 0.960",
+    ),
     Budget(
         "Jensen-Shannon divergence of predictions, mean, in nats",
         "jensen_shannon_mean",
         0.01,
         "at most",
-        "x",
+        "ln 2 = 0.69 is the most that there can be; int8 rounding alone gives 0.0016 to 0.0045",
     ),
-    Budget("same label by a linear classifier", "label_agreement", 0.9, "at least", "x"),
     Budget(
-        "confidence of that classifier, correlation", "confidence_correlation", 0.9, "at least", "x"
+        "same label by a fixed linear classifier",
+        "label_agreement",
+        0.93,
+        "at least",
+        "the classifier is random, so many proteins are near its borders; rounding leaves 0.969",
+    ),
+    Budget(
+        "confidence of that classifier, correlation",
+        "confidence_correlation",
+        0.98,
+        "at least",
+        "int8 rounding alone leaves 0.992",
     ),
 )
 

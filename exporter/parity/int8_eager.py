@@ -10,7 +10,6 @@ from functools import partial
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exporter.int8_weights import dequantise, linears, quantise
@@ -36,4 +35,4 @@ def round_rows(x: Tensor) -> Tensor:
 
 def _forward(linear: nn.Linear, x: Tensor) -> Tensor:
     # Dequantised on the fly: a second model of 15 billion parameters would not fit.
-    return F.linear(round_rows(x), dequantise(quantise(linear.weight)), linear.bias)
+    return nn.functional.linear(round_rows(x), dequantise(quantise(linear.weight)), linear.bias)
