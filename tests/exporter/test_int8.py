@@ -203,14 +203,15 @@ class TestSelftest:
             runtime.load(folder, "onnx-int8", validate=True)
 
 
-class TestFaults:
-    @pytest.fixture(scope="class")
-    def planter(
-        self, int8: Path, tiny: Reference, cache: Cache, tmp_path_factory: pytest.TempPathFactory
-    ) -> Planter:
-        workspace = tmp_path_factory.mktemp("faults")
-        return Planter(int8, manifests.read(int8), tiny, workspace, cache=cache)
+@pytest.fixture(scope="module")
+def planter(
+    int8: Path, tiny: Reference, cache: Cache, tmp_path_factory: pytest.TempPathFactory
+) -> Planter:
+    workspace = tmp_path_factory.mktemp("faults")
+    return Planter(int8, manifests.read(int8), tiny, workspace, cache=cache)
 
+
+class TestFaults:
     @pytest.mark.parametrize("fault", INT8_FAULTS, ids=lambda fault: fault.name)
     def test_its_own_are_rejected(self, planter: Planter, fault) -> None:  # type: ignore[no-untyped-def]
         found = planter.verdict(fault, "onnx-int8")
