@@ -92,7 +92,8 @@ def build(
             )
         say("running eager fair-esm in float64")
         layers = packed.repr_layers
-        golden = write_golden(folder, reference, layers, options.pool, options.dtype, cache)
+        int8 = [name for name, entry in engines.items() if entry.quantised]
+        golden = write_golden(folder, reference, layers, options.pool, options.dtype, cache, int8)
         manifest = _manifest(name, reference, packed, engines, golden, folder)
         manifests.write(manifest, folder)
         say("verifying the engines")

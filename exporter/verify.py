@@ -6,18 +6,19 @@ planted faults, if asked for -> one report.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import torch
 
-from exporter import shared_weights
+from exporter import int8_weights, shared_weights
 from exporter.environment import describe_environment
 from exporter.errors import ExportError
 from exporter.packed_forward import PackedESM2
-from exporter.parity.budgets import budgets_for
+from exporter.parity.budgets import Budget, budgets_for
 from exporter.parity.cache import Cache
-from exporter.parity.oracle import layer_norm_of, run_eager
+from exporter.parity.oracle import Answers, layer_norm_of, run_eager
 from exporter.parity.overflow import find_overflow
 from exporter.parity.packs import Pack, as_batch, parity_packs
 from exporter.parity.report import SCHEMA_VERSION, FaultVerdict, Report, is_passed
@@ -71,8 +72,10 @@ class Gate:
         self.dtype: torch.dtype = getattr(torch, manifest.dtype)
         layers = tuple(manifest.layers)
         pooling: Pool = manifest.pool or "mean"
-        self._oracle = run_eager(reference, packs, layers, pooling, torch.float64, cache)
-        self._eager = run_eager(reference, packs, layers, pooling, self.dtype, cache)
+        self._run_eager = partial(run_eager, reference, packs, layers, pooling, cache=cache)
+        self._oracle = self._run_eager(torch.float64)
+        self._eager = self._run_eager(self.dtype)
+        self._eager_int8: dict[str, Answers] | None = None
 
     def judge(
         self,
@@ -83,23 +86,31 @@ class Gate:
         threads: int | None = None,
     ) -> EngineVerdict:
         """The verdict on engine ``name`` of the artifact in ``folder``."""
-        weights = self._judge_weights(folder)
+        is_int8 = manifest.engines[name].quantised is not None
+        weights = self._judge_weights(folder, is_int8)
+        eager = self._in_int8() if is_int8 else self._eager
         try:
             with load(
                 folder, name, attention=attention, threads=threads, check_files=False
             ) as engine:
-                verdict = judge(
-                    engine, folder, manifest, self.packs, self._oracle, self._eager, weights
-                )
+                verdict = judge(engine, folder, manifest, self.packs, self._oracle, eager, weights)
         except UnsupportedError as error:
             return EngineVerdict(name, "not measured", str(error))
         except EngineError as error:
             return EngineVerdict(name, "failed", str(error))
         return self._name_overflow(verdict)
 
-    def _judge_weights(self, folder: Path) -> Check:
+    def _in_int8(self) -> dict[str, Answers]:
+        if self._eager_int8 is None:
+            self._eager_int8 = self._run_eager(torch.float32, int8=True)
+        return self._eager_int8
+
+    def _judge_weights(self, folder: Path, is_int8: bool) -> Check:
         packed = PackedESM2(self.reference.model)
-        return exact(WEIGHTS, shared_weights.differences(packed, folder, self.dtype))
+        found = shared_weights.differences(packed, folder, self.dtype)
+        if is_int8:
+            found += int8_weights.differences(packed, folder)
+        return exact(WEIGHTS, found)
 
     def _name_overflow(self, verdict: EngineVerdict) -> EngineVerdict:
         """Adds the layer to the reason of a verdict that failed for NaN or Inf."""
@@ -177,10 +188,19 @@ def verify(
             "weights digest": reference.origin.state_sha256,
         },
         environment=describe_environment(),
-        budgets=list(budgets_for(manifest.dtype, manifest.architecture.num_layers)),
+        budgets=_budgets(manifest, chosen),
         engines=verdicts,
         faults=faults,
     )
+
+
+def _budgets(manifest: Manifest, engines: Iterable[str]) -> list[Budget]:
+    """Of all engines, each rule once."""
+    dtypes = ["int8" if manifest.engines[e].quantised else manifest.dtype for e in engines]
+    rules = [
+        rule for dtype in dtypes for rule in budgets_for(dtype, manifest.architecture.num_layers)
+    ]
+    return list(dict.fromkeys(rules))
 
 
 def _formats_to_plant_in(prove: Proof | None, chosen: Sequence[str]) -> Sequence[str]:

@@ -86,7 +86,7 @@ def info(artifact: Path, as_json: bool) -> None:
     "--engine",
     default="auto",
     show_default=True,
-    help="onnx, torchscript, or auto: the first one that runs here.",
+    help="onnx, torchscript, onnx-int8, or auto: the first one that runs here, never int8.",
 )
 @click.option(
     "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])

@@ -24,7 +24,10 @@ ENGINES = {
     "onnx": "runtime.engines.onnx",
     "aoti": "runtime.engines.aoti",
     "torchscript": "runtime.engines.torchscript",
+    "onnx-int8": "runtime.engines.onnx_int8",
 }
+# Coarser than the artifact's dtype: never taken but by name.
+BY_NAME_ONLY = ("onnx-int8",)
 
 V1_ATTENTION_VARIABLES = ("ESM2_V1_ATTENTION", "VIRNUCPRO_V1_ATTENTION")
 
@@ -37,7 +40,7 @@ class EngineSpec:
         format: key of ``ENGINES``.
         artifact: the artifact's name.
         device: ``cpu`` or ``cuda``.
-        dtype: of weights and outputs.
+        dtype: of weights and outputs; ``int8`` means the linears' weights, outputs are float32.
         layers: exported layers, ascending.
         pool: how the ``pooled`` output pools, or None.
         attention: the kernel behind ``esm2::varlen_attention``.
@@ -140,7 +143,8 @@ def load(
     Args:
         artifact: the folder that ``esm2-export build`` wrote.
         engine: ``"onnx"``, ``"aoti"``, ``"torchscript"``, or ``"auto"``: the first of
-            them that the artifact holds and that can run here.
+            them that the artifact holds and that can run here. ``"onnx-int8"`` is taken by name
+            only.
         device: ``"cpu"``, ``"cuda"``, or ``"auto"``: cuda where the engine's library sees a GPU.
         attention: ``"auto"``, the fastest kernel, or ``"standard"``, the reference's arithmetic.
             None takes ``"standard"`` where ``ESM2_V1_ATTENTION`` (or ``VIRNUCPRO_V1_ATTENTION``)
@@ -229,6 +233,8 @@ def _choose_engine(requested: str, manifest: "Manifest", device: str) -> str:
     for name in ENGINES:
         if name not in manifest.engines:
             reasons.append(f"{name} is not in the artifact")
+        elif name in BY_NAME_ONLY:
+            reasons.append(f"{name} is coarser, so it must be asked for by name")
         elif reason := _engine_module(name).reason_against(manifest.engines[name], device):
             reasons.append(f"{name}: {reason}")
         else:

@@ -59,6 +59,22 @@ class WeightsOrigin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state_sha256: str
 
 
+class Quantisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How an engine's linears were quantised, and what its answers may differ by.
+
+    Attributes:
+        weights: their type and scales.
+        activations: the same.
+        file: with the quantised weights.
+        budget: limit of each rule that it was judged by.
+    """
+
+    weights: str
+    activations: str
+    file: str
+    budget: dict[str, float]
+
+
 class EngineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One engine.
 
@@ -68,6 +84,7 @@ class EngineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         built_with: versions of the tools.
         op_library: the native attention op for it, or None where it was built without a compiler.
         instructions: that the processor must have, such as ``x86-64-v3``; None where any will do.
+        quantised: how the linears were, or None where they are in the artifact's dtype.
     """
 
     file: str
@@ -75,6 +92,7 @@ class EngineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     built_with: dict[str, str]
     op_library: str | None = None
     instructions: str | None = None
+    quantised: Quantisation | None = None
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,10 +117,12 @@ class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         file: read by ``runtime.selftest``.
         limits: relative L2 error of each output.
+        own_limits: the same of engines with a budget of their own, by engine.
     """
 
     file: str
     limits: dict[str, float]
+    own_limits: dict[str, dict[str, float]]
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

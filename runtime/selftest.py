@@ -100,7 +100,7 @@ def selftest(engine: Engine, folder: Path, manifest: Manifest) -> SelfTest:
         ArtifactError: the golden file is missing, damaged, or holds no proteins.
     """
     golden = read_golden(folder, manifest)
-    limits = manifest.golden.limits
+    limits = manifest.golden.own_limits.get(engine.spec.format, manifest.golden.limits)
     comparisons: list[Comparison] = []
     for pack, count in (("all proteins", len(golden.sequences)), ("the first alone", 1)):
         num_tokens = int(golden.cu_seqlens[count])

@@ -3,6 +3,7 @@
 NumPy's own format, because a container with ONNX Runtime alone has no safetensors library.
 """
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ def write_golden(
     pool: Pool | None,
     dtype: str,
     cache: Cache | None,
+    int8_engines: Iterable[str] = (),
 ) -> Golden:
     """Writes the file and gives its entry for the manifest.
 
@@ -57,6 +59,7 @@ def write_golden(
         pool: of the ``pooled`` output; None means that the runtime pools, by ``"mean"``.
         dtype: of the engines: the limits are this dtype's.
         cache: of eager fair-esm's answers.
+        int8_engines: formats with limits of their own.
 
     Raises:
         ParityError: the dtype overflows; names the layer.
@@ -90,14 +93,33 @@ def write_golden(
             f"eager fair-esm in {dtype} gives {error}: {place or 'not in the packed forward'}. "
             "Nothing was published"
         ) from None
-    limits = {
-        name: _limit(error, dtype, reference.architecture.num_layers)
-        for name, error in eager_errors.items()
-    }
+    num_layers = reference.architecture.num_layers
+    limits = _limits(eager_errors, pool, lambda error: _limit(error, dtype, num_layers))
+    own = {}
+    if int8_engines := list(int8_engines):
+        int8 = run_eager(reference, packs, layers, pool or "mean", torch.float32, cache, int8=True)
+        named = int8["golden"].outputs.named()
+        errors = {name: _relative_l2(named[name], values) for name, values in tensors.items()}
+        own = dict.fromkeys(
+            int8_engines, _limits(errors, pool, lambda error: _int8_limit(error, num_layers))
+        )
+    return Golden(file=FILE_NAME, limits=limits, own_limits=own)
+
+
+def _limits(
+    errors: dict[str, float], pool: Pool | None, limit: Callable[[float], float]
+) -> dict[str, float]:
+    limits = {name: limit(error) for name, error in errors.items()}
     limits[RUNTIME_POOLED] = limits["pooled"]
     if pool is None:
         del limits["pooled"]
-    return Golden(file=FILE_NAME, limits=limits)
+    return limits
+
+
+def _int8_limit(eager_error: float, num_layers: int) -> float:
+    """The relative rule of int8; nothing of layer 0 is quantised, so there float32's ceiling."""
+    relative = next(b.limit for b in budgets_for("int8", num_layers) if b.quantity == "ratio")
+    return max(relative * eager_error, _limit(eager_error, "float32", num_layers))
 
 
 def _limit(eager_error: float, dtype: str, num_layers: int) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from exporter.parity import plots
+from exporter.parity.budgets import Budget
 from exporter.parity.metrics import UNBOUNDED
 from exporter.parity.report import FaultVerdict, Report
 from exporter.parity.verdict import Check, Row
@@ -42,7 +43,7 @@ def render(report: Report) -> str:
         length_plots=plots.error_by_length(report),
         layer_plot=plots.error_by_layer(report),
         not_drawn=_not_drawn(report),
-        over_budget=lambda row: _over_budget(report, row),
+        over_budget=lambda verdict, row: _over_budget(plots.budgets_of(report, verdict), row),
     )
 
 
@@ -108,9 +109,9 @@ def _not_drawn(report: Report) -> int:
     return sum(not plots.can_draw(row.engine) for row in rows)
 
 
-def _over_budget(report: Report, row: Row) -> list[str]:
+def _over_budget(budgets: Iterable[Budget], row: Row) -> list[str]:
     """The budgets that this one output breaks."""
-    measured = ((budget, row.measured(budget)) for budget in report.budgets)
+    measured = ((budget, row.measured(budget)) for budget in budgets)
     return [b.name for b, value in measured if value is not None and not b.is_met(value)]
 
 

@@ -7,6 +7,7 @@ CPU kernels ignore ``max_seqlen``. So they are read from the running graph.
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +124,14 @@ def observe_aoti(folder: Path, manifest: Manifest, batch: PackedBatch) -> Iterat
 
 
 @contextmanager
-def observe_onnx(folder: Path, manifest: Manifest, batch: PackedBatch) -> Iterator[Internals]:
-    """Cuts the nodes that compute these values out of ``model.onnx`` and runs them.
+def observe_onnx(
+    folder: Path, manifest: Manifest, batch: PackedBatch, engine: str = "onnx"
+) -> Iterator[Internals]:
+    """Cuts the nodes that compute these values out of the engine's file and runs them.
 
     They depend on the inputs alone, so nothing of the weights is needed.
     """
-    path = folder / manifest.engines["onnx"].file
+    path = folder / manifest.engines[engine].file
     model = onnx.load(path, load_external_data=False)
     nodes = model.graph.node
     positions = [
@@ -179,4 +182,5 @@ OBSERVERS: dict[str, Observe] = {
     "torchscript": observe_torchscript,
     "onnx": observe_onnx,
     "aoti": observe_aoti,
+    "onnx-int8": partial(observe_onnx, engine="onnx-int8"),
 }

@@ -6,7 +6,7 @@ Nothing of the runtime takes part: fair-esm tokenizes, PyTorch pools.
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from exporter import precision
+from exporter import int8_weights, precision
+from exporter.parity import int8_eager
 from exporter.parity.cache import Cache
 from exporter.parity.packs import Pack, Protein
 from exporter.precision import cast_copy
@@ -24,10 +25,14 @@ from exporter.weights import Reference, fair_esm_version
 from runtime.engine import Outputs
 from runtime.pooling import Pool
 
+
 # Answers on disk are of one recipe: any edit of what computes them asks for new ones.
-RECIPE = hashlib.sha256(
-    Path(__file__).read_bytes() + Path(precision.__file__).read_bytes()
-).hexdigest()
+def _recipe(*sources: str | None) -> str:
+    return hashlib.sha256(b"".join(Path(str(path)).read_bytes() for path in sources)).hexdigest()
+
+
+RECIPE = _recipe(__file__, precision.__file__)
+INT8_RECIPE = _recipe(int8_eager.__file__, int8_weights.__file__)
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ def run_eager(
     pooling: Pool,
     dtype: torch.dtype,
     cache: Cache | None = None,
+    int8: bool = False,
 ) -> dict[str, Answers]:
     """Runs every protein of every pack alone through eager fair-esm, each distinct one once.
 
@@ -70,6 +76,7 @@ def run_eager(
         pooling: of the last of them.
         dtype: float64 is the oracle; another gives the error that eager itself has in it.
         cache: keeps answers on disk; None computes all of them.
+        int8: with linears that are quantised as an int8 engine's are.
     """
     eager = _Eager(reference, layers, pooling, dtype)
     recipe = (
@@ -77,11 +84,12 @@ def run_eager(
         f"{torch.backends.cpu.get_cpu_capability()}, layers {layers}, pool {pooling}, "
         f"{layer_norm_of(reference)}, {reference.architecture}, "
         f"weights {reference.origin.state_sha256}"
-    )
+    ) + (f", int8 {INT8_RECIPE}" if int8 else "")
     seen: dict[Protein, Arrays] = {}
     answers = {}
     progress = tqdm(packs.items(), desc=f"eager fair-esm in {dtype}", leave=False, disable=None)
-    with eager.in_dtype():
+    quantised = int8_eager.quantised_linears(reference.model) if int8 else nullcontext()
+    with eager.in_dtype(), quantised:
         for name, pack in progress:
             tokens = {protein: tokens_of(reference, protein) for protein in pack}
             key = Cache.key(recipe, tokens.values())

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from exporter.parity.budgets import Budget
 from exporter.parity.metrics import UNBOUNDED, TensorError
 from exporter.parity.report import Report
 from exporter.parity.verdict import RUNTIME_POOLED, EngineVerdict
@@ -66,12 +67,26 @@ def can_draw(error: TensorError | None) -> bool:
     return error is not None and 0 < error.relative_l2 < UNBOUNDED
 
 
+def budgets_of(report: Report, verdict: EngineVerdict) -> list[Budget]:
+    """The rules that this engine was judged by: an int8 engine has its own."""
+    checked = {check.name for check in verdict.checks}
+    return [budget for budget in report.budgets if budget.name in checked]
+
+
 def error_by_length(report: Report) -> dict[str, str]:
     """Relative L2 against the longest protein of each pack, one plot for each engine.
 
     All have the same axes. An engine without an error to draw has no plot.
     """
-    limits = [budget.limit for budget in report.budgets if budget.quantity == "relative_l2"]
+    limits = {
+        verdict.engine: [
+            budget.limit
+            for budget in budgets_of(report, verdict)
+            if budget.quantity == "relative_l2"
+        ]
+        for verdict in report.engines
+    }
+    all_limits = [limit for of_engine in limits.values() for limit in of_engine]
     clouds = {
         (i, verdict.engine): _clouds(verdict, _ENGINES[i % len(_ENGINES)])
         for i, verdict in enumerate(report.engines)
@@ -84,12 +99,12 @@ def error_by_length(report: Report) -> dict[str, str]:
             figure, axes = _figure()
             axes.set(xlabel="tokens of the pack's longest protein", ylabel="relative L2")
             _logarithmic(axes, "x", [length for length, _ in points])
-            _logarithmic(axes, "y", [*(error for _, error in points), *limits])
+            _logarithmic(axes, "y", [*(error for _, error in points), *all_limits])
             for cloud in found:
                 lengths, errors = zip(*cloud.points, strict=True)
                 axes.plot(lengths, errors, **cloud.look)
             axes.plot([], [], "o", **_RING, label=_EAGER)
-            for limit in limits:
+            for limit in limits[engine]:
                 axes.axhline(limit, **_LIMIT)
             plots[engine] = _svg(figure, f"length-{i}")
     return plots

@@ -8,7 +8,7 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
@@ -22,15 +22,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from exporter import shared_weights
+from exporter import int8_weights, shared_weights
 from exporter.errors import ExportError
 from exporter.packed_forward import PackedESM2
-from exporter.parity.budgets import RELATIVE_RULE, TASK_RULES
+from exporter.parity.budgets import budgets_for
 from exporter.parity.cache import Cache
-from exporter.parity.faults import Fault, GraphFault, ManifestFault, WeightsFault, faults
+from exporter.parity.faults import GraphFault, ManifestFault, WeightsFault
+from exporter.parity.int8_faults import AnyFault, Int8WeightsFault, faults_of, requantising
 from exporter.parity.packs import parity_packs, with_names
+from exporter.parity.rejection import decisive, rejected
 from exporter.parity.report import FaultVerdict
-from exporter.parity.verdict import Check, EngineVerdict, describe
+from exporter.parity.verdict import EngineVerdict
 from exporter.precision import cast_copy
 from exporter.targets import exporter_of
 from exporter.verify import Gate
@@ -38,8 +40,10 @@ from exporter.weights import Reference, check_is_original
 from runtime import manifest as manifests
 from runtime.engine import Attention, usable_cores
 from runtime.errors import Esm2Error
-from runtime.manifest import Manifest
+from runtime.manifest import Architecture, Manifest
 
+# Where a fault is planted that the rounding of an engine hides.
+_IN_FLOAT32 = {"onnx-int8": "onnx"}
 PACKS = ("one residue", "every token", "many masks", "nearly all masks")
 
 
@@ -68,7 +72,9 @@ def prove_gate(
     Raises:
         ExportError: an engine without a fault does not pass here, or a process died.
     """
-    tasks = [(number, engine) for engine in engines for number in range(len(faults()))]
+    tasks = [
+        (number, engine) for engine in engines for number in range(len(faults_of(manifest, engine)))
+    ]
     with (
         tempfile.TemporaryDirectory() as workspace,
         tqdm(total=len(tasks), desc="planting faults", leave=False, disable=None) as progress,
@@ -76,7 +82,7 @@ def prove_gate(
         found = []
         if jobs == 1:
             planter = Planter(folder, manifest, reference, Path(workspace), attention, cache)
-            verdicts = (planter.verdict(faults()[number], engine) for number, engine in tasks)
+            verdicts = (planter.numbered(number, engine) for number, engine in tasks)
         else:
             setting = _Setting(folder, manifest, load, Path(workspace), attention, cache, jobs)
             verdicts = _in_processes(setting, tasks)
@@ -126,7 +132,7 @@ def _plant(setting: _Setting, task: tuple[int, str]) -> FaultVerdict:
     # Made by the first task, so that what it raises reaches the caller as it is.
     _planter = _planter or setting.make()
     number, engine = task
-    return _planter.verdict(faults()[number], engine)
+    return _planter.numbered(number, engine)
 
 
 class Planter:
@@ -158,7 +164,11 @@ class Planter:
         self._sound: set[str] = set()
         self._in_float32: Planter | None = None
 
-    def verdict(self, fault: Fault, engine: str) -> FaultVerdict:
+    def numbered(self, number: int, engine: str) -> FaultVerdict:
+        """``verdict`` of a fault by its place in ``faults_of``."""
+        return self.verdict(faults_of(self._manifest, engine)[number], engine)
+
+    def verdict(self, fault: AnyFault, engine: str) -> FaultVerdict:
         """What the gate says of ``engine`` with ``fault``, in this dtype or else in float32."""
         if reason := fault.applies(self._manifest):
             found = FaultVerdict(fault.name, fault.group, engine, "does not apply")
@@ -166,12 +176,13 @@ class Planter:
         self._require_sound(engine)
         with self.planted(fault, engine) as faulty:
             found, judged = self.show(fault, faulty, engine)
-        if found.outcome == "rejected" or judged is None or self._manifest.dtype == "float32":
+        in_float32 = self._dtype_of(engine) == "float32" or isinstance(fault, Int8WeightsFault)
+        if found.outcome == "rejected" or judged is None or in_float32:
             return found
         return self._hidden(found, judged, fault, engine)
 
     def show(
-        self, fault: Fault, faulty: Path, engine: str
+        self, fault: AnyFault, faulty: Path, engine: str
     ) -> tuple[FaultVerdict, EngineVerdict | None]:
         """What the gate says of the artifact that ``planted`` gave; None if it is not even read."""
         found = FaultVerdict(fault.name, fault.group, engine, "accepted")
@@ -180,10 +191,10 @@ class Planter:
         except (Esm2Error, ExportError) as error:
             refusal = str(error).replace(str(self._faulty), self._manifest.name)
             return msgspec.structs.replace(found, outcome="rejected", by=refusal), None
-        failed = _decisive(judged)
-        return (_rejected(found, failed) if failed else found), judged
+        failed = decisive(judged)
+        return (rejected(found, failed) if failed else found), judged
 
-    def _shown(self, fault: Fault, faulty: Path, engine: str) -> EngineVerdict:
+    def _shown(self, fault: AnyFault, faulty: Path, engine: str) -> EngineVerdict:
         if not isinstance(fault, ManifestFault):
             return self._judge(self._gate, faulty, self._manifest, engine)
         # The whole way of a command: the manifest decides what is read and compared.
@@ -199,7 +210,7 @@ class Planter:
         """Without its fault the engine must pass here: else anything would be "rejected"."""
         if engine not in self._sound:
             judged = self._judge(self._gate, self._folder, self._manifest, engine)
-            if judged.status == "not measured" or _decisive(judged):
+            if judged.status == "not measured" or decisive(judged):
                 raise ExportError(
                     f"cannot plant faults in {engine!r}: without one it does not pass "
                     f"({judged.reason})"
@@ -207,21 +218,24 @@ class Planter:
             self._sound.add(engine)
 
     def _hidden(
-        self, found: FaultVerdict, judged: EngineVerdict, fault: Fault, engine: str
+        self, found: FaultVerdict, judged: EngineVerdict, fault: AnyFault, engine: str
     ) -> FaultVerdict:
         """Hidden is what float32 rejects, and what is within the budget of this dtype's rounding.
 
         The fault alone, as the float32 engine shows it, must be within the relative rule's limit
         of eager fair-esm's own error in this dtype, in every output. All else is accepted.
         """
-        twin = self._float32_twin(engine)
-        twin._require_sound(engine)
-        with twin.planted(fault, engine) as faulty:
-            wide, alone = twin.show(fault, faulty, engine)
+        wide_engine = _IN_FLOAT32.get(engine, engine)
+        twin = self._float32_twin(wide_engine)
+        twin._require_sound(wide_engine)
+        with twin.planted(fault, wide_engine) as faulty:
+            wide, alone = twin.show(fault, faulty, wide_engine)
         if alone is None or wide.outcome != "rejected":
             return found
+        budgets = budgets_for(self._dtype_of(engine), self._manifest.architecture.num_layers)
+        limit = next(budget.limit for budget in budgets if budget.quantity == "ratio")
         allowed = {
-            (row.pack, row.tensor): RELATIVE_RULE[0].limit * row.eager.relative_l2
+            (row.pack, row.tensor): limit * row.eager.relative_l2
             for row in judged.rows
             if row.eager
         }
@@ -242,7 +256,7 @@ class Planter:
         )
 
     @contextmanager
-    def planted(self, fault: Fault, engine: str) -> Iterator[Path]:
+    def planted(self, fault: AnyFault, engine: str) -> Iterator[Path]:
         """The folder of an artifact with ``fault``, and with that alone.
 
         One copy of the artifact serves all of them: what a fault changed is put back after it.
@@ -253,7 +267,9 @@ class Planter:
         if isinstance(fault, GraphFault):
             changed = self._exported(fault, engine)
         elif isinstance(fault, WeightsFault):
-            changed = self._with_weights(fault)
+            changed = self._with_weights(fault, engine)
+        elif isinstance(fault, Int8WeightsFault):
+            changed = self._with_int8_weights(fault.change)
         elif isinstance(fault, ManifestFault):
             _write_changed_manifest(fault, self._manifest, self._faulty)
             changed = nullcontext()
@@ -277,27 +293,52 @@ class Planter:
             shutil.copy(self._folder / name, self._faulty)
 
     @contextmanager
-    def _with_weights(self, fault: WeightsFault) -> Iterator[None]:
+    def _with_weights(self, fault: WeightsFault, engine: str) -> Iterator[None]:
         state = load_file(self._folder / shared_weights.FILE_NAME)
         changed = fault.change(state, self._manifest.architecture)
         path = self._faulty / shared_weights.FILE_NAME
         try:
             _overwrite(path, {name: x.to(state[name].dtype) for name, x in changed.items()})
+            quantised = self._manifest.engines[engine].quantised
+            # As a build from the wrong weights would have it: they are in the int8 file too.
+            int8 = self._with_int8_weights(requantising(changed)) if quantised else nullcontext()
+            with int8:
+                self._seal(path.name)
+                yield
+        finally:
+            _overwrite(path, {name: state[name] for name in changed})
+
+    @contextmanager
+    def _with_int8_weights(
+        self, change: Callable[[Mapping[str, Tensor], Architecture], dict[str, Tensor]]
+    ) -> Iterator[None]:
+        path = self._faulty / int8_weights.FILE_NAME
+        state = load_file(self._folder / path.name)
+        changed = change(state, self._manifest.architecture)
+        try:
+            _overwrite(path, changed)
             self._seal(path.name)
             yield
         finally:
             _overwrite(path, {name: state[name] for name in changed})
 
+    def _dtype_of(self, engine: str) -> str:
+        return "int8" if self._manifest.engines[engine].quantised else self._manifest.dtype
+
     def _seal(self, name: str) -> None:
         """A manifest that is right about the changed file: its digest must not give it away."""
-        files = {**self._manifest.files, name: manifests.file_entry(self._faulty / name)}
+        names = {name, int8_weights.FILE_NAME} & self._manifest.files.keys()
+        entries = {name: manifests.file_entry(self._faulty / name) for name in names}
+        files = {**self._manifest.files, **entries}
         manifests.write(msgspec.structs.replace(self._manifest, files=files), self._faulty)
 
     def _float32_twin(self, engine: str) -> "Planter":
         """The same model in float32, exported once for each engine."""
         if self._in_float32 is None:
-            folder = self._workspace / "float32"
-            folder.mkdir()
+            # Apart from this planter's own faulty copy, which may be of float32 too.
+            workspace = self._workspace / "in float32"
+            folder = workspace / "artifact"
+            folder.mkdir(parents=True)
             manifest = msgspec.structs.replace(
                 self._manifest, dtype="float32", engines={}, files={}
             )
@@ -305,7 +346,7 @@ class Planter:
                 folder,
                 manifest,
                 self._reference,
-                self._workspace,
+                workspace,
                 self._attention,
                 self._cache,
                 self._threads,
@@ -329,37 +370,6 @@ class Planter:
         self._manifest = msgspec.structs.replace(self._manifest, engines=engines, files=files)
         manifests.write(self._manifest, self._folder)
         shutil.rmtree(self._faulty, ignore_errors=True)
-
-
-def _decisive(judged: EngineVerdict) -> list[Check]:
-    """The failed checks that would fail with any more packs too.
-
-    Faults run on a few packs: what is judged over all packs together does not count.
-    """
-    over_all_packs = {
-        budget.name for budget in (*RELATIVE_RULE, *TASK_RULES)
-        if budget.quantity in ("absolute_ratio", "top1_agreement_confident")
-    }  # fmt: skip
-    failed = [check for check in judged.checks if not check.passed]
-    if not judged.checks:
-        failed = [Check("the engine loads", False, None, None, "exact", None, judged.reason)]
-    return [check for check in failed if check.name not in over_all_packs]
-
-
-def _rejected(found: FaultVerdict, failed: list[Check]) -> FaultVerdict:
-    """Names the budget with the largest margin, and every exact check."""
-    found = msgspec.structs.replace(
-        found,
-        outcome="rejected",
-        exactly=[describe(check) for check in failed if check.sense == "exact"],
-    )
-    budgets = [check for check in failed if check.margin is not None]
-    if not budgets:
-        return found
-    worst = max(budgets, key=lambda check: check.margin or 0.0)
-    return msgspec.structs.replace(
-        found, by=worst.name, measured=worst.measured, limit=worst.limit, margin=worst.margin
-    )
 
 
 def _write_changed_manifest(fault: ManifestFault, manifest: Manifest, folder: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from exporter.parity import internals
-from exporter.parity.budgets import Budget, budgets_for
+from exporter.parity.budgets import OF_TASKS, Budget, budgets_for
 from exporter.parity.metrics import UNBOUNDED, Floats, TensorError, compare, ratio
 from exporter.parity.oracle import Answers
 from exporter.parity.packs import Pack, as_batch
@@ -237,10 +237,9 @@ def describe(check: Check) -> str:
 def _worst(budget: Budget, rows: Sequence[Row], tasks: TaskMetrics | None) -> Check:
     if budget.quantity == "absolute_ratio":
         found = _absolute_ratios(rows)
-    elif budget.quantity == "top1_agreement_confident":
-        agreement = tasks.top1_agreement_confident if tasks else None
-        count = tasks.confident_positions if tasks else 0
-        found = [] if agreement is None else [(agreement, f"{count} positions")]
+    elif budget.quantity in OF_TASKS:
+        value = getattr(tasks, budget.quantity, None)
+        found = [] if value is None or tasks is None else [(value, _compared(budget, tasks))]
     else:
         measured = ((row.measured(budget), f"{row.tensor} of pack {row.pack!r}") for row in rows)
         found = [(value, where) for value, where in measured if value is not None]
@@ -251,6 +250,15 @@ def _worst(budget: Budget, rows: Sequence[Row], tasks: TaskMetrics | None) -> Ch
     return Check(
         budget.name, passed, value, budget.limit, budget.sense, budget.margin(value), where
     )
+
+
+def _compared(budget: Budget, tasks: TaskMetrics) -> str:
+    match budget.quantity:
+        case "top1_agreement_confident":
+            return f"{tasks.confident_positions} positions"
+        case "jensen_shannon_mean":
+            return "every token"
+    return f"{tasks.proteins} proteins"
 
 
 def _absolute_ratios(rows: Sequence[Row]) -> list[tuple[float, str]]:

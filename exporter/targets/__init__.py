@@ -15,6 +15,7 @@ TARGETS = {
     "torchscript": "exporter.targets.torchscript",
     "onnx": "exporter.targets.onnx",
     "aoti": "exporter.targets.aoti",
+    "onnx-int8": "exporter.targets.onnx_int8",
 }
 
 # The native attention op that each loads.
@@ -22,6 +23,7 @@ OP_LIBRARIES = {
     "torchscript": TORCH_LIBRARY,
     "onnx": ONNXRUNTIME_LIBRARY,
     "aoti": TORCH_LIBRARY,
+    "onnx-int8": ONNXRUNTIME_LIBRARY,
 }
 
 

@@ -28,6 +28,10 @@ from runtime.manifest import EngineEntry
 
 FILE_NAME = "model.onnx"
 INPUT_NAMES = ("input_ids", "cu_seqlens", "max_seqlen")
+LOWERING = (
+    "esm2::VarlenAttention, without a kernel for it a model-local function: "
+    f"a Loop over proteins, {QUERY_BLOCK} queries at a time"
+)
 
 
 def export(packed: PackedESM2, folder: Path) -> EngineEntry:
@@ -37,6 +41,16 @@ def export(packed: PackedESM2, folder: Path) -> EngineEntry:
         packed: on the CPU, in the dtype to export.
         folder: where ``model.onnx`` goes.
     """
+    proto = lower(packed, folder)
+    path = folder / FILE_NAME
+    onnx.save(proto, path)
+    # By path, so that the checker follows the external data.
+    onnx.checker.check_model(path, full_check=True)
+    return EngineEntry(file=FILE_NAME, lowering=LOWERING, built_with=built_with())
+
+
+def lower(packed: PackedESM2, folder: Path) -> onnx.ModelProto:
+    """The graph with its attention function, its parameters left in ``weights.safetensors``."""
     register_schema()
     model = _export_graph(packed)
     _name_dimensions(model, packed)
@@ -45,18 +59,12 @@ def export(packed: PackedESM2, folder: Path) -> EngineEntry:
     proto = ir.to_proto(model)
     heads = packed.num_heads, packed.head_dim
     proto.functions.append(attention_function(_onnx_dtype(packed), *heads))
-    path = folder / FILE_NAME
-    onnx.save(proto, path)
-    # By path, so that the checker follows the external data.
-    onnx.checker.check_model(path, full_check=True)
-    return EngineEntry(
-        file=FILE_NAME,
-        lowering=(
-            "esm2::VarlenAttention, without a kernel for it a model-local function: "
-            f"a Loop over proteins, {QUERY_BLOCK} queries at a time"
-        ),
-        built_with={"torch": str(torch.__version__), "onnx": onnx.__version__, "opset": str(OPSET)},
-    )
+    return proto
+
+
+def built_with() -> dict[str, str]:
+    """For the manifest."""
+    return {"torch": str(torch.__version__), "onnx": onnx.__version__, "opset": str(OPSET)}
 
 
 def _export_graph(packed: PackedESM2) -> ir.Model:

@@ -26,11 +26,13 @@ def reason_against(entry: EngineEntry, device: str) -> str | None:
 
 
 def load(
-    folder: Path, manifest: Manifest, device: str, attention: Attention, threads: Threads
-) -> "OnnxEngine":
+    folder: Path, manifest: Manifest, device: str, attention: Attention, threads: Threads,
+    name: str = "onnx",
+) -> "OnnxEngine":  # fmt: skip
     """See ``runtime.load``. Standard attention is the graph's own function."""
-    if reason := reason_against(manifest.engines["onnx"], device):
-        raise UnsupportedError(f"cannot load engine 'onnx' of {manifest.name!r}: {reason}")
+    entry = manifest.engines[name]
+    if reason := reason_against(entry, device):
+        raise UnsupportedError(f"cannot load engine {name!r} of {manifest.name!r}: {reason}")
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
@@ -43,7 +45,7 @@ def load(
         )
     if device == "cpu" and manifest.dtype == "bfloat16":
         raise UnsupportedError(
-            f"cannot load engine 'onnx' of {manifest.name!r} on cpu: onnxruntime has no bfloat16 "
+            f"cannot load engine {name!r} of {manifest.name!r} on cpu: onnxruntime has no bfloat16 "
             "kernels for CPUs. Take a float32 artifact, the engine 'torchscript', or a GPU"
         )
     # TF32, onnxruntime's default on CUDA, would cost the float32 budget a thousandfold.
@@ -52,7 +54,6 @@ def load(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads.per_pack
-    entry = manifest.engines["onnx"]
     kernel = FUNCTION
     if device == "cpu" and attention == "auto" and entry.op_library is not None:
         kernel = _register_native(options, folder / entry.op_library)
@@ -70,10 +71,10 @@ def load(
             "(no GPU, or another CUDA or cuDNN than it was built for). Take device 'cpu'"
         )
     spec = EngineSpec(
-        format="onnx",
+        format=name,
         artifact=manifest.name,
         device=device,
-        dtype=manifest.dtype,
+        dtype="int8" if entry.quantised else manifest.dtype,
         layers=tuple(manifest.layers),
         pool=manifest.pool,
         attention=kernel,
