@@ -12,6 +12,7 @@ import runtime
 from exporter.build import BuildOptions, build
 from exporter.parity.cache import Cache
 from exporter.parity.faults import faults
+from exporter.parity.internals import _Spy
 from exporter.parity.packs import as_batch, parity_packs
 from exporter.parity.prove import Planter
 from exporter.parity.rotation import positions_in
@@ -114,38 +115,38 @@ def test_no_path_of_the_building_machine_is_in_it(compiled: Path) -> None:
         assert str(path).encode() not in content
 
 
-class TestPositionsReadFromQueries:
-    @pytest.fixture(scope="class")
-    def pack(self) -> PackedBatch:
-        return as_batch(parity_packs()["many masks"])
+@pytest.fixture(scope="module")
+def pack() -> PackedBatch:
+    return as_batch(parity_packs()["many masks"])
 
-    @pytest.fixture(scope="class")
-    def queries(self, compiled: Path, pack: PackedBatch) -> torch.Tensor:
-        """That the engine's first attention receives."""
-        from exporter.parity.internals import _Spy
 
-        with _Spy(6) as spy, runtime.load(compiled, "aoti") as engine:
-            engine.run(pack)
-        assert spy.first_queries is not None
-        return spy.first_queries
+@pytest.fixture(scope="module")
+def queries(compiled: Path, pack: PackedBatch) -> torch.Tensor:
+    """That the engine's first attention receives."""
+    with _Spy(6) as spy, runtime.load(compiled, "aoti") as engine:
+        engine.run(pack)
+    assert spy.first_queries is not None
+    return spy.first_queries
 
-    def test_are_those_of_each_protein(
-        self, compiled: Path, pack: PackedBatch, queries: torch.Tensor
-    ) -> None:
-        found = positions_in(queries, compiled, manifests.read(compiled), pack)
-        lengths = np.diff(pack.cu_seqlens)
-        np.testing.assert_array_equal(found, np.concatenate([np.arange(n) for n in lengths]))
 
-    def test_off_by_one_is_seen_in_every_token(
-        self, compiled: Path, pack: PackedBatch, queries: torch.Tensor
-    ) -> None:
-        half = queries.shape[-1] // 2
-        inv_freq = 10000 ** -(torch.arange(half).double() / half)
-        first, second = queries.double().chunk(2, dim=-1)
-        cos, sin = inv_freq.cos(), inv_freq.sin()
-        moved = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-        found = positions_in(moved.float(), compiled, manifests.read(compiled), pack)
-        assert np.isnan(found).all()
+def test_positions_read_from_queries_are_those_of_each_protein(
+    compiled: Path, pack: PackedBatch, queries: torch.Tensor
+) -> None:
+    found = positions_in(queries, compiled, manifests.read(compiled), pack)
+    lengths = np.diff(pack.cu_seqlens)
+    np.testing.assert_array_equal(found, np.concatenate([np.arange(n) for n in lengths]))
+
+
+def test_a_position_off_by_one_is_seen_in_every_token(
+    compiled: Path, pack: PackedBatch, queries: torch.Tensor
+) -> None:
+    half = queries.shape[-1] // 2
+    inv_freq = 10000 ** -(torch.arange(half).double() / half)
+    first, second = queries.double().chunk(2, dim=-1)
+    cos, sin = inv_freq.cos(), inv_freq.sin()
+    moved = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    found = positions_in(moved.float(), compiled, manifests.read(compiled), pack)
+    assert np.isnan(found).all()
 
 
 @pytest.mark.parametrize(
