@@ -32,7 +32,10 @@ DOCS = Path(__file__).parents[1] / "docs"
 @click.option("--plan", "plan_name", type=click.Choice(list(PLANS)), default="bench")
 @click.option("--pip-args", default="", help="For installing the peers, such as an index.")
 @click.option("--docs/--no-docs", default=False, help="Also write docs/performance.md.")
-def main(artifacts: tuple[Path, ...], plan_name: str, pip_args: str, docs: bool) -> None:
+@click.option("--setup-only", is_flag=True, help="Install and convert, measure nothing.")
+def main(
+    artifacts: tuple[Path, ...], plan_name: str, pip_args: str, docs: bool, setup_only: bool
+) -> None:
     """Measure ARTIFACTS against their peers and the machine's limit, one plan row for each."""
     plan = PLANS[plan_name]
     if len(artifacts) > len(plan.models):
@@ -54,6 +57,8 @@ def main(artifacts: tuple[Path, ...], plan_name: str, pip_args: str, docs: bool)
     for artifact, model_plan in zip(artifacts, plan.models, strict=False):
         say(f"setting up the peers of {artifact.name}")
         measurements.append(set_up(artifact, model_plan, cores, pip_args, say))
+    if setup_only:
+        return
     started = time.perf_counter()
     run.setup_s = started - born
     for artifact, measurement, model_plan in zip(

@@ -2,8 +2,10 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
 
 from benchmarks import correctness
 from benchmarks.environments import PEERS, PeerUnavailableError, python_of
@@ -38,6 +40,7 @@ class Entrant:
         concurrencies: batches at once that are tried; the cores are shared among them.
         batches_of: from lengths and a budget of tokens to batches of lengths.
         process: whose processes it uses.
+        fixed: a setting that is its own, so that none is searched.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Entrant:
     concurrencies: tuple[int, ...]
     batches_of: Callable[[Sequence[int], int], list[list[int]]]
     process: str
+    fixed: Setting | None = None
 
     def start(self, cores: int, concurrency: int) -> Worker:
         """A new process with ``cores`` threads in all."""
@@ -101,6 +105,9 @@ def peers_of(checkpoints: Path, cores: int, pip_arguments: str) -> list[Entrant]
         if not about.not_run:
             _starts(entrant, cores)
         entrants.append(entrant)
+        if name == "fair_esm":
+            extract = msgspec.structs.replace(about, label=EXTRACT_LABEL)
+            entrants.append(replace(entrant, name=EXTRACT, about=extract, fixed=EXTRACT_SETTING))
     return entrants
 
 

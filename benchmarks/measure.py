@@ -5,15 +5,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
-from benchmarks.contenders import EXTRACT, EXTRACT_LABEL, EXTRACT_SETTING, Entrant
+from benchmarks.contenders import Entrant
 from benchmarks.correctness import Truth
 from benchmarks.limit import flops
 from benchmarks.plans import ModelPlan
 from benchmarks.processes import Worker, WorkerDiedError
 from benchmarks.results import (
-    Contender,
     Latency,
     ModelResult,
     Scaling,
@@ -85,6 +83,10 @@ class Measurement:
         How many batches at once is chosen on the first workload, which all share.
         """
         for entrant in self._running():
+            if entrant.fixed is not None:
+                for workload in self.result.workloads.values():
+                    workload.timings[entrant.name] = Timing(entrant.fixed)
+                continue
             self._say(f"batch sizes: {entrant.about.label}")
             with self._noting_death(entrant):
                 self._search(entrant)
@@ -102,8 +104,6 @@ class Measurement:
             for concurrency in set(concurrencies) - {best.setting.concurrency, 1}:
                 self._workers.pop((entrant.process, concurrency)).close()
             concurrencies = (best.setting.concurrency,)
-        if entrant.name == "fair_esm":
-            self._add_extract(entrant)
 
     def _ladder(self, entrant: Entrant, name: str, concurrency: int) -> list[Trial]:
         """Batch sizes upwards while it is worth it, then the best two once more."""
@@ -127,17 +127,6 @@ class Measurement:
             trial.tokens_s.append(sum(lengths) / worker.ask("time", batches=batches)["seconds"])
         return trials
 
-    def _add_extract(self, fair_esm: Entrant) -> None:
-        about = fair_esm.about
-        self.result.contenders[EXTRACT] = Contender(
-            EXTRACT_LABEL, "peer", about.max_relative_l2, versions=about.versions
-        )
-        self._entrants[EXTRACT] = replace(
-            fair_esm, name=EXTRACT, about=self.result.contenders[EXTRACT]
-        )
-        for workload in self.result.workloads.values():
-            workload.timings[EXTRACT] = Timing(EXTRACT_SETTING)
-
     # --- one protein, one thread --------------------------------------------------------------
 
     def latency(self) -> None:
@@ -146,7 +135,7 @@ class Measurement:
         self._say("latency of one protein")
         for _ in range(3):
             for entrant in self._running():
-                if 1 in entrant.concurrencies and entrant.name != EXTRACT:
+                if 1 in entrant.concurrencies and entrant.fixed is None:
                     with self._noting_death(entrant):
                         worker = self._worker(entrant, 1)
                         runs = worker.ask(
@@ -158,7 +147,7 @@ class Measurement:
         """The mixed workload with one thread, and in the same moment with all cores."""
         lengths = WORKLOADS["mixed"].draw(self._plan.search_tokens)
         for entrant in self._running():
-            if entrant.name == EXTRACT:
+            if entrant.fixed is not None:
                 continue
             self._say(f"one thread: {entrant.about.label}")
             timing = self.result.workloads["mixed"].timings[entrant.name]

@@ -44,7 +44,7 @@ _ALL = ("mixed", "short", "long", "skewed")
 
 PLANS = {
     "bench": Plan(
-        minutes=9.0,
+        minutes=8.5,
         models=(
             ModelPlan(
                 {"mixed": 6_144, "short": 3_072, "long": 3_072, "skewed": 4_000},

@@ -1,5 +1,6 @@
 """OpenVINO: Hugging Face's model by ``openvino.convert_model``, dynamic shapes, float32."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ def load(folder: Path, threads: int):
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
+        # Copies that share the cores would be pinned to the same ones.
+        "ENABLE_CPU_PINNING": threads == os.cpu_count(),
     }
     compiled = openvino.Core().compile_model(converted, "CPU", settings)
     request = compiled.create_infer_request()

@@ -47,13 +47,13 @@ def plots_of(model: ModelResult) -> dict[str, str]:
 
 
 def throughput(model: ModelResult) -> str:
-    """Share of the limit, each workload beside the others; tokens/s stand at the bars."""
+    """Share of the limit, each workload beside the others; tokens/s stand on the bars."""
     with matplotlib.rc_context(_STYLE):
         names = list(model.workloads)
         rows = {name: rows_of(model, model.workloads[name]) for name in names}
         # The same order everywhere, from the slowest on the first workload.
         order = [r.name for r in sorted(rows[names[0]], key=lambda row: row.of_limit or 0)]
-        figure = _figure(2.1 + 2.35 * len(names), 0.9 + 0.3 * len(order))
+        figure = _figure(2.1 + 2.35 * max(2, len(names)), 1.4 + 0.3 * len(order))
         panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
         for axes, name in zip(panels, names, strict=True):
             by_name = {row.name: row for row in rows[name] if row.verdict == "ok"}
@@ -70,15 +70,26 @@ def throughput(model: ModelResult) -> str:
                     continue
                 colour = PEER if row.kind == "peer" else BEST if row == best else ENGINE
                 axes.barh(place, row.of_limit, color=colour, height=0.72)
-                axes.text(row.of_limit + 0.02, place, f"{row.tokens_s:,.0f}", va="center", size=9)
+                # Inside where it would cross the line of the limit.
+                inside = row.of_limit > 0.7
+                axes.text(
+                    row.of_limit + (-0.02 if inside else 0.02), place, f"{row.tokens_s:,.0f}",
+                    va="center", ha="right" if inside else "left", size=9,
+                    color="white" if inside and colour == BEST else INK,
+                )  # fmt: skip
             axes.axvline(1, color=INK, linestyle="--", linewidth=1)
             axes.set_title(name, size=11)
-            axes.set(xlim=(0, 1.12), xlabel="share of the limit")
+            most = max((row.of_limit or 0 for row in by_name.values()), default=0)
+            axes.set(xlim=(0, max(1.1, 1.05 * most)), xlabel="share of the limit")
             axes.grid(axis="x")
             axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "¼", "½", "¾", "1"])
             axes.tick_params(axis="y", length=0)
         labels = [model.contenders[contender].label for contender in order]
         panels[0].set_yticks(range(len(order)), labels)
+        for colour, label in ((PEER, "peers"), (ENGINE, "engines here"), (BEST, "the best one")):
+            panels[0].barh([0], [0], color=colour, label=label)
+        panels[0].plot([], [], color=INK, linestyle="--", linewidth=1, label="the limit")
+        figure.legend(loc="outside upper right", ncols=4, title="tokens/s on the bars")
         return _svg(figure)
 
 
