@@ -17,7 +17,7 @@ from benchmarks.processes import WorkerDiedError
 from benchmarks.report.document import write_document
 from benchmarks.report.terminal import table
 from benchmarks.results import ModelResult, Run, write
-from benchmarks.summary import headline_of
+from benchmarks.summary import WRONG, headline_of, rows_of
 from exporter.environment import cpu_name
 from exporter.weights import load_original
 from runtime import manifest as manifests
@@ -74,6 +74,8 @@ def main(
     click.echo(table(run))
     if docs:
         write_document(run, DOCS)
+    if wrong := wrong_engines(run):
+        raise click.ClickException(f"wrong after a timing: {', '.join(wrong)}")
 
 
 def set_up(
@@ -116,6 +118,17 @@ def measure(
             result.growth = measure_growth(artifact, headline.engine, setting, plan.growth)
         except WorkerDiedError as error:
             say(f"streams failed: {error}")
+
+
+def wrong_engines(run: Run) -> list[str]:
+    """Engines of ours that were wrong, with workload and artifact."""
+    return [
+        f"{row.label} ({name}, {model.artifact})"
+        for model in run.models
+        for name, workload in model.workloads.items()
+        for row in rows_of(model, workload)
+        if row.kind == "engine" and row.verdict == WRONG
+    ]
 
 
 def estimated_growth_s(result: ModelResult, plan: ModelPlan) -> float:

@@ -106,9 +106,10 @@ class Measurement:
             concurrencies = (best.setting.concurrency,)
 
     def _ladder(self, entrant: Entrant, name: str, concurrency: int) -> list[Trial]:
-        """Batch sizes upwards while it is worth it, then the best two once more."""
+        """Batch sizes upwards while it is worth it and time is left, then the best two again."""
         worker = self._worker(entrant, concurrency)
         lengths = WORKLOADS[name].draw(self._plan.search_tokens)
+        until = time.perf_counter() + self._plan.search_s
         seen: list[list[list[int]]] = []
         trials: list[Trial] = []
         for size in self._plan.sizes:
@@ -119,10 +120,13 @@ class Measurement:
             rate = sum(lengths) / worker.ask("time", batches=batches)["seconds"]
             peak_mb = worker.ask("peak")["peak_mb"]
             trials.append(Trial(Setting(concurrency, size), [rate], peak_mb))
-            if rate < WORTH_GOING_ON * max(trial.tokens_s[0] for trial in trials):
+            worth_it = rate >= WORTH_GOING_ON * max(trial.tokens_s[0] for trial in trials)
+            if not worth_it or time.perf_counter() > until:
                 break
         trials_by_rate = sorted(trials, key=lambda trial: -trial.tokens_s[0])
         for trial in trials_by_rate[:2] if len(trials) > 1 else []:
+            if time.perf_counter() > until:
+                break
             batches = entrant.batches_of(lengths, trial.setting.max_tokens)
             trial.tokens_s.append(sum(lengths) / worker.ask("time", batches=batches)["seconds"])
         return trials

@@ -15,6 +15,8 @@ class ModelPlan:
         tokens: of each workload, by its name.
         search_tokens: of the workload on which a batch size is tried.
         sizes: batch sizes that are tried.
+        search_s: after so many seconds of one contender's search on one workload, with one number
+            of batches at once, no further size is begun.
         rounds: at least and at most; more than the least while the run's time lasts.
         latency_runs: of one protein, by each contender in each round.
         scaling: measure with one thread too.
@@ -25,6 +27,7 @@ class ModelPlan:
     tokens: Mapping[str, int]
     search_tokens: int
     sizes: tuple[int, ...] = SIZES
+    search_s: float = 120.0
     rounds: tuple[int, int] = (3, 8)
     latency_runs: int = 10
     scaling: bool = True
@@ -50,6 +53,7 @@ PLANS = {
                 {"mixed": 6_144, "short": 3_072, "long": 3_072, "skewed": 4_000},
                 search_tokens=3_072,
                 sizes=(512, 1024, 2048),
+                search_s=5.0,
                 growth=(1_000, 10_000, 100_000),
                 time_share=0.7,
             ),
@@ -57,6 +61,7 @@ PLANS = {
                 {"mixed": 2_048},
                 search_tokens=2_048,
                 sizes=(512, 1024, 2048),
+                search_s=8.0,
                 latency_runs=4,
                 scaling=False,
             ),

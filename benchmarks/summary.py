@@ -10,6 +10,7 @@ from benchmarks.contenders import EXTRACT
 from benchmarks.results import Contender, GrowthPoint, ModelResult, WorkloadResult
 
 EAGER = "fair_esm"
+WRONG = "WRONG"
 
 
 def median_ratio(values: Sequence[float], others: Sequence[float]) -> float:
@@ -38,7 +39,7 @@ def verdict_of(contender: Contender, errors: Sequence[float]) -> str:
         return f"not run: {contender.not_run}"
     if not errors:
         return "not run: no round"
-    return "ok" if max(errors) <= contender.max_relative_l2 else "WRONG"
+    return "ok" if max(errors) <= contender.max_relative_l2 else WRONG
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import wrong_engines
 from benchmarks.report.document import write_document
 from benchmarks.report.terminal import table
 from benchmarks.results import Run, read, write
@@ -37,6 +38,10 @@ def test_one_wrong_answer_of_many_is_wrong(run: Run) -> None:
     verdicts = {row.name: row.verdict for row in rows_of(model, model.workloads["mixed"])}
     assert verdicts["onnx"] == "WRONG"
     assert headline_of(model, model.workloads["mixed"]) is None
+
+
+def test_a_wrong_engine_is_named(run: Run) -> None:
+    assert wrong_engines(run) == ["fast (mixed, tiny-artifact)"]
 
 
 def test_a_wrong_peer_is_no_best_peer(run: Run) -> None:

@@ -9,26 +9,7 @@ from benchmarks.correctness import Truth
 from benchmarks.processes import Worker, WorkerDiedError
 from exporter.parity.metrics import UNBOUNDED
 from exporter.weights import WeightsSource, load_reference
-
-FAKE = '''
-import sys
-sys.path.insert(0, {peers!r})
-import numpy as np, serve
-class Fake:
-    packages = ("numpy",)
-    concurrency = 1
-    def prepare(self, proteins):
-        print("noise on stdout")
-        return lambda: sum(map(len, proteins))
-    def rows(self, result, proteins):
-        return np.full((result, {width}), {value})
-serve.serve(Fake)
-'''  # fmt: skip
-
-
-def fake(width: int = 48, value: str = "1.0") -> list[str]:
-    peers = str(Path("benchmarks/peers").resolve())
-    return [sys.executable, "-c", FAKE.format(peers=peers, width=width, value=value)]
+from tests.benchmarks.fakes import fake_command
 
 
 def test_an_engine_answers_like_the_oracle(tiny_artifact: Path, tiny_checkpoint: Path) -> None:
@@ -44,24 +25,22 @@ def test_an_engine_answers_like_the_oracle(tiny_artifact: Path, tiny_checkpoint:
 
 
 @pytest.mark.parametrize(
-    ("width", "value", "error"), [(48, "np.nan", UNBOUNDED), (47, "1.0", UNBOUNDED)]
+    "rows", ["np.full((len(sum(map(list, proteins), [])), 48), np.nan)", "np.ones((3, 48))"]
 )
-def test_nonsense_is_an_unbounded_error(
-    width: int, value: str, error: float, tiny_checkpoint: Path
-) -> None:
+def test_nonsense_is_an_unbounded_error(rows: str, tiny_checkpoint: Path) -> None:
     truth = Truth(load_reference(WeightsSource("checkpoint", str(tiny_checkpoint))))
-    with Worker(fake(width, value)) as worker:
-        assert truth.error_of(worker) == error
+    with Worker([*fake_command(rows), 1, 1]) as worker:
+        assert truth.error_of(worker) == UNBOUNDED
 
 
 def test_a_wrong_answer_is_a_large_error(tiny_checkpoint: Path) -> None:
     truth = Truth(load_reference(WeightsSource("checkpoint", str(tiny_checkpoint))))
-    with Worker(fake()) as worker:
+    with Worker([*fake_command(), 1, 1]) as worker:
         assert 0.1 < truth.error_of(worker) < UNBOUNDED
 
 
 def test_what_a_contender_prints_is_no_answer() -> None:
-    with Worker(fake()) as worker:
+    with Worker([*fake_command(), 1, 1]) as worker:
         assert worker.ask("time", batches=[[3]])["seconds"] >= 0
 
 
