@@ -38,16 +38,16 @@ class Truth:
         self.token_ids = [
             ids.tolist() for ids in np.split(answers.input_ids, answers.cu_seqlens[1:-1])
         ]
-        self._folder = tempfile.TemporaryDirectory()
 
     def error_of(self, worker: Worker) -> float:
         """Relative L2 of what ``worker`` answers; ``UNBOUNDED`` for NaN or another shape."""
-        path = Path(self._folder.name) / "rows.npy"
-        worker.ask("answer", proteins=self.token_ids, path=str(path))
-        try:
-            return compare(np.load(path), self.expected, self.bounds).relative_l2
-        except ValueError:
-            return UNBOUNDED
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "rows.npy"
+            worker.ask("answer", proteins=self.token_ids, path=str(path))
+            try:
+                return compare(np.load(path), self.expected, self.bounds).relative_l2
+            except ValueError:
+                return UNBOUNDED
 
 
 def proteins() -> Pack:
