@@ -16,13 +16,17 @@ READY := $(VENV)/.ready
 
 SOURCE := $(if $(MODEL),--model $(MODEL),$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT),--synthetic esm2_t6_8M_UR50D))
 
+# Each plan of benchmarks/plans.py with its artifacts, synthetic weights of the true architectures.
+BENCH      := esm2_t6_8M_UR50D esm2_t12_35M_UR50D
+BENCH_FULL := $(BENCH) esm2_t30_150M_UR50D
+
 PARITY := parity-float32 parity-float16 parity-bfloat16
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export verify parity $(PARITY) test bench lint clean
+.PHONY: help setup export verify parity $(PARITY) test bench bench-full bench-install lint clean
 
 help:    ## Show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make export MODEL=esm2_t33_650M_UR50D     a model by fair-esm's name"
 	@echo "  make export CHECKPOINT=FILE.pt|FOLDER     fair-esm's file, or Hugging Face's folder"
@@ -52,11 +56,18 @@ verify: $(READY)    ## Compare the engines of ARTIFACT with eager fair-esm in fl
 test: $(READY)    ## Run the tests
 	$(BIN)/python -m pytest
 
-bench: $(READY) $(ARTIFACT)/manifest.json    ## Measure every engine, eager fair-esm and the machine's limit
-	$(BIN)/python -m benchmarks $(ARTIFACT)
+bench: $(READY) $(BENCH:%=artifacts/%-synthetic/manifest.json)    ## Measure every engine, the peers and the limit
+	$(BIN)/python -m benchmarks --plan bench --pip-args "$(PIP_ARGS)" --docs $(BENCH:%=artifacts/%-synthetic)
+	$(if $(wildcard benchmarks/packing.py),$(BIN)/python -m benchmarks.packing)
 
-artifacts/esm2_t6_8M_UR50D-synthetic/manifest.json:
-	$(MAKE) export MODEL= CHECKPOINT= OUT=
+bench-full: $(READY) $(BENCH_FULL:%=artifacts/%-synthetic/manifest.json)    ## The same and 150M, longer, with a stream of 1M tokens
+	$(BIN)/python -m benchmarks --plan full --pip-args "$(PIP_ARGS)" --docs $(BENCH_FULL:%=artifacts/%-synthetic)
+
+bench-install: $(READY) $(ARTIFACT)/manifest.json    ## Measure pip install '.[onnx]' in an empty environment
+	$(BIN)/python -m benchmarks.fresh_install $(ARTIFACT)
+
+artifacts/%-synthetic/manifest.json: | $(READY)
+	$(BIN)/esm2-export build --synthetic $* --target $(TARGET)
 
 lint: $(READY)    ## Style, types, and which module may import which
 	$(BIN)/ruff check .
@@ -65,5 +76,5 @@ lint: $(READY)    ## Style, types, and which module may import which
 	$(BIN)/lint-imports --no-logo
 
 clean:    ## Remove .venv, artifacts and caches
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) benchmarks/.environments benchmarks/.checkpoints build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find artifacts -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +

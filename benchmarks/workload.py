@@ -1,37 +1,67 @@
-"""The proteins that are run, and how each contender batches them."""
+"""The proteins that are run, and how each kind of contender batches them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from runtime.bin_packing import even_packs
 
-# Log-normal numbers of residues, clipped.
-SETS = {
-    "mixed": {"median": 280, "sigma": 0.6, "low": 20, "high": 1022},
-    "short": {"median": 47, "sigma": 0.5, "low": 10, "high": 200},
+# Of the protein whose latency is measured: residues, BOS, EOS.
+LATENCY_LENGTH = 302
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Lengths in tokens, BOS and EOS included; the same every time.
+
+    Attributes:
+        description: for people.
+        draw: from a number of tokens to lengths of at least that many together.
+    """
+
+    description: str
+    draw: Callable[[int], list[int]]
+
+
+def log_normal(median: int, sigma: float, low: int, high: int) -> Callable[[int], list[int]]:
+    """Numbers of residues, clipped."""
+
+    def draw(tokens: int) -> list[int]:
+        random = np.random.default_rng(20)
+        lengths: list[int] = []
+        while sum(lengths) < tokens:
+            residues = np.exp(random.normal(np.log(median), sigma))
+            lengths.append(int(residues.clip(low, high)) + 2)
+        return lengths
+
+    return draw
+
+
+def uniform(length: int) -> Callable[[int], list[int]]:
+    """All of one length."""
+    return lambda tokens: -(-tokens // length) * [length]
+
+
+def skewed(tokens: int) -> list[int]:
+    """One of 1,000 among a hundred of 30, as often as it takes."""
+    return -(-tokens // 4000) * [1000, *100 * [30]]
+
+
+WORKLOADS = {
+    "mixed": Workload("log-normal, median 280 residues", log_normal(280, 0.6, 20, 1022)),
+    "short": Workload("short ORFs, median 47 residues", log_normal(47, 0.5, 10, 200)),
+    "long": Workload("all of 1,022 residues", uniform(1024)),
+    "skewed": Workload("1 of 1,000 tokens to 100 of 30", skewed),
 }
-# To find the best batch size, and to measure it.
-SCAN_TOKENS, TOKENS = 8_192, 24_576
-PACK_TOKENS = (1024, 2048, 4096, 8192)
-PADDED_TOKENS = (256, 512, 1024, 2048, 4096)
 
 
-def lengths_of(name: str, tokens: int = TOKENS) -> list[int]:
-    """Lengths in tokens (BOS and EOS included) of a set's proteins; the same every time."""
-    spec = SETS[name]
-    random = np.random.default_rng(20)
-    lengths: list[int] = []
-    while sum(lengths) < tokens:
-        residues = np.exp(random.normal(np.log(spec["median"]), spec["sigma"]))
-        lengths.append(int(residues.clip(spec["low"], spec["high"])) + 2)
-    return lengths
-
-
-def packs_of(lengths: list[int], max_tokens: int) -> list[list[int]]:
+def packs_of(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """As the runtime packs: lengths of each pack."""
     return [[lengths[i] for i in pack] for pack in even_packs(lengths, max_tokens)]
 
 
-def padded_batches_of(lengths: list[int], max_tokens: int) -> list[list[int]]:
+def padded_batches_of(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Sorted by length, filled while the padded batch stays under ``max_tokens``.
 
     Source: fair-esm esm/data.py:66, ``get_batch_indices``; a longer protein is a batch of its own.
@@ -43,10 +73,3 @@ def padded_batches_of(lengths: list[int], max_tokens: int) -> list[list[int]]:
         else:
             batches.append([length])
     return batches
-
-
-def random_tokens(length: int, random: np.random.Generator) -> np.ndarray:
-    """BOS, common residues, EOS."""
-    tokens = random.integers(4, 24, length)
-    tokens[[0, -1]] = 0, 2
-    return tokens

@@ -54,10 +54,16 @@ UNUSED = re.compile(
     r"|esm\.encoder\.layer\.\*\.attention\.self\.rotary_embeddings\.inv_freq"
 )
 
-_PATTERNS = [
-    (re.compile(re.escape(theirs).replace(r"\{\}", r"(\d+)") + r"(?=\.|$)"), ours)
-    for theirs, ours in RENAMES.items()
-]
+
+def _patterns(renames: Mapping[str, str]) -> list[tuple[re.Pattern[str], str]]:
+    return [
+        (re.compile(re.escape(old).replace(r"\{\}", r"(\d+)") + r"(?=\.|$)"), new)
+        for old, new in renames.items()
+    ]
+
+
+_PATTERNS = _patterns(RENAMES)
+_PATTERNS_BACK = _patterns({ours: theirs for theirs, ours in RENAMES.items()})
 
 
 def read_folder(folder: Path) -> tuple[Shape, bool, dict[str, Tensor]]:
@@ -102,6 +108,22 @@ def read_folder(folder: Path) -> tuple[Shape, bool, dict[str, Tensor]]:
 def rename_to_fair_esm(state: Mapping[str, T]) -> dict[str, T]:
     """``state`` under fair-esm's names; names that the table lacks are kept as they are."""
     return {_rename(name): value for name, value in state.items() if not UNUSED.match(name)}
+
+
+def rename_to_hugging_face(state: Mapping[str, T]) -> dict[str, T]:
+    """``state`` under the names that ``transformers`` gives; the same table, read backwards.
+
+    Raises:
+        KeyError: a name that the table lacks.
+    """
+    return {_rename_back(name): value for name, value in state.items()}
+
+
+def _rename_back(name: str) -> str:
+    for pattern, theirs in _PATTERNS_BACK:
+        if match := pattern.match(name):
+            return theirs.format(*match.groups()) + name[match.end() :]
+    raise KeyError(name)
 
 
 def _rename(name: str) -> str:

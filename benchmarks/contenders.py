@@ -1,0 +1,126 @@
+"""Who is measured: the artifact's engines and the peers, and how a process of each is started."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from benchmarks import correctness
+from benchmarks.environments import PEERS, PeerUnavailableError, python_of
+from benchmarks.processes import Worker, WorkerDiedError
+from benchmarks.results import Contender, Setting
+from benchmarks.workload import packs_of, padded_batches_of
+from runtime.manifest import Manifest
+
+# Name of the peer's files -> label.
+PEER_LABELS = {
+    "fair_esm": "eager fair-esm",
+    "huggingface_sdpa": "Hugging Face, SDPA",
+    "optimum_onnxruntime": "Optimum, ONNX Runtime",
+    "openvino_runtime": "OpenVINO",
+    "faesm_sdpa": "faESM, SDPA",
+}
+
+# fair-esm scripts/extract.py: --toks_per_batch 4096, all cores on one batch.
+EXTRACT = "fair_esm_extract"
+EXTRACT_LABEL = "fair-esm's extract.py defaults"
+EXTRACT_SETTING = Setting(concurrency=1, max_tokens=4096)
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A contender and how to run it.
+
+    Attributes:
+        name: key in the results.
+        about: for the results; ``about.not_run`` says why it cannot start.
+        command: of its worker, without threads and concurrency.
+        concurrencies: batches at once that are tried; the cores are shared among them.
+        batches_of: from lengths and a budget of tokens to batches of lengths.
+        process: whose processes it uses.
+        fixed: a setting that is its own, so that none is searched.
+    """
+
+    name: str
+    about: Contender
+    command: tuple[object, ...]
+    concurrencies: tuple[int, ...]
+    batches_of: Callable[[Sequence[int], int], list[list[int]]]
+    process: str
+    fixed: Setting | None = None
+
+    def start(self, cores: int, concurrency: int) -> Worker:
+        """A new process with ``cores`` threads in all."""
+        return Worker([*self.command, max(1, cores // concurrency), concurrency])
+
+
+def engines_of(artifact: Path, manifest: Manifest, cores: int) -> list[Entrant]:
+    """Each engine of the artifact with one pack at a time, and with a pack on each core.
+
+    An engine that takes one pack at a time only appears once.
+    """
+    float32 = correctness.float32_limit(manifest.architecture.num_layers)
+    entrants = []
+    for engine in sorted(manifest.engines):
+        limit = correctness.limit_of(manifest, engine)
+        for concurrency in sorted({1, cores}):
+            about = Contender(
+                label=engine if concurrency == 1 else f"{engine}, {concurrency} packs at once",
+                kind="engine",
+                max_relative_l2=limit,
+                same_arithmetic=limit <= float32,
+            )
+            entrant = Entrant(
+                name=engine if concurrency == 1 else f"{engine}@{concurrency}",
+                about=about,
+                command=(sys.executable, "-m", "benchmarks.engine_worker", engine, artifact),
+                concurrencies=(concurrency,),
+                batches_of=packs_of,
+                process=about.label,
+            )
+            if _starts(entrant, cores) == concurrency or concurrency == 1:
+                entrants.append(entrant)
+    return entrants
+
+
+def peers_of(checkpoints: Path, cores: int, pip_arguments: str) -> list[Entrant]:
+    """Every peer, installed and its model converted; one that cannot be says why."""
+    entrants = []
+    for name, label in PEER_LABELS.items():
+        about = Contender(label=label, kind="peer", max_relative_l2=correctness.PEER_LIMIT)
+        try:
+            python: object = python_of(name, pip_arguments)
+        except PeerUnavailableError as error:
+            python, about.not_run = sys.executable, str(error)
+        entrant = Entrant(
+            name=name,
+            about=about,
+            command=(python, PEERS / "serve.py", name, checkpoints),
+            concurrencies=tuple(sorted({1, cores})),
+            batches_of=padded_batches_of,
+            process=name,
+        )
+        if not about.not_run:
+            _starts(entrant, cores)
+        entrants.append(entrant)
+        if name == "fair_esm":
+            extract = msgspec.structs.replace(about, label=EXTRACT_LABEL)
+            entrants.append(replace(entrant, name=EXTRACT, about=extract, fixed=EXTRACT_SETTING))
+    return entrants
+
+
+def _starts(entrant: Entrant, cores: int) -> int:
+    """Starts a process once: files are converted and cached, failures noted.
+
+    Returns:
+        The concurrency that it got.
+    """
+    try:
+        with entrant.start(cores, entrant.concurrencies[-1]) as worker:
+            entrant.about.versions = worker.started["versions"]
+            return int(worker.started["concurrency"])
+    except WorkerDiedError as error:
+        entrant.about.not_run = str(error)
+        return 0
