@@ -6,8 +6,10 @@
 #include <sys/utsname.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/csrc/inductor/aoti_runner/model_container_runner.h>
+#include <torch/version.h>
 
 #include <filesystem>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <unordered_map>
@@ -61,7 +63,9 @@ class AotInductorEngine : public Engine {
       const bool use_inactive = false, check_all_are_given = true, user_managed = true;
       loader_->load_constants(constants_, use_inactive, check_all_are_given, user_managed);
     } catch (const c10::Error& error) {
-      throw std::runtime_error("cannot load " + path + ": " + cause(error));
+      // Packages are for the version of PyTorch that made them.
+      throw std::runtime_error("cannot load " + path + ": " + cause(error) +
+                               " (here PyTorch " TORCH_VERSION ", see built_with in the manifest)");
     }
   }
 
