@@ -76,5 +76,6 @@ lint: $(READY)    ## Style, types, and which module may import which
 	$(BIN)/lint-imports --no-logo
 
 clean:    ## Remove .venv, artifacts and caches
-	rm -rf $(VENV) benchmarks/.environments benchmarks/.checkpoints build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf benchmarks/.environments benchmarks/.checkpoints examples/cpp/build examples/node/node_modules
 	find artifacts -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +

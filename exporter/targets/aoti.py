@@ -108,12 +108,13 @@ def _compiling_in(workspace: Path, compiler: list[str]) -> Iterator[None]:
 
 
 def _drop_sources(path: Path) -> None:
-    """Removes the generated C++ from the package: nothing reads it."""
+    """Empties the generated C++ in the package. PyTorch 2.11 reads its name, and nothing its text."""
     with zipfile.ZipFile(path) as archive:
-        records = [
-            (name, archive.read(name)) for name in archive.namelist() if not name.endswith(".cpp")
-        ]
+        records = {
+            name: b"" if name.endswith(".cpp") else archive.read(name)
+            for name in archive.namelist()
+        }
     with zipfile.ZipFile(path, "w") as archive:
-        for name, data in records:
+        for name, data in records.items():
             # A bare ZipInfo carries the same date everywhere.
             archive.writestr(zipfile.ZipInfo(name), data)

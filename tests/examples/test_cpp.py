@@ -1,0 +1,265 @@
+"""``examples/cpp``: C++ gives Python's answers, and says in one line what is wrong."""
+
+import importlib.util
+import json
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from exporter.build import BuildOptions, build
+from exporter.parity.cache import Cache
+from exporter.weights import WeightsSource
+from tests.examples.outputs import EXAMPLES, compare, golden_sequences, write_fasta
+
+Embed = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``examples/cpp`` built by CMake, once a session (40 s of one core)."""
+    import cmake
+
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        pytest.skip("there is no C++ compiler here: install g++ or clang++, or name one in CXX")
+    build = tmp_path_factory.mktemp("cpp")
+    json_spec = importlib.util.find_spec("nlohmann_json")
+    assert json_spec and json_spec.submodule_search_locations
+    prefixes = (Path(torch.__file__).parent, *json_spec.submodule_search_locations)
+    command = Path(cmake.CMAKE_BIN_DIR) / "cmake"
+    for arguments in (
+        ["-S", EXAMPLES / "cpp", "-B", build, f"-DCMAKE_PREFIX_PATH={';'.join(map(str, prefixes))}",
+         "-DCMAKE_CXX_FLAGS=-Werror"],
+        ["--build", build],
+    ):  # fmt: skip
+        result = subprocess.run([command, *arguments], capture_output=True, text=True, timeout=600)
+        assert result.returncode == 0, result.stdout + result.stderr
+    return build / "embed"
+
+
+@pytest.fixture(scope="session")
+def compiled_artifact(tiny_checkpoint: Path, cache: Cache) -> Path:
+    """One with the AOTInductor engine."""
+    source = WeightsSource("checkpoint", str(tiny_checkpoint))
+    folder = tiny_checkpoint.parent / "compiled"
+    build(BuildOptions(source, ("aoti",), (0, 1, 2), "mean", out=folder), lambda line: None, cache)
+    return folder
+
+
+@pytest.fixture
+def embed(program: Path, tmp_path: Path) -> Embed:
+    def run(artifact: Path, *engine: str, fasta: Path | None = None, **environment: str):  # type: ignore[no-untyped-def]
+        fasta = fasta or write_fasta(tmp_path / "short.fasta", ("MKTAYIAKQR", "GGAVL"))
+        return subprocess.run(
+            [program, artifact, fasta, tmp_path / "out", *engine],
+            capture_output=True, text=True, timeout=300, env={**os.environ, **environment},
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def copied(tiny_artifact: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_artifact, tmp_path / "artifact"))
+
+
+def refused(result: subprocess.CompletedProcess[str]) -> str:
+    """The one line that says why."""
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("embed: ")
+    assert result.stderr.count("\n") == 1
+    assert not result.stdout
+    return result.stderr
+
+
+@pytest.mark.parametrize("engine", ["torchscript", "aoti"])
+def test_answers_are_pythons(
+    embed: Embed, engine: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    name = {"torchscript": "artifact", "aoti": "compiled_artifact"}[engine]
+    artifact: Path = request.getfixturevalue(name)
+    fasta = write_fasta(tmp_path / "golden.fasta", golden_sequences(artifact))
+    result = embed(artifact, engine, fasta=fasta)
+    assert (result.returncode, result.stderr) == (0, "")
+    distances = compare(tmp_path / "out", artifact, engine)
+    # The same kernels: 0 in every run seen. Sums that are split among other threads may differ.
+    assert max(distances.values()) <= 1e-6, distances
+
+
+class TestCompiledEngine:
+    @pytest.fixture
+    def copied(self, compiled_artifact: Path, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(compiled_artifact, tmp_path / "artifact"))
+
+    def test_for_another_processor(self, embed: Embed, copied: Path) -> None:
+        manifest = json.loads((copied / "manifest.json").read_text())
+        manifest["engines"]["aoti"]["instructions"] = "those of PDP-11"
+        (copied / "manifest.json").write_text(json.dumps(manifest))
+        assert "is built for those of PDP-11, and this processor is" in refused(
+            embed(copied, "aoti")
+        )
+
+    def test_weights_of_another_dtype(self, embed: Embed, copied: Path) -> None:
+        path = copied / "weights.safetensors"
+        state = load_file(path)
+        state["layers.1.fc1.bias"] = state["layers.1.fc1.bias"].half()
+        save_file(state, path)
+        assert "holds no 'layers.1.fc1.bias' of the right dtype" in refused(embed(copied, "aoti"))
+
+    def test_damaged(self, embed: Embed, copied: Path) -> None:
+        path = copied / "model.pt2"
+        path.write_bytes(path.read_bytes()[:1000])
+        assert f"cannot load {path}" in refused(embed(copied, "aoti"))
+
+    def test_none_in_the_artifact(self, embed: Embed, tiny_artifact: Path) -> None:
+        assert "holds no engine 'aoti'" in refused(embed(tiny_artifact, "aoti"))
+
+
+class TestOpLibrary:
+    @pytest.fixture
+    def library(self, copied: Path) -> Path:
+        return copied / "lib" / "libesm2_ops.so"
+
+    def test_missing(self, embed: Embed, copied: Path, library: Path) -> None:
+        library.unlink()
+        assert f"there is no {library}" in refused(embed(copied))
+
+    def test_no_library_at_all(self, embed: Embed, copied: Path, library: Path) -> None:
+        library.write_text("#!/bin/sh\n" * 100)
+        assert f"cannot load {library}" in refused(embed(copied))
+
+    def test_of_another_processor(self, embed: Embed, copied: Path, library: Path) -> None:
+        data = bytearray(library.read_bytes())
+        data[18:20] = struct.pack("<H", 8)  # e_machine of the ELF header: MIPS
+        library.write_bytes(data)
+        assert "for another processor, system or PyTorch" in refused(embed(copied))
+
+    def test_of_another_project(self, embed: Embed, copied: Path, library: Path) -> None:
+        shutil.copy(library.with_name("libesm2_ort.so"), library)
+        assert "does not register esm2::varlen_attention" in refused(embed(copied))
+
+    def test_told_that_python_has_registered_the_op(self, embed: Embed, copied: Path) -> None:
+        assert "ESM2_OPS_IN_PYTHON is set" in refused(embed(copied, ESM2_OPS_IN_PYTHON="1"))
+
+
+class TestWeights:
+    @pytest.fixture
+    def weights(self, copied: Path) -> Path:
+        return copied / "weights.safetensors"
+
+    def test_missing(self, embed: Embed, copied: Path, weights: Path) -> None:
+        weights.unlink()
+        assert f"cannot read {weights}: No such file" in refused(embed(copied))
+
+    def test_a_parameter_is_missing(self, embed: Embed, copied: Path, weights: Path) -> None:
+        state = load_file(weights)
+        del state["layers.1.fc1.bias"], state["inv_freq"]
+        save_file(state, weights)
+        line = refused(embed(copied))
+        assert "does not fit model.ts: it holds no 'layers.1.fc1.bias', and 1 more" in line
+
+    @pytest.mark.parametrize("change", [torch.Tensor.half, lambda bias: bias[:-1].clone()])
+    def test_other_dtype_or_shape(
+        self, embed: Embed, copied: Path, weights: Path, change: Callable[..., torch.Tensor]
+    ) -> None:
+        state = load_file(weights)
+        state["layers.1.fc1.bias"] = change(state["layers.1.fc1.bias"])
+        save_file(state, weights)
+        assert "'layers.1.fc1.bias' is " in refused(embed(copied))
+
+    @pytest.mark.parametrize("kept", [0, 7, 8, 100, -1])
+    def test_cut_short(self, embed: Embed, copied: Path, weights: Path, kept: int) -> None:
+        weights.write_bytes(weights.read_bytes()[:kept])
+        assert f"{weights} is damaged or no safetensors file" in refused(embed(copied))
+
+    def test_longer(self, embed: Embed, copied: Path, weights: Path) -> None:
+        weights.write_bytes(weights.read_bytes() + b"\0")
+        assert "its data and its header differ in length" in refused(embed(copied))
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            b"[]", b'{"x": 1}', b'{"x": {}}', b"{", b"\xff" * 8, b"[" * 1_000_000,
+            b'{"x":{"dtype":"F99","shape":[],"data_offsets":[0,4]}}',
+            b'{"x":{"dtype":7,"shape":[],"data_offsets":[0,4]}}',
+            b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}',
+            b'{"x":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}',
+            b'{"x":{"dtype":"F32","shape":[1.0],"data_offsets":[0,4]}}',
+            b'{"x":{"dtype":"F32","shape":{"a":1},"data_offsets":[0,4]}}',
+            b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}',
+            b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0]}}',
+            b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
+            b'{"x":{"dtype":"F32","shape":[0],"data_offsets":[99,99]}}',
+            # Products that wrap around to 4 bytes, or to none.
+            b'{"x":{"dtype":"F32","shape":[4611686018427387905],"data_offsets":[0,4]}}',
+            b'{"x":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}',
+            b'{"x":{"dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,4]}}',
+            b'{"x":{"dtype":"F32","shape":[99999999999999999999999],"data_offsets":[0,4]}}',
+            b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+            b'"y":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        ],
+        ids=lambda header: header[:60].decode(errors="replace"),
+    )  # fmt: skip
+    def test_hostile_header(self, embed: Embed, copied: Path, weights: Path, header: bytes) -> None:
+        # As the format's writers do, so that each header is refused for what is wrong in it.
+        header += b" " * (-len(header) % 8)
+        weights.write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0\0\0")
+        assert f"{weights} is damaged or no safetensors file" in refused(embed(copied))
+
+    @pytest.mark.parametrize("length", [2**32, 2**63, 2**64 - 8, 2**64 - 1])
+    def test_hostile_header_length(
+        self, embed: Embed, copied: Path, weights: Path, length: int
+    ) -> None:
+        weights.write_bytes(struct.pack("<Q", length) + weights.read_bytes()[8:])
+        assert "it ends within the header" in refused(embed(copied))
+
+    def test_misaligned(self, embed: Embed, copied: Path, weights: Path) -> None:
+        header = b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+        header += b" " * (-len(header) % 8 + 1)
+        weights.write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0\0\0")
+        assert "'x': its data is not aligned" in refused(embed(copied))
+
+
+class TestArtifact:
+    def test_no_folder(self, embed: Embed, tmp_path: Path) -> None:
+        assert "is not an artifact: no manifest.json" in refused(embed(tmp_path / "none"))
+
+    @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"engines": {"onnx": {}}}'])
+    def test_manifest(self, embed: Embed, copied: Path, text: str) -> None:
+        (copied / "manifest.json").write_text(text)
+        refused(embed(copied))
+
+    def test_without_torchscript(self, embed: Embed, copied: Path) -> None:
+        path = copied / "manifest.json"
+        manifest = json.loads(path.read_text())
+        del manifest["engines"]["torchscript"]
+        path.write_text(json.dumps(manifest))
+        assert "holds no engine 'torchscript'" in refused(embed(copied))
+
+    def test_damaged_model(self, embed: Embed, copied: Path) -> None:
+        path = copied / "model.ts"
+        path.write_bytes(path.read_bytes()[:1000])
+        assert f"cannot load {path}" in refused(embed(copied))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (">a\nMKJ\n", "record 'a': position 3 is not a residue of ESM-2's alphabet"),
+        (">a b\nMK\nL<pad>\n", "record 'a': position 4 is not a residue"),
+        (">a\nMk\n", "record 'a': position 2"),
+        (">a\n>b\nMK\n", "record 'a' holds no residues"),
+        ("MK\n", "is not FASTA"),
+        ("\n", "holds no proteins"),
+    ],
+)
+def test_fasta(embed: Embed, tiny_artifact: Path, tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "x.fasta"
+    path.write_text(text)
+    assert message in refused(embed(tiny_artifact, fasta=path))
