@@ -108,7 +108,7 @@ def _compiling_in(workspace: Path, compiler: list[str]) -> Iterator[None]:
 
 
 def _drop_sources(path: Path) -> None:
-    """Empties the generated C++ in the package. PyTorch 2.11 reads its name, and nothing its text."""
+    """Empties the generated C++ in the package: PyTorch 2.11 reads its name, nothing its text."""
     with zipfile.ZipFile(path) as archive:
         records = {
             name: b"" if name.endswith(".cpp") else archive.read(name)
