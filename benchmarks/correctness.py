@@ -72,4 +72,5 @@ def float32_limit(num_layers: int) -> float:
 
 def limit_of(manifest: Manifest, engine: str) -> float:
     """What the manifest allows an engine's last layer."""
-    return manifest.golden.limits[f"representations.{manifest.layers[-1]}"]
+    limits = manifest.golden.own_limits.get(engine, manifest.golden.limits)
+    return limits[f"representations.{manifest.layers[-1]}"]

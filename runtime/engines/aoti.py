@@ -46,14 +46,13 @@ def load(
     from runtime.ops import varlen_attention
 
     varlen_attention.use_native_of(folder, entry)
-    torch.set_num_threads(threads.per_pack)
+    if threads.total is not None:
+        torch.set_num_threads(threads.total)
     path = folder / entry.file
     try:
         weights = torch_arrays.read_weights(folder, "cpu")
         # AOTInductor's own class: the public function around it imports the whole compiler.
-        loader = torch._C._aoti.AOTIModelPackageLoader(
-            str(path), "model", False, threads.concurrency, -1
-        )
+        loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
         names = set(loader.get_constant_fqns())
         if missing := names - weights.keys():
             raise EngineError(f"cannot load {path}: weights.safetensors lacks {sorted(missing)[0]}")
@@ -81,23 +80,23 @@ def load(
         synthetic=manifest.weights.kind == "synthetic",
     )
     outputs = [output.name for output in manifest.signature.outputs]
-    return AotiEngine(loader, constants, spec, outputs, attention, threads)
+    return AotiEngine(loader, constants, spec, outputs, attention)
 
 
 class AotiEngine:
-    """A compiled model; runs ``concurrency`` packs at once, each on its share of the threads."""
+    """A compiled model; one pack at a time, for PyTorch holds Python's lock while it runs."""
+
+    concurrency = 1
 
     def __init__(
         self, loader: Any, constants: "dict[str, torch.Tensor]", spec: EngineSpec,
-        output_names: list[str], attention: Attention, threads: Threads,
+        output_names: list[str], attention: Attention,
     ):  # fmt: skip
         self.spec = spec
-        self.concurrency = threads.concurrency
         self._loader = loader
         self._constants = constants  # the compiled code holds their addresses alone
         self._output_names = output_names
         self._attention = attention
-        self._threads_per_pack = threads.per_pack
 
     def unsupported_reasons(self, batch: PackedBatch) -> list[str]:
         """See ``Engine``: every valid pack runs."""
@@ -111,8 +110,6 @@ class AotiEngine:
 
         if self._loader is None:
             raise EngineError("this engine is closed: load it again")
-        if torch.get_num_threads() != self._threads_per_pack:
-            torch.set_num_threads(self._threads_per_pack)  # each thread has a number of its own
         with torch.inference_mode(), varlen_attention.attention(self._attention):
             try:
                 tensors = self._loader.run(torch_arrays.inputs_of(batch, "cpu"))
