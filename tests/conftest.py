@@ -70,6 +70,15 @@ def tiny_artifact(tiny_checkpoint: Path, cache: Cache) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def compiled_artifact(tiny_checkpoint: Path, cache: Cache) -> Path:
+    """A verified artifact of ``tiny_checkpoint`` with AOTInductor alone; not to be changed."""
+    source = WeightsSource("checkpoint", str(tiny_checkpoint))
+    folder = tiny_checkpoint.parent / "compiled"
+    build(BuildOptions(source, ("aoti",), (0, 1, 2), "mean", out=folder), lambda line: None, cache)
+    return folder
+
+
 def save_checkpoint(path: Path, shape: tuple[int, int, int], seed: int = 0) -> Path:
     """Random weights in a file as fair-esm's are."""
     import esm

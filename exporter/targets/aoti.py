@@ -39,9 +39,10 @@ def export(packed: PackedESM2, folder: Path) -> EngineEntry:
 
     Raises:
         CompilerError: no C++ compiler.
-        ExportError: the compiler failed.
+        ExportError: the compiler failed, or this PyTorch cannot compile for other processors.
     """
     compiler = compiler_command()
+    _check_version()
     instructions = PORTABLE.get(platform.machine())
     path = folder / FILE_NAME
     with tempfile.TemporaryDirectory() as workspace, _compiling_in(Path(workspace), compiler):
@@ -62,6 +63,16 @@ def export(packed: PackedESM2, folder: Path) -> EngineEntry:
     )
 
 
+def _check_version() -> None:
+    from torch._inductor import config
+
+    if not hasattr(config.cpp, "march"):
+        raise ExportError(
+            f"PyTorch {torch.__version__} compiles for this very processor alone: "
+            "build engine 'aoti' with torch 2.13 (it loads in 2.11), or leave it out of --target"
+        )
+
+
 def _exported_program(packed: PackedESM2) -> ExportedProgram:
     tokens, bounds = Dim("T", min=1), Dim("B", min=2)
     # backed_size_oblivious: see exporter/targets/onnx.py.
@@ -76,9 +87,16 @@ def _options(instructions: str | None) -> dict[str, Any]:
     options: dict[str, Any] = {
         "aot_inductor.package_constants_in_so": False,
         "aot_inductor.enable_line_tables": False,
+        # Headers and a probe of the processor pay for themselves in many builds, not in one.
+        "aot_inductor.precompile_headers": False,
+        "cpp_cache_precompile_headers": False,
     }
     if instructions is not None:
-        options |= {"cpp.march": instructions, "cpp.simdlen": VECTOR_BITS[instructions]}
+        options |= {
+            "cpp.march": instructions,
+            "cpp.simdlen": VECTOR_BITS[instructions],
+            "cpp.vec_isa_ok": True,
+        }
     return options
 
 

@@ -13,9 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from exporter.build import BuildOptions, build
-from exporter.parity.cache import Cache
-from exporter.weights import WeightsSource
 from tests.examples.outputs import EXAMPLES, compare, golden_sequences, write_fasta
 
 Embed = Callable[..., subprocess.CompletedProcess[str]]
@@ -41,15 +38,6 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         result = subprocess.run([command, *arguments], capture_output=True, text=True, timeout=600)
         assert result.returncode == 0, result.stdout + result.stderr
     return build / "embed"
-
-
-@pytest.fixture(scope="session")
-def compiled_artifact(tiny_checkpoint: Path, cache: Cache) -> Path:
-    """One with the AOTInductor engine."""
-    source = WeightsSource("checkpoint", str(tiny_checkpoint))
-    folder = tiny_checkpoint.parent / "compiled"
-    build(BuildOptions(source, ("aoti",), (0, 1, 2), "mean", out=folder), lambda line: None, cache)
-    return folder
 
 
 @pytest.fixture

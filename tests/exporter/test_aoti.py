@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import runtime
-from exporter.build import BuildOptions, build
 from exporter.parity.cache import Cache
 from exporter.parity.faults import faults
 from exporter.parity.internals import _Spy
@@ -22,13 +21,10 @@ from runtime import PackedBatch, instructions
 from runtime import manifest as manifests
 
 
-@pytest.fixture(scope="module")
-def compiled(tiny_checkpoint: Path, cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def compiled(compiled_artifact: Path) -> Path:
     """A verified artifact with this engine alone: ``build`` publishes no other."""
-    folder = tmp_path_factory.mktemp("aoti") / "artifact"
-    source = WeightsSource("checkpoint", str(tiny_checkpoint))
-    build(BuildOptions(source, ("aoti",), (0, 1, 2), "mean", out=folder), lambda _: None, cache)
-    return folder
+    return compiled_artifact
 
 
 @pytest.mark.parametrize("attention", ["auto", "standard"])
@@ -106,7 +102,7 @@ def pack() -> PackedBatch:
     return as_batch(parity_packs()["many masks"])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def queries(compiled: Path, pack: PackedBatch) -> torch.Tensor:
     """That the engine's first attention receives."""
     with _Spy(6) as spy, runtime.load(compiled, "aoti") as engine:

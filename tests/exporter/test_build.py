@@ -31,7 +31,9 @@ def run(*arguments: object) -> Result:
 class TestArtifact:
     def test_holds_what_the_manifest_lists(self, artifact: Path) -> None:
         manifest = json.loads((artifact / "manifest.json").read_text())
-        assert set(manifest["files"]) | {"manifest.json"} == {p.name for p in artifact.iterdir()}
+        assert set(manifest["files"]) | {"manifest.json"} == {
+            path.relative_to(artifact).as_posix() for path in artifact.rglob("*") if path.is_file()
+        }
         assert manifest["weights"]["kind"] == "synthetic"
         assert manifest["layers"] == list(LAYERS)
         assert [output["name"] for output in manifest["signature"]["outputs"]] == [

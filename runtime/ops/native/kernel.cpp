@@ -11,15 +11,13 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstdlib>
-#include <cstring>
 #include <limits>
-#include <memory>
 #include <new>
 #include <utility>
 
 #include "varlen_attention.h"
+#include "vector.h"
 
 #define ESM2_PASTE2(a, b) a##b
 #define ESM2_PASTE(a, b) ESM2_PASTE2(a, b)
@@ -30,7 +28,6 @@ namespace esm2 {
 // Every instruction set has its own copy of everything below.
 namespace {
 
-constexpr int64_t width = ESM2_WIDTH;
 constexpr int rows = ESM2_ROWS;
 // Keys of a block: transposed keys and values of head dim 16 take 64 KiB, and the tile 12.
 constexpr int64_t block_keys = 512;
@@ -41,119 +38,6 @@ constexpr int64_t summed_keys = 128;
 // Copies of several heads that stay in the second cache: 256 KiB.
 constexpr int64_t cache_floats = 1 << 16;
 constexpr float log2_e = 1.44269504088896340736f;
-
-typedef float Vec __attribute__((vector_size(4 * width)));
-typedef int32_t IntVec __attribute__((vector_size(4 * width)));
-typedef Vec UnalignedVec __attribute__((aligned(4), may_alias));
-
-inline Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
-inline void store(float* p, Vec x) { *reinterpret_cast<UnalignedVec*>(p) = x; }
-inline Vec splat(float x) { return x - Vec{}; }
-inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
-inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-// Vectors of the element types, and single elements.
-inline Vec load_as_float(const float* p) { return load(p); }
-inline float to_float(float x) { return x; }
-inline void from_float(float x, float& out) { out = x; }
-
-inline float float_of_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-inline uint32_t bits_of_float(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  return bits;
-}
-
-struct BFloat16 {
-  uint16_t bits;
-};
-inline float to_float(BFloat16 x) { return float_of_bits(static_cast<uint32_t>(x.bits) << 16); }
-// To nearest, ties to even; NaN stays NaN. So is every conversion here.
-inline void from_float(float x, BFloat16& out) {
-  const uint32_t bits = bits_of_float(x);
-  out.bits = x != x ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-struct Float16 {
-  uint16_t bits;
-};
-inline float to_float(Float16 x) {
-  const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fff) << 13;
-  const bool is_finite = (x.bits & 0x7c00) != 0x7c00;
-  // The exponents differ by 112; a product gets subnormal numbers right too.
-  const uint32_t bits = is_finite ? bits_of_float(float_of_bits(magnitude) * 0x1p112f)
-                                  : magnitude | 0x7f800000;
-  return float_of_bits(bits | static_cast<uint32_t>(x.bits & 0x8000) << 16);
-}
-inline void from_float(float x, Float16& out) {
-  const uint32_t bits = bits_of_float(x), sign = bits >> 16 & 0x8000;
-  const uint32_t magnitude = bits & 0x7fffffff;
-  uint32_t half;
-  if (magnitude >= 0x47800000)  // 2^16 and above, infinity, NaN
-    half = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
-  else if (magnitude < 0x38800000)  // subnormal: adding 0.5 leaves the digits where they belong
-    half = bits_of_float(float_of_bits(magnitude) + 0.5f) - 0x3f000000;
-  else
-    half = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
-  out.bits = static_cast<uint16_t>(sign | half);
-}
-
-template <typename T>
-inline Vec load_as_float(const T* p) {
-  Vec x;
-  for (int64_t i = 0; i < width; ++i) x[i] = to_float(p[i]);
-  return x;
-}
-
-// 2^x, x <= 0, to 1e-7: a polynomial on [-0.5, 0.5], and the rest added to the exponent. Below -126
-// it stays at 2^-126, which no sum of a softmax (at least 1) can see. NaN stays NaN.
-inline Vec exp2_of(Vec x) {
-  const Vec least = splat(-126.0f);
-  x = x < least ? least : x;
-  const Vec shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
-  const Vec shifted = x + shift;
-  const Vec r = x - (shifted - shift);
-  Vec p = splat(1.326472731e-3f);
-  p = p * r + splat(9.671512991e-3f);
-  p = p * r + splat(5.550733581e-2f);
-  p = p * r + splat(2.4022242427e-1f);
-  p = p * r + splat(6.9314700365e-1f);
-  p = p * r + splat(1.0f);
-  return (Vec)((IntVec)p + ((IntVec)shifted << 23));
-}
-
-template <size_t... I>
-inline Vec shuffled(Vec a, Vec b, std::index_sequence<I...>) {
-#if defined(__clang__)
-  return __builtin_shufflevector(a, b, I...);
-#else
-  return __builtin_shuffle(a, b, IntVec{I...});
-#endif
-}
-template <size_t Step, size_t... I>
-inline Vec neighbours(Vec x, std::index_sequence<I...>) {
-  return shuffled(x, x, std::index_sequence<(I ^ Step)...>{});
-}
-// Every lane becomes the maximum, or the sum, of all.
-template <size_t Step = width / 2>
-inline Vec maximum_of_lanes(Vec x) {
-  if constexpr (Step == 0)
-    return x;
-  else
-    return maximum_of_lanes<Step / 2>(
-        larger(x, neighbours<Step>(x, std::make_index_sequence<width>{})));
-}
-template <size_t Step = width / 2>
-inline Vec sum_of_lanes(Vec x) {
-  if constexpr (Step == 0)
-    return x;
-  else
-    return sum_of_lanes<Step / 2>(x + neighbours<Step>(x, std::make_index_sequence<width>{}));
-}
 
 // Memory of one thread, kept between calls.
 class Scratch {
@@ -296,34 +180,6 @@ constexpr auto tiles_of(std::integer_sequence<int, M...>) {
 }
 // tiles[m - 1] takes m queries.
 constexpr auto tiles = tiles_of(std::make_integer_sequence<int, rows>{});
-
-// Deals the vectors of both halves like cards, one lane from each in turn.
-template <size_t First, size_t... I>
-inline Vec dealt(Vec a, Vec b, std::index_sequence<I...>) {
-  return shuffled(a, b, std::index_sequence<(First + I / 2 + (I % 2 ? width : 0))...>{});
-}
-
-// Transposes a square of vectors: log2(width) deals.
-inline void transpose(Vec (&x)[width]) {
-  const auto lanes = std::make_index_sequence<width>{};
-  for (int64_t step = 1; step < width; step *= 2) {
-    Vec next[width];
-    for (int64_t i = 0; i < width / 2; ++i) {
-      next[2 * i] = dealt<0>(x[i], x[i + width / 2], lanes);
-      next[2 * i + 1] = dealt<width / 2>(x[i], x[i + width / 2], lanes);
-    }
-    std::copy(next, next + width, x);
-  }
-}
-
-// The first `count` floats of a vector, the others 0.
-template <typename T>
-inline Vec load_some(const T* from, int64_t count) {
-  if (count >= width) return load_as_float(from);
-  alignas(64) float lanes[width] = {};
-  for (int64_t i = 0; i < count; ++i) lanes[i] = to_float(from[i]);
-  return load(lanes);
-}
 
 // A row of `dim` floats times `scale`, with zeros up to a whole vector.
 template <typename T>
