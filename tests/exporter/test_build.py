@@ -134,13 +134,18 @@ class TestPublishing:
         assert running.exists()
 
 
+def digests(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path): hashlib.sha256(path.read_bytes()).digest() for path in files}
+
+
 @pytest.mark.parametrize("moment", [0.05, 1.0, 6.0, 10.0])
 def test_killing_a_build_leaves_the_old_artifact(
     artifact: Path, tmp_path: Path, moment: float
 ) -> None:
     target = tmp_path / "tiny"
     shutil.copytree(artifact, target)
-    before = {path.name: hashlib.sha256(path.read_bytes()).digest() for path in target.iterdir()}
+    before = digests(target)
     command = [
         sys.executable, "-m", "exporter.cli", "build", "--synthetic", ARCHITECTURE, "--seed", "1",
         "--out", str(target),
@@ -154,8 +159,7 @@ def test_killing_a_build_leaves_the_old_artifact(
     time.sleep(moment)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    after = {path.name: hashlib.sha256(path.read_bytes()).digest() for path in target.iterdir()}
-    assert after == before
+    assert digests(target) == before
     with runtime.load(target) as engine:
         assert engine.run(runtime.PackedBatch.from_sequences(["MKT"])).logits.shape == (5, 33)
 

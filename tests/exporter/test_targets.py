@@ -228,6 +228,7 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, fresh_python: Run) 
         # Another hash seed, so that no order of a set is in the files.
         result = fresh_python(BUILD_QUICKLY, folder, env={**os.environ, "PYTHONHASHSEED": str(i)})
         assert result.returncode == 0, result.stderr
-        contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
+        files = (path for path in folder.rglob("*") if path.is_file())
+        contents.append({str(path.relative_to(folder)): path.read_bytes() for path in files})
     assert contents[0].keys() == contents[1].keys()
     assert [k for k in contents[0] if contents[0][k] != contents[1][k]] == []

@@ -92,7 +92,7 @@ def test_the_environment_asks_for_standard_attention(
     artifact: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     with runtime.load(artifact, "torchscript", device="cpu") as engine:
-        assert engine.spec.attention == "torch sdpa per protein"
+        assert engine.spec.attention.startswith("native (")
     monkeypatch.setenv(variable, "true")
     with runtime.load(artifact, "torchscript", device="cpu") as engine:
         assert engine.spec.attention == "standard"
@@ -120,7 +120,9 @@ class TestErrors:
         assert "esm2-engines[torch]" in str(error.value)
 
     def test_an_engine_that_is_not_in_the_artifact(self, artifact: Path, tmp_path: Path) -> None:
-        with pytest.raises(runtime.EngineError, match="engine must be auto, onnx, torchscript"):
+        with pytest.raises(
+            runtime.EngineError, match="engine must be auto, onnx, aoti, torchscript"
+        ):
             runtime.load(artifact, "tensorrt")
 
     @pytest.mark.parametrize("name", ENGINES)

@@ -9,8 +9,8 @@ from runtime.engine import load
 from runtime.errors import ArtifactError
 
 FILES = [
-    "golden.npz", "manifest.json", "model.onnx", "model.ts", "parity.html", "parity.json",
-    "weights.safetensors",
+    "golden.npz", "lib/libesm2_ops.so", "lib/libesm2_ort.so", "manifest.json", "model.onnx",
+    "model.ts", "parity.html", "parity.json", "weights.safetensors",
 ]  # fmt: skip
 
 
@@ -48,7 +48,8 @@ def test_every_byte_of_the_manifest_is_sealed(copy: Path) -> None:
 
 
 def test_the_files_tested_are_all_there_are(artifact: Path) -> None:
-    assert sorted(path.name for path in artifact.iterdir()) == FILES
+    files = (path for path in artifact.rglob("*") if path.is_file())
+    assert sorted(path.relative_to(artifact).as_posix() for path in files) == FILES
 
 
 def test_missing_and_cut_files_are_named_together(copy: Path) -> None:

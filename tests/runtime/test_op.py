@@ -8,6 +8,12 @@ LENGTHS = (7, 1, 30, 12, 12, 12)
 CU_SEQLENS = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], dtype=torch.int32)
 
 
+@pytest.fixture(autouse=True)
+def without_the_native_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which a test before may have loaded; tests/runtime/test_native.py is about that."""
+    monkeypatch.setattr(varlen_attention, "_native", None)
+
+
 def qkv(head_dim: int = 16, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     shape = (sum(LENGTHS), 4, head_dim)
