@@ -70,11 +70,14 @@ def compile_libraries() -> Path:
         if all((destination / name).is_file() for name in (TORCH_LIBRARY, ONNXRUNTIME_LIBRARY)):
             return destination
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".native-") as built:
-            _compile(compiler, folder, Path(built))
-            Path(built).chmod(0o755)
-            with contextlib.suppress(FileExistsError):  # another process was faster
-                shutil.copytree(built, destination)
+        built = Path(tempfile.mkdtemp(dir=destination.parent, prefix=".native-"))
+        try:
+            _compile(compiler, folder, built)
+            built.chmod(0o755)
+            with contextlib.suppress(OSError):  # another process was faster
+                built.rename(destination)
+        finally:
+            shutil.rmtree(built, ignore_errors=True)
     return destination
 
 
