@@ -50,12 +50,14 @@ PLANS = {
         minutes=8.5,
         models=(
             ModelPlan(
-                {"mixed": 6_144, "short": 3_072, "long": 3_072, "skewed": 4_000},
-                search_tokens=3_072,
+                {"mixed": 4_096, "short": 2_048},
+                search_tokens=2_048,
                 sizes=(512, 1024, 2048),
-                search_s=5.0,
+                search_s=4.0,
+                latency_runs=5,
+                scaling=False,
                 growth=(1_000, 10_000, 100_000),
-                time_share=0.7,
+                time_share=0.6,
             ),
             ModelPlan(
                 {"mixed": 2_048},
