@@ -1,5 +1,6 @@
 """Which instruction sets compiled engines need, and whether this processor has them."""
 
+import ctypes
 import platform
 from pathlib import Path
 
@@ -31,6 +32,19 @@ def problem_with(instructions: str | None) -> str | None:
     return (
         f"built for {instructions}, this processor lacks {', '.join(missing)}" if missing else None
     )
+
+
+def of_library(library: Path) -> str:
+    """The instruction set that a native op library has chosen here; loads it.
+
+    Raises:
+        OSError: it cannot be loaded here.
+        AttributeError: it is another library.
+    """
+    function = ctypes.CDLL(str(library.resolve())).esm2_instruction_set
+    function.restype = ctypes.c_char_p
+    name: bytes = function()
+    return name.decode()
 
 
 def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str] | None:

@@ -6,20 +6,18 @@ import shlex
 import shutil
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.fx.experimental._config as shape_config
-from torch.export import Dim, ExportedProgram
 
 from exporter.errors import ExportError
 from exporter.native import compiler_command
 from exporter.packed_forward import PackedESM2
-from exporter.targets.tracing import tracing_pack
+from exporter.targets.archive import rewrite
+from exporter.targets.tracing import dynamic_shapes, exporting, tracing_pack
 from runtime.instructions import PORTABLE, X86_64_V3
 from runtime.manifest import EngineEntry
 
@@ -46,7 +44,10 @@ def export(packed: PackedESM2, folder: Path) -> EngineEntry:
     instructions = PORTABLE.get(platform.machine())
     path = folder / FILE_NAME
     with tempfile.TemporaryDirectory() as workspace, _compiling_in(Path(workspace), compiler):
-        program = _exported_program(packed)
+        with exporting():
+            program = torch.export.export(
+                packed, tracing_pack(), dynamic_shapes=dynamic_shapes(), strict=False
+            )
         try:
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(path), inductor_configs=_options(instructions)
@@ -70,16 +71,6 @@ def _check_version() -> None:
         raise ExportError(
             f"PyTorch {torch.__version__} compiles for this very processor alone: "
             "build engine 'aoti' with torch 2.13 (it loads in 2.11), or leave it out of --target"
-        )
-
-
-def _exported_program(packed: PackedESM2) -> ExportedProgram:
-    tokens, bounds = Dim("T", min=1), Dim("B", min=2)
-    # backed_size_oblivious: see exporter/targets/onnx.py.
-    with torch.no_grad(), shape_config.patch(backed_size_oblivious=True), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.export.export(
-            packed, tracing_pack(), dynamic_shapes=({0: tokens}, {0: bounds}, None), strict=False
         )
 
 
@@ -127,12 +118,4 @@ def _compiling_in(workspace: Path, compiler: list[str]) -> Iterator[None]:
 
 def _drop_sources(path: Path) -> None:
     """Empties the generated C++ in the package: PyTorch 2.11 reads its name, nothing its text."""
-    with zipfile.ZipFile(path) as archive:
-        records = {
-            name: b"" if name.endswith(".cpp") else archive.read(name)
-            for name in archive.namelist()
-        }
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in records.items():
-            # A bare ZipInfo carries the same date everywhere.
-            archive.writestr(zipfile.ZipInfo(name), data)
+    rewrite(path, lambda name, data: b"" if name.endswith(".cpp") else data)

@@ -1,7 +1,6 @@
 """``model.onnx``: the packed forward as ONNX, its initializers left in ``weights.safetensors``."""
 
 import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,6 @@ import onnx
 import onnx_ir as ir
 import onnxscript
 import torch
-import torch.fx.experimental._config as shape_config
-from torch.export import Dim
 
 from exporter.packed_forward import PackedESM2
 from exporter.shared_weights import FILE_NAME as WEIGHTS_FILE
@@ -23,7 +20,7 @@ from exporter.targets.onnx_attention import (
     attention_function,
     register_schema,
 )
-from exporter.targets.tracing import tracing_pack
+from exporter.targets.tracing import dynamic_shapes, exporting, tracing_pack
 from runtime.manifest import EngineEntry
 
 FILE_NAME = "model.onnx"
@@ -68,19 +65,11 @@ def built_with() -> dict[str, str]:
 
 
 def _export_graph(packed: PackedESM2) -> ir.Model:
-    # backed_size_oblivious: without it torch.export takes any slice of cu_seqlens for a reason to
-    # assume N >= 2, and refuses packs of a single protein.
-    tokens, bounds = Dim("T", min=1), Dim("B", min=2)
     noisy = logging.getLogger("torch.onnx")
     level = noisy.level
     noisy.setLevel(logging.ERROR)
     try:
-        with (
-            torch.no_grad(),
-            shape_config.patch(backed_size_oblivious=True),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
+        with exporting():
             program = torch.onnx.export(
                 packed,
                 tracing_pack(),
@@ -89,7 +78,7 @@ def _export_graph(packed: PackedESM2) -> ir.Model:
                 opset_version=OPSET,
                 input_names=INPUT_NAMES,
                 output_names=packed.output_names,
-                dynamic_shapes=({0: tokens}, {0: bounds}, {}),
+                dynamic_shapes=dynamic_shapes(),
                 custom_translation_table={
                     torch.ops.esm2.varlen_attention.default: _varlen_attention
                 },

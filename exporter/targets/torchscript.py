@@ -1,6 +1,5 @@
 """``model.ts``: the packed forward traced to TorchScript, its parameters left out."""
 
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 
 from exporter.packed_forward import PackedESM2
+from exporter.targets.archive import rewrite
 from exporter.targets.tracing import tracing_pack
 from runtime.manifest import EngineEntry
 
@@ -55,13 +55,4 @@ def _parameters_stripped(module: torch.jit.ScriptModule) -> Iterator[None]:
 
 def _drop_debug_records(path: Path) -> None:
     """Removes the records with source lines: they hold this machine's paths."""
-    with zipfile.ZipFile(path) as archive:
-        records = [
-            (name, archive.read(name))
-            for name in archive.namelist()
-            if not name.endswith(".debug_pkl")
-        ]
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in records:
-            # A bare ZipInfo carries the same date everywhere.
-            archive.writestr(zipfile.ZipInfo(name), data)
+    rewrite(path, lambda name, data: None if name.endswith(".debug_pkl") else data)

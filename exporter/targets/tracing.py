@@ -1,13 +1,38 @@
-"""The pack that models are traced with. No test may use it: a graph can be right on it alone."""
+"""How models are traced: the pack, and torch.export's settings."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+import torch.fx.experimental._config as shape_config
 from torch import Tensor
+from torch.export import Dim
 
 
 def tracing_pack() -> tuple[Tensor, Tensor, Tensor]:
-    """``input_ids`` [T], ``cu_seqlens`` [N + 1], ``max_seqlen`` 0-dim, of three short proteins."""
+    """``input_ids`` [T], ``cu_seqlens`` [N + 1], ``max_seqlen`` 0-dim, of three short proteins.
+
+    No test may use it: a graph can be right on it alone.
+    """
     cu_seqlens = torch.tensor([0, 11, 29, 36], dtype=torch.int32)
     input_ids = 4 + torch.arange(36) % 20
     input_ids[cu_seqlens[:-1].long()] = 0
     input_ids[cu_seqlens[1:].long() - 1] = 2
     return input_ids, cu_seqlens, torch.tensor(18)
+
+
+def dynamic_shapes() -> tuple[dict[int, Dim], dict[int, Dim], dict[int, Dim]]:
+    """Of ``tracing_pack``: T, and N + 1."""
+    return {0: Dim("T", min=1)}, {0: Dim("B", min=2)}, {}
+
+
+@contextmanager
+def exporting() -> Iterator[None]:
+    """torch.export in the block admits packs of a single protein, and is silent.
+
+    Without backed_size_oblivious it takes any slice of cu_seqlens for a reason to assume N >= 2.
+    """
+    with torch.no_grad(), shape_config.patch(backed_size_oblivious=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

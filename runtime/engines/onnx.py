@@ -1,6 +1,5 @@
 """ONNX Runtime: ``model.onnx`` with its weights memory-mapped from ``weights.safetensors``."""
 
-import ctypes
 import importlib.util
 import logging
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime import instructions
 from runtime.engine import Attention, EngineSpec, Outputs, Threads
 from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import EngineEntry, Manifest
@@ -89,9 +89,7 @@ def _register_native(options: Any, library: Path) -> str:
     """Gives the session the native attention op; where it cannot, warns of what is lost."""
     try:
         options.register_custom_ops_library(str(library))
-        loaded = ctypes.CDLL(str(library.resolve()))
-        loaded.esm2_instruction_set.restype = ctypes.c_char_p
-        return f"native ({loaded.esm2_instruction_set().decode()})"
+        return f"native ({instructions.of_library(library)})"
     except Exception as error:  # onnxruntime raises a class of its own for each status code
         logger.warning(
             "cannot load %s: %s. Attention runs in onnxruntime's own ops, which takes longer",

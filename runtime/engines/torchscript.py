@@ -1,13 +1,13 @@
 """TorchScript: ``model.ts``, whose parameters come from ``weights.safetensors``."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.engine import Attention, EngineSpec, Outputs, Threads
-from runtime.engines import torch_arrays
+from runtime.engine import Attention, Threads
+from runtime.engines.torch_engine import TorchEngine, cause, missing_library, read_weights
 from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import EngineEntry, Manifest
-from runtime.packing import PackedBatch
 
 if TYPE_CHECKING:
     import torch
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 def reason_against(entry: EngineEntry, device: str) -> str | None:
     """Why "auto" should take another engine, in a sentence, or None."""
-    return torch_arrays.missing_library()
+    return missing_library()
 
 
 def load(
     folder: Path, manifest: Manifest, device: str, attention: Attention, threads: Threads
-) -> "TorchScriptEngine":
+) -> TorchEngine:
     """See ``runtime.load``."""
     if reason := reason_against(manifest.engines["torchscript"], device):
         raise UnsupportedError(f"cannot load engine 'torchscript' of {manifest.name!r}: {reason}")
@@ -42,80 +42,18 @@ def load(
     path = folder / entry.file
     try:
         module = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
-        module.load_state_dict(torch_arrays.read_weights(folder, device), assign=True)
+        module.load_state_dict(read_weights(folder, device), assign=True)
     except (RuntimeError, OSError) as error:
         raise EngineError(
-            f"cannot load {path}: {torch_arrays.cause(error)} (built with "
+            f"cannot load {path}: {cause(error)} (built with "
             f"{entry.built_with}, here torch {torch.__version__})"
         ) from error
-    spec = EngineSpec(
-        format="torchscript",
-        artifact=manifest.name,
-        device=device,
-        dtype=manifest.dtype,
-        layers=tuple(manifest.layers),
-        pool=manifest.pool,
-        attention=varlen_attention.kernel_name(
-            torch.device(device),
-            getattr(torch, manifest.dtype),
-            manifest.architecture.head_dim,
-            attention,
-        ),
-        library=f"torch {torch.__version__}",
-        synthetic=manifest.weights.kind == "synthetic",
-    )
-    names = [output.name for output in manifest.signature.outputs]
-    return TorchScriptEngine(module.eval(), spec, names, attention)
+    module.eval()
 
-
-class TorchScriptEngine:
-    """A traced module; one pack at a time, for PyTorch has one thread count a process."""
-
-    concurrency = 1
-
-    def __init__(
-        self,
-        module: "torch.jit.ScriptModule",
-        spec: EngineSpec,
-        output_names: list[str],
-        attention: Attention,
-    ):
-        self.spec = spec
-        self._module: torch.jit.ScriptModule | None = module
-        self._output_names = output_names
-        self._attention = attention
-
-    def unsupported_reasons(self, batch: PackedBatch) -> list[str]:
-        """See ``Engine``: every valid pack runs."""
-        return []
-
-    def run(self, batch: PackedBatch) -> Outputs:
-        """See ``Engine.run``."""
-        import torch
-
-        from runtime.ops import varlen_attention
-
-        if self._module is None:
-            raise EngineError("this engine is closed: load it again")
+    def forward(inputs: "list[torch.Tensor]") -> "Iterable[torch.Tensor]":
         # Optimized execution specialises to shapes, and no two packs have the same.
-        with (
-            torch.inference_mode(),
-            torch.jit.optimized_execution(False),  # type: ignore[attr-defined]
-            varlen_attention.attention(self._attention),
-        ):
-            try:
-                tensors = self._module(*torch_arrays.inputs_of(batch, self.spec.device))
-                arrays = torch_arrays.to_arrays(tensors)
-            except RuntimeError as error:
-                raise torch_arrays.failure(batch, error) from error
-        return Outputs.from_arrays(self._output_names, arrays)
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            outputs: tuple[torch.Tensor, ...] = module(*inputs)
+            return outputs
 
-    def close(self) -> None:
-        """See ``Engine.close``."""
-        self._module = None
-
-    def __enter__(self) -> "TorchScriptEngine":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    return TorchEngine(forward, "torchscript", manifest, device, attention)

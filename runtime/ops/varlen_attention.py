@@ -3,7 +3,6 @@
 Importing this module registers the op with PyTorch; ``use_native`` gives it its fast CPU kernel.
 """
 
-import ctypes
 import logging
 import os
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from runtime import instructions
 from runtime.engine import Attention
 from runtime.errors import UnsupportedError
 from runtime.manifest import EngineEntry
@@ -66,9 +66,7 @@ def use_native(library: Path) -> None:
         return
     os.environ[IN_PYTHON_VARIABLE] = "1"
     try:
-        loaded = ctypes.CDLL(str(library.resolve()))
-        loaded.esm2_instruction_set.restype = ctypes.c_char_p
-        name: bytes = loaded.esm2_instruction_set()
+        name = instructions.of_library(library)
         torch.ops.esm2.varlen_attention_native.default  # noqa: B018  registered, or AttributeError
     except (OSError, AttributeError) as error:
         raise UnsupportedError(
@@ -76,7 +74,7 @@ def use_native(library: Path) -> None:
         ) from None
     finally:
         del os.environ[IN_PYTHON_VARIABLE]
-    _native = name.decode()
+    _native = name
 
 
 def use_native_of(folder: Path, entry: EngineEntry) -> None:

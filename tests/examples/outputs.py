@@ -12,6 +12,18 @@ from runtime.selftest import RUNTIME_POOLED, all_outputs, read_golden
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+# Text, and what the program says of it in one line.
+BAD_FASTA = [
+    (">a\nMKJ\n", "record 'a': position 3 is not a residue of ESM-2's alphabet"),
+    (">a b\nMK\nL<pad>\n", "record 'a': position 4 is not a residue"),
+    (">a\nMk\n", "record 'a': position 2"),
+    (">a\n", "record 'a' holds no residues"),
+    (">a\n>b\nMK\n", "record 'a' holds no residues"),
+    ("MK\n", "is not FASTA"),
+    ("\n", "holds no proteins"),
+]
+
+
 def write_fasta(path: Path, sequences: tuple[str, ...]) -> Path:
     """Descriptions and wrapped lines are there to be read."""
     records = []

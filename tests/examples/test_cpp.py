@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.examples.outputs import EXAMPLES, compare, golden_sequences, write_fasta
+from tests.examples.outputs import BAD_FASTA, EXAMPLES, compare, golden_sequences, write_fasta
 
 Embed = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -236,17 +236,7 @@ class TestArtifact:
         assert f"cannot load {path}" in refused(embed(copied))
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (">a\nMKJ\n", "record 'a': position 3 is not a residue of ESM-2's alphabet"),
-        (">a b\nMK\nL<pad>\n", "record 'a': position 4 is not a residue"),
-        (">a\nMk\n", "record 'a': position 2"),
-        (">a\n>b\nMK\n", "record 'a' holds no residues"),
-        ("MK\n", "is not FASTA"),
-        ("\n", "holds no proteins"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), BAD_FASTA)
 def test_fasta(embed: Embed, tiny_artifact: Path, tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "x.fasta"
     path.write_text(text)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.examples.outputs import EXAMPLES, compare, golden_sequences, write_fasta
+from tests.examples.outputs import BAD_FASTA, EXAMPLES, compare, golden_sequences, write_fasta
 
 FOLDER = EXAMPLES / "node"
 Embed = Callable[..., subprocess.CompletedProcess[str]]
@@ -76,15 +76,7 @@ def test_weights(embed: Embed, tiny_artifact: Path, tmp_path: Path) -> None:
     assert "weights.safetensors" in line
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (">a\nMKJ\n", "record 'a': position 3 is not a residue of ESM-2's alphabet"),
-        (">a\n", "record 'a' holds no residues"),
-        ("MK\n", "is not FASTA"),
-        ("\n", "holds no proteins"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), BAD_FASTA)
 def test_fasta(embed: Embed, tiny_artifact: Path, tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "x.fasta"
     path.write_text(text)

@@ -1,0 +1,16 @@
+"""What PyTorch packs into a zip file and an artifact does not need."""
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def rewrite(path: Path, change: Callable[[str, bytes], bytes | None]) -> None:
+    """Writes the archive again, each record as ``change(name, data)`` gives it, or without it."""
+    with zipfile.ZipFile(path) as archive:
+        records = [(name, change(name, archive.read(name))) for name in archive.namelist()]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in records:
+            if data is not None:
+                # A bare ZipInfo carries the same date everywhere.
+                archive.writestr(zipfile.ZipInfo(name), data)
