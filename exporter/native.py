@@ -140,7 +140,7 @@ def _compile(compiler: list[str], source: Path, built: Path) -> None:
     # be the only one, or exceptions could not cross. ONNX Runtime's op catches its own.
     link = {
         TORCH_LIBRARY: [f"-L{torch_folder / 'lib'}", "-ltorch_cpu"],
-        ONNXRUNTIME_LIBRARY: ["-static-libstdc++", "-static-libgcc"],
+        ONNXRUNTIME_LIBRARY: ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"],
     }
     for name, libraries in link.items():
         own = str(objects / f"{name}.o")

@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from exporter.parity.oracle import Answers
 from exporter.parity.rotation import positions_in
-from exporter.targets import onnx_attention
+from exporter.targets.onnx_attention import OP_TYPE
+from exporter.targets.onnx_fusion import ROTARY_OP_TYPE
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
 
@@ -139,7 +140,7 @@ def observe_onnx(
         for node in nodes
         if node.op_type == "Mul" and "inv_freq" in node.input
     ]
-    calls = [n.input[3:5] for n in nodes if n.op_type == onnx_attention.OP_TYPE]
+    calls = [n.input[3:5] for n in nodes if n.op_type in (OP_TYPE, ROTARY_OP_TYPE)]
     wanted = list(dict.fromkeys([*positions, *(name for call in calls for name in call)]))
     values = dict(zip(wanted, _evaluate(model, wanted, batch), strict=True))
     yield Internals(

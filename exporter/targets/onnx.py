@@ -20,6 +20,7 @@ from exporter.targets.onnx_attention import (
     attention_function,
     register_schema,
 )
+from exporter.targets.onnx_fusion import fuse_rotary
 from exporter.targets.tracing import dynamic_shapes, exporting, tracing_pack
 from runtime.manifest import EngineEntry
 
@@ -47,15 +48,16 @@ def export(packed: PackedESM2, folder: Path) -> EngineEntry:
 
 
 def lower(packed: PackedESM2, folder: Path) -> onnx.ModelProto:
-    """The graph with its attention function, its parameters left in ``weights.safetensors``."""
+    """The graph with its functions, its parameters left in ``weights.safetensors``."""
     register_schema()
     model = _export_graph(packed)
+    functions = fuse_rotary(model)
     _name_dimensions(model, packed)
     _point_to_weights(model, folder)
     _drop_metadata(model)
     proto = ir.to_proto(model)
     heads = packed.num_heads, packed.head_dim
-    proto.functions.append(attention_function(_onnx_dtype(packed), *heads))
+    proto.functions.extend([*functions, attention_function(_onnx_dtype(packed), *heads)])
     return proto
 
 

@@ -14,10 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from exporter.packed_forward import PackedESM2
 from exporter.shared_weights import read_places
-from exporter.targets.onnx_attention import OPSET, QUERY_BLOCK, attention_function
 from exporter.targets.tracing import tracing_pack
 from exporter.weights import Reference
-from runtime.ops import varlen_attention
 from tests.conftest import LAYERS
 
 Pack = tuple[Tensor, Tensor, Tensor]
@@ -88,13 +86,14 @@ def load_module(artifact: Path) -> torch.jit.ScriptModule:
 class TestOnnx:
     def test_the_op_is_the_only_attention(self, graph: onnx.GraphProto) -> None:
         kinds = [node.op_type for node in graph.node]
-        assert kinds.count("VarlenAttention") == 6
-        assert not {"Softmax", "MatMul", "Attention", "Loop"} & set(kinds)
+        assert kinds.count("VarlenRotaryAttention") == 6
+        assert not {"VarlenAttention", "Softmax", "MatMul", "Attention", "Loop"} & set(kinds)
+        assert "Split" not in kinds  # of rotary outside the op
 
     def test_max_seqlen_feeds_every_op(self, graph: onnx.GraphProto) -> None:
         producers = {output: node for node in graph.node for output in node.output}
         for node in graph.node:
-            if node.op_type != "VarlenAttention":
+            if node.op_type != "VarlenRotaryAttention":
                 continue
             name = node.input[4]
             while name in producers:
@@ -156,49 +155,6 @@ class TestOnnx:
         (positions,) = session.run([position_ids], feeds)
         expected = np.concatenate([np.arange(n) for n in np.diff(cu_seqlens)])
         np.testing.assert_array_equal(positions, expected)
-
-
-@pytest.mark.parametrize(
-    "lengths", [[1], [QUERY_BLOCK], [QUERY_BLOCK + 1, 3, 2 * QUERY_BLOCK], [5, 1, 1, 9]]
-)
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_onnx_attention_body_equals_the_op(lengths: list[int], dtype: type) -> None:
-    """Proteins of exactly one block, of several, and of a rest."""
-    random = np.random.default_rng(0)
-    q, k, v = (random.standard_normal((sum(lengths), 2, 8)).astype(dtype) for _ in range(3))
-    cu_seqlens = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
-    onnx_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    value = onnx.helper.make_tensor_value_info
-    node = onnx.helper.make_node(
-        "VarlenAttention",
-        ["q", "k", "v", "cu_seqlens", "max_seqlen"],
-        ["out"],
-        domain="esm2",
-        softmax_scale=0.3,
-    )
-    graph = onnx.helper.make_graph(
-        [node],
-        "attention",
-        [value(name, onnx_type, ["T", 2, 8]) for name in "qkv"]
-        + [
-            value("cu_seqlens", onnx.TensorProto.INT32, ["B"]),
-            value("max_seqlen", onnx.TensorProto.INT64, []),
-        ],
-        [value("out", onnx_type, ["T", 2, 8])],
-    )
-    opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid("esm2", 1)]
-    model = onnx.helper.make_model(
-        graph, functions=[attention_function(onnx_type, 2, 8)], opset_imports=opsets, ir_version=10
-    )
-    session = onnxruntime.InferenceSession(model.SerializeToString())
-    feeds = {"q": q, "k": k, "v": v, "cu_seqlens": cu_seqlens}
-    (out,) = session.run(None, {**feeds, "max_seqlen": np.array(max(lengths))})
-    wide = (torch.from_numpy(x.astype(np.float64)) for x in (q, k, v))
-    with varlen_attention.attention("standard"):
-        expected = torch.ops.esm2.varlen_attention(
-            *wide, torch.from_numpy(cu_seqlens), max(lengths), 0.3
-        )
-    np.testing.assert_allclose(out, expected, atol=2e-6 if dtype == np.float32 else 4e-3)
 
 
 @pytest.mark.parametrize("num_proteins", [1, 2, 5])

@@ -157,7 +157,7 @@ class TestOnnxRuntime:
         folder = tmp_path / "artifact"
         shutil.copytree(tiny_artifact, folder)
         model = onnx.load(folder / "model.onnx", load_external_data=False)
-        function = model.functions[0]
+        (function,) = (f for f in model.functions if f.name == "VarlenRotaryAttention")
         del function.node[:]
         function.node.append(onnx.helper.make_node("Identity", ["q"], ["out"]))
         onnx.save(model, folder / "model.onnx")

@@ -14,8 +14,10 @@
 #include <cstdlib>
 #include <limits>
 #include <new>
+#include <type_traits>
 #include <utility>
 
+#include "number.h"
 #include "varlen_attention.h"
 #include "vector.h"
 
@@ -35,8 +37,8 @@ constexpr int64_t block_keys = 512;
 constexpr int64_t panel_keys = 2 * width;
 // Products that one register adds up: float32 errors grow with the length of a sum.
 constexpr int64_t summed_keys = 128;
-// Copies of several heads that stay in the second cache: 256 KiB.
-constexpr int64_t cache_floats = 1 << 16;
+// Between asking for a row and reading it.
+constexpr int64_t rows_ahead = 16;
 constexpr float log2_e = 1.44269504088896340736f;
 
 // Memory of one thread, kept between calls.
@@ -181,122 +183,142 @@ constexpr auto tiles_of(std::integer_sequence<int, M...>) {
 // tiles[m - 1] takes m queries.
 constexpr auto tiles = tiles_of(std::make_integer_sequence<int, rows>{});
 
-// A row of `dim` floats times `scale`, with zeros up to a whole vector.
-template <typename T>
-inline void copy_row(const T* from, int64_t dim, float scale, float* to) {
-  for (int64_t d = 0; d < dim; d += width)
-    store(to + d, load_some(from + d, dim - d) * splat(scale));
-}
-
-// The rows of one protein in one head.
+// What one protein has in one head: rows of `dim` numbers, and rotary's tables from its first token on.
 template <typename T>
 struct Rows {
-  T* data;
+  const T* data;
   int64_t stride;
+  int64_t dim;
+  Rotary rotary;
 
-  T* row(int64_t i) const { return data + i * stride; }
+  // Asks for row `i`, which may lie beyond the last. Rows lie too far apart for the processor to see that
+  // they are read in turn.
+  void prefetch(int64_t i) const {
+    const char* from = reinterpret_cast<const char*>(data + i * stride);
+    for (int64_t byte = 0; byte < dim * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(from + byte);
+  }
+
+  // Row `i` in float32, rotated; where it must be made, in `memory` of `dim` floats.
+  const float* row(int64_t i, float* __restrict memory) const {
+    const T* from = data + i * stride;
+    if (rotary.cos) {
+      const float *cos = rotary.cos + i * dim, *sin = rotary.sin + i * dim;
+      const int64_t half = dim / 2;
+      for (int64_t d = 0; d < half; ++d)
+        memory[d] = to_float(from[d]) * cos[d] + to_float(from[d + half]) * sin[d];
+      for (int64_t d = half; d < dim; ++d)
+        memory[d] = to_float(from[d]) * cos[d] + to_float(from[d - half]) * sin[d];
+      return memory;
+    }
+    if constexpr (std::is_same_v<T, float>) return from;
+    for (int64_t d = 0; d < dim; ++d) memory[d] = to_float(from[d]);
+    return memory;
+  }
 };
 
-// One vector of keys, or fewer and zeros, into its panel.
+// A row of `dim` floats times `scale`, with zeros up to a whole vector.
+inline void copy_row(const float* from, int64_t dim, float scale, float* to) {
+  for (int64_t d = 0; d < dim; d += width) store(to + d, load_some(from + d, dim - d) * splat(scale));
+}
+
+// One vector of keys, or fewer and zeros, into its panel. `memory`: of [width, dim].
 template <typename T>
-void pack_keys(const Rows<T>& from, int64_t first, int64_t num_keys, int64_t dim, float* panel) {
+void pack_keys(const Rows<T>& from, int64_t first, int64_t num_keys, float* memory, float* panel) {
+  const int64_t dim = from.dim;
+  const float* keys[width] = {};
+  for (int64_t i = 0; i < std::min(width, num_keys); ++i) {
+    from.prefetch(first + i + rows_ahead);
+    keys[i] = from.row(first + i, memory + i * dim);
+  }
   for (int64_t d = 0; d < dim; d += width) {
     Vec square[width];
-    for (int64_t i = 0; i < width; ++i)
-      square[i] = i < num_keys ? load_some(from.row(first + i) + d, dim - d) : Vec{};
+    for (int64_t i = 0; i < width; ++i) square[i] = keys[i] ? load_some(keys[i] + d, dim - d) : Vec{};
     transpose(square);
     for (int64_t i = 0; i < std::min(width, dim - d); ++i) store(panel + (d + i) * panel_keys, square[i]);
   }
 }
 
 // Float copies of what one head needs, in the memory of a thread.
-struct Head {
+struct Copies {
   float* keys;    // [block_keys / panel_keys, dim, panel_keys]
   float* values;  // [block_keys, wide]
   float* q;       // [queries, wide], scaled
   float* out;     // [queries, wide]
   float* maxima;  // [queries]
   float* sums;    // [queries]
+  float* scores;  // [rows, block_keys]
+  float* made;    // [width, dim]
 };
 
-struct Sizes {
-  int64_t dim, wide, queries, num_keys;
+Copies allocate(int64_t dim, int64_t wide, int64_t queries, int64_t num_keys) {
+  const int64_t sizes[] = {num_keys * dim, num_keys * wide, queries * wide,    queries * wide,
+                           queries,        queries,         rows * block_keys, width * dim};
+  int64_t total = 0;
+  for (const int64_t size : sizes) total += round_up(size, 16);
+  float *memory = scratch.take(total), *parts[8];
+  for (int i = 0; i < 8; memory += round_up(sizes[i++], 16)) parts[i] = memory;
+  return {parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], parts[6], parts[7]};
+}
 
-  int64_t of_head() const {
-    return round_up(num_keys * (dim + wide) + queries * (2 * wide + 2), 16);
-  }
-  Head head(float* memory) const {
-    float* values = memory + num_keys * dim;
-    float* q = values + num_keys * wide;
-    float* out = q + queries * wide;
-    float* maxima = out + queries * wide;
-    return {memory, values, q, out, maxima, maxima + queries};
-  }
-};
-
-// Heads are copied several at a time: a token's heads lie side by side, and memory is read in order.
-template <typename T>
-void run_heads(const Problem& problem, const Task& task, const Sizes& sizes, int64_t first_head,
-               int64_t num_heads, float* memory, float* scores) {
+// Dim: the head dim, which a compiler should know, or 0.
+template <typename T, int64_t Dim>
+void run_head(const Problem& problem, const Task& task, int64_t head, const Copies& to) {
   const int64_t start = problem.cu_seqlens[task.protein];
   const int64_t length = problem.cu_seqlens[task.protein + 1] - start;
-  const int64_t dim = sizes.dim, wide = sizes.wide, queries = sizes.queries;
-  const auto rows_of = [&](const Strided& x, int64_t h) {
-    return Rows<const T>{static_cast<const T*>(x.data) + start * x.token_stride +
-                             (first_head + h) * x.head_stride,
-                         x.token_stride};
+  const int64_t dim = Dim ? Dim : problem.head_dim, wide = round_up(dim, width);
+  const int64_t queries = task.end - task.begin;
+  const auto rows_of = [&](const Strided& x, Rotary rotary) {
+    if (rotary.cos) rotary = {rotary.cos + start * dim, rotary.sin + start * dim};
+    const T* data = static_cast<const T*>(x.data) + start * x.token_stride + head * x.head_stride;
+    return Rows<T>{data, x.token_stride, dim, rotary};
   };
-  const auto head_of = [&](int64_t h) { return sizes.head(memory + h * sizes.of_head()); };
+  const auto q = rows_of(problem.q, problem.rotary), k = rows_of(problem.k, problem.rotary),
+             v = rows_of(problem.v, {});
 
   const float scale = problem.softmax_scale * log2_e;
-  for (int64_t i = 0; i < queries; ++i)
-    for (int64_t h = 0; h < num_heads; ++h)
-      copy_row(rows_of(problem.q, h).row(task.begin + i), dim, scale, head_of(h).q + i * wide);
+  for (int64_t i = 0; i < queries; ++i) {
+    q.prefetch(task.begin + i + rows_ahead);
+    copy_row(q.row(task.begin + i, to.made), dim, scale, to.q + i * wide);
+  }
   for (int64_t begin = 0; begin < length; begin += block_keys) {
     const int64_t num_keys = std::min(block_keys, length - begin);
     for (int64_t j = 0; j < num_keys; j += width)
-      for (int64_t h = 0; h < num_heads; ++h)
-        pack_keys(rows_of(problem.k, h), begin + j, num_keys - j, dim,
-                  head_of(h).keys + j / panel_keys * panel_keys * dim + j % panel_keys);
-    for (int64_t j = 0; j < num_keys; ++j)
-      for (int64_t h = 0; h < num_heads; ++h)
-        copy_row(rows_of(problem.v, h).row(begin + j), dim, 1.0f, head_of(h).values + j * wide);
+      pack_keys(k, begin + j, num_keys - j, to.made,
+                to.keys + j / panel_keys * panel_keys * dim + j % panel_keys);
+    for (int64_t j = 0; j < num_keys; ++j) {
+      v.prefetch(begin + j + rows_ahead);
+      copy_row(v.row(begin + j, to.made), dim, 1.0f, to.values + j * wide);
+    }
+    const Block block{to.keys, to.values, wide, num_keys};
     // Tiles as even as they can be: one of a few queries would leave the arithmetic units idle.
     const int64_t num_tiles = (queries + rows - 1) / rows;
-    for (int64_t h = 0; h < num_heads; ++h) {
-      const Head head = head_of(h);
-      const Block block{head.keys, head.values, wide, num_keys};
-      for (int64_t t = 0; t < num_tiles; ++t) {
-        const int64_t i = t * queries / num_tiles, here = (t + 1) * queries / num_tiles - i;
-        tiles[here - 1](head.q + i * wide, wide, dim, block, scores, begin == 0, head.maxima + i,
-                        head.sums + i, head.out + i * wide);
-      }
+    for (int64_t t = 0; t < num_tiles; ++t) {
+      const int64_t i = t * queries / num_tiles, here = (t + 1) * queries / num_tiles - i;
+      tiles[here - 1](to.q + i * wide, wide, dim, block, to.scores, begin == 0, to.maxima + i,
+                      to.sums + i, to.out + i * wide);
     }
   }
-  T* to = static_cast<T*>(problem.out) +
-          ((start + task.begin) * problem.num_heads + first_head) * dim;
-  for (int64_t i = 0; i < queries; ++i, to += problem.num_heads * dim)
-    for (int64_t h = 0; h < num_heads; ++h) {
-      const Head head = head_of(h);
-      const float inverse = 1.0f / head.sums[i];
-      for (int64_t d = 0; d < dim; ++d)
-        from_float(head.out[i * wide + d] * inverse, to[h * dim + d]);
-    }
+  const int64_t stride = problem.num_heads * dim;
+  T* out = static_cast<T*>(problem.out) + (start + task.begin) * stride + head * dim;
+  for (int64_t i = 0; i < queries; ++i, out += stride) {
+    __builtin_prefetch(out + rows_ahead * stride, 1);
+    const float inverse = 1.0f / to.sums[i];
+    for (int64_t d = 0; d < dim; ++d) from_float(to.out[i * wide + d] * inverse, out[d]);
+  }
 }
 
 template <typename T>
 void run(const Problem& problem, const Task& task) {
   const int64_t length = problem.cu_seqlens[task.protein + 1] - problem.cu_seqlens[task.protein];
   const int64_t dim = problem.head_dim;
-  const Sizes sizes{dim, round_up(dim, width), task.end - task.begin,
-                    round_up(std::min(length, block_keys), panel_keys)};
-  const int64_t together = std::clamp<int64_t>(cache_floats / sizes.of_head(), 1,
-                                               task.last_head - task.first_head);
-  float* memory = scratch.take(together * sizes.of_head() + rows * block_keys);
-  float* scores = memory + together * sizes.of_head();
-  for (int64_t head = task.first_head; head < task.last_head; head += together)
-    run_heads<T>(problem, task, sizes, head, std::min(together, task.last_head - head), memory,
-                 scores);
+  const Copies copies = allocate(dim, round_up(dim, width), task.end - task.begin,
+                                 round_up(std::min(length, block_keys), panel_keys));
+  const auto run = dim == 16   ? run_head<T, 16>
+                   : dim == 24 ? run_head<T, 24>
+                   : dim == 32 ? run_head<T, 32>
+                   : dim == 64 ? run_head<T, 64>
+                               : run_head<T, 0>;
+  for (int64_t head = task.first_head; head < task.last_head; ++head) run(problem, task, head, copies);
 }
 
 void run_any(const Problem& problem, const Task& task) {

@@ -1,5 +1,5 @@
-// esm2::VarlenAttention for ONNX Runtime on CPUs. Registered with a session's options, it takes
-// precedence over the model-local function of the same name.
+// esm2::VarlenAttention and esm2::VarlenRotaryAttention for ONNX Runtime on CPUs. Registered with a
+// session's options, they take precedence over the model-local functions of the same names.
 
 #include <algorithm>
 #include <thread>
@@ -14,13 +14,18 @@ namespace ort = esm2::ort;
 struct AttentionKernel {
   const ort::Api* api;
   float softmax_scale;
+  esm2::Dtype dtype;
+  bool rotary;
 };
 
-// One op of the name for each element type.
+// One op of a name for each element type.
 struct AttentionOp : ort::CustomOp {
   int element_type;
   esm2::Dtype dtype;
+  bool rotary;
 };
+
+const AttentionOp& self(const ort::CustomOp* op) { return *static_cast<const AttentionOp*>(op); }
 
 struct Tensor {
   void* data;
@@ -60,31 +65,39 @@ void run_slots(void* host_pointer, int64_t slots, void (*body)(void*, int64_t), 
   host.failed = ort::parallel_for(host.api, host.context, run, slots, 0, &call);
 }
 
-template <esm2::Dtype dtype>
 ort::Status* compute(void* kernel_pointer, ort::KernelContext* context) {
   const auto& kernel = *static_cast<AttentionKernel*>(kernel_pointer);
   const ort::Api* api = kernel.api;
-  Tensor inputs[4];  // q, k, v, cu_seqlens; max_seqlen is for other kernels
+  Tensor inputs[4], tables[2] = {};  // q, k, v, cu_seqlens; max_seqlen is for other kernels; cos, sin
   for (size_t i = 0; i < 4; ++i)
     if (auto* failed = read(api, context, i, &inputs[i])) return failed;
   const Tensor &q = inputs[0], &bounds = inputs[3];
   for (const Tensor* x : {&inputs[1], &inputs[2]})
     if (q.rank != 3 || x->rank != 3 || !std::equal(q.shape, q.shape + 3, x->shape))
       return ort::status(api, "esm2::VarlenAttention: q, k and v must be [T, H, D], all the same");
+  const int64_t tokens = q.shape[0], heads = q.shape[1], dim = q.shape[2];
+  if (kernel.rotary) {
+    const int64_t expected[] = {tokens, 1, dim};
+    for (size_t i = 0; i < 2; ++i) {
+      if (auto* failed = read(api, context, 5 + i, &tables[i])) return failed;
+      if (tables[i].rank != 3 || !std::equal(expected, expected + 3, tables[i].shape) || dim % 2)
+        return ort::status(api, "esm2::VarlenRotaryAttention: cos and sin must be [T, 1, D], D even");
+    }
+  }
   if (bounds.rank != 1) return ort::status(api, "esm2::VarlenAttention: cu_seqlens must be [N + 1]");
   const auto* cu_seqlens = static_cast<const int32_t*>(bounds.data);
-  if (const char* problem = esm2::problem_with(cu_seqlens, bounds.shape[0], q.shape[0]))
+  if (const char* problem = esm2::problem_with(cu_seqlens, bounds.shape[0], tokens))
     return ort::status(api, problem);
   ort::Value* value = nullptr;
   void* out = nullptr;
   if (auto* failed = ort::output(api, context, 0, q.shape, 3, &value)) return failed;
   if (auto* failed = ort::data(api, value, &out)) return failed;
-  const int64_t heads = q.shape[1], dim = q.shape[2];
   const auto strided = [&](int i) { return esm2::Strided{inputs[i].data, heads * dim, dim}; };
+  const auto table = [&](int i) { return static_cast<const float*>(tables[i].data); };
   Host host{api, context, nullptr};
   try {
-    esm2::varlen_attention({dtype, strided(0), strided(1), strided(2), out, cu_seqlens,
-                            bounds.shape[0] - 1, heads, dim, kernel.softmax_scale},
+    esm2::varlen_attention({kernel.dtype, strided(0), strided(1), strided(2), {table(0), table(1)}, out,
+                            cu_seqlens, bounds.shape[0] - 1, heads, dim, kernel.softmax_scale},
                            std::max(1u, std::thread::hardware_concurrency()), run_slots, &host);
   } catch (const std::exception& error) {
     return ort::status(api, error.what());
@@ -92,25 +105,28 @@ ort::Status* compute(void* kernel_pointer, ort::KernelContext* context) {
   return host.failed;
 }
 
-ort::Status* create_kernel(const ort::CustomOp*, const ort::Api* api, const ort::KernelInfo* info,
+ort::Status* create_kernel(const ort::CustomOp* op, const ort::Api* api, const ort::KernelInfo* info,
                            void** out) {
   float softmax_scale = 0;
   if (auto* failed = ort::float_attribute(api, info, "softmax_scale", &softmax_scale)) return failed;
-  *out = new AttentionKernel{api, softmax_scale};
+  *out = new AttentionKernel{api, softmax_scale, self(op).dtype, self(op).rotary};
   return nullptr;
 }
 
+// q, k, v, cu_seqlens, max_seqlen, cos, sin
 int input_type(const ort::CustomOp* op, size_t i) {
-  return i < 3 ? static_cast<const AttentionOp*>(op)->element_type : i == 3 ? ort::int32 : ort::int64;
+  if (i < 3) return self(op).element_type;
+  return i == 3 ? ort::int32 : i == 4 ? ort::int64 : ort::float32;
 }
 
-template <esm2::Dtype dtype>
-AttentionOp op_for(int element_type) {
+AttentionOp op_for(int element_type, esm2::Dtype dtype, bool rotary) {
   AttentionOp op{};
   op.version = ort::api_version;
-  op.name = [](const ort::CustomOp*) { return "VarlenAttention"; };
+  op.name = [](const ort::CustomOp* op) {
+    return self(op).rotary ? "VarlenRotaryAttention" : "VarlenAttention";
+  };
   op.provider = [](const ort::CustomOp*) { return "CPUExecutionProvider"; };
-  op.input_count = [](const ort::CustomOp*) -> size_t { return 5; };
+  op.input_count = [](const ort::CustomOp* op) -> size_t { return self(op).rotary ? 7 : 5; };
   op.input_type = input_type;
   op.output_count = [](const ort::CustomOp*) -> size_t { return 1; };
   op.output_type = [](const ort::CustomOp* op, size_t) { return input_type(op, 0); };
@@ -121,10 +137,11 @@ AttentionOp op_for(int element_type) {
   op.first_version = [](const ort::CustomOp*) { return 1; };
   op.last_version = [](const ort::CustomOp*) { return 1; };
   op.create_kernel_v2 = create_kernel;
-  op.compute_v2 = compute<dtype>;
+  op.compute_v2 = compute;
   op.destroy_kernel = [](void* kernel) { delete static_cast<AttentionKernel*>(kernel); };
   op.element_type = element_type;
   op.dtype = dtype;
+  op.rotary = rotary;
   return op;
 }
 
@@ -134,8 +151,9 @@ AttentionOp op_for(int element_type) {
 extern "C" __attribute__((visibility("default"))) ort::Status* RegisterCustomOps(
     ort::SessionOptions* options, const ort::ApiBase* base) {
   const ort::Api* api = base->get_api(ort::api_version);
-  static const AttentionOp ops[] = {op_for<esm2::Dtype::float32>(ort::float32),
-                                    op_for<esm2::Dtype::float16>(ort::float16)};
+  static const AttentionOp ops[] = {op_for(ort::float32, esm2::Dtype::float32, false),
+                                    op_for(ort::float16, esm2::Dtype::float16, false),
+                                    op_for(ort::float32, esm2::Dtype::float32, true)};
   ort::OpDomain* domain = nullptr;
   if (auto* failed = ort::new_domain(api, "esm2", &domain)) return failed;
   for (const AttentionOp& op : ops)

@@ -64,7 +64,7 @@ Tensor on_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, const 
   STD_TORCH_CHECK(!problem, "esm2::varlen_attention: ", problem);
   const int64_t shape[] = {q.size(0), q.size(1), q.size(2)};
   Tensor out = torch::stable::new_empty(q, {shape, 3});
-  esm2::varlen_attention({dtype_of(q), strided(q), strided(k), strided(v), out.mutable_data_ptr(),
+  esm2::varlen_attention({dtype_of(q), strided(q), strided(k), strided(v), {}, out.mutable_data_ptr(),
                           cu_seqlens, bounds.size(0) - 1, q.size(1), q.size(2),
                           static_cast<float>(softmax_scale)},
                          torch::stable::get_num_threads(), run_slots, nullptr);

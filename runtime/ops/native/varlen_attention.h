@@ -1,4 +1,4 @@
-// Packed attention on a CPU: what the PyTorch op and the ONNX Runtime op share.
+// Packed attention on a CPU: what the PyTorch op and the ONNX Runtime ops share.
 #pragma once
 
 #include <cstdint>
@@ -14,9 +14,16 @@ struct Strided {
   int64_t head_stride;
 };
 
+// Rotary's tables, [T, D] each: x becomes x * cos + (x with its halves swapped) * sin.
+struct Rotary {
+  const float* cos;
+  const float* sin;
+};
+
 struct Problem {
   Dtype dtype;
   Strided q, k, v;
+  Rotary rotary;  // of q and k; nullptr: they are rotated already
   void* out;  // [T, H, D], contiguous
   const int32_t* cu_seqlens;  // [N + 1]
   int64_t num_proteins;

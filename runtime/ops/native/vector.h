@@ -5,8 +5,6 @@
 #include <cstdint>
 #include <utility>
 
-#include "number.h"
-
 namespace esm2 {
 namespace {
 
@@ -22,20 +20,11 @@ inline Vec splat(float x) { return x - Vec{}; }
 inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-inline Vec load_as_float(const float* p) { return load(p); }
-template <typename T>
-inline Vec load_as_float(const T* p) {
-  Vec x;
-  for (int64_t i = 0; i < width; ++i) x[i] = to_float(p[i]);
-  return x;
-}
-
 // The first `count` floats of a vector, the others 0.
-template <typename T>
-inline Vec load_some(const T* from, int64_t count) {
-  if (count >= width) return load_as_float(from);
+inline Vec load_some(const float* from, int64_t count) {
+  if (count >= width) return load(from);
   alignas(64) float lanes[width] = {};
-  for (int64_t i = 0; i < count; ++i) lanes[i] = to_float(from[i]);
+  std::copy(from, from + count, lanes);
   return load(lanes);
 }
 
