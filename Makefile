@@ -58,7 +58,7 @@ test: $(READY)    ## Run the tests
 
 bench: $(READY) $(BENCH:%=artifacts/%-synthetic/manifest.json)    ## Measure every engine, the peers and the limit
 	$(BIN)/python -m benchmarks --plan bench --pip-args "$(PIP_ARGS)" --docs $(BENCH:%=artifacts/%-synthetic)
-	$(if $(wildcard benchmarks/packing.py),$(BIN)/python -m benchmarks.packing)
+	$(BIN)/python -m benchmarks.packing --repeats 1
 
 bench-full: $(READY) $(BENCH_FULL:%=artifacts/%-synthetic/manifest.json)    ## The same and 150M, longer, with a stream of 1M tokens
 	$(BIN)/python -m benchmarks --plan full --pip-args "$(PIP_ARGS)" --docs $(BENCH_FULL:%=artifacts/%-synthetic)

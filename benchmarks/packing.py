@@ -13,18 +13,21 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.workload import SETS
+from benchmarks.workload import WORKLOADS, Lengths, uniform
 from runtime.bin_packing import even_packs, first_fit_decreasing
 from runtime.runner import WINDOW_FILL, WINDOW_PACKS
 
-Packer = Callable[[np.ndarray, int], list[list[int]]]
+Packer = Callable[[Lengths, int], list[list[int]]]
 
 PROTEINS = 1_000_000
-# Where a packer that compares every protein with every pack still takes seconds only.
-PROTEINS_PLAIN = 20_000
 WINDOWS = 100
 MAX_TOKENS = 4096
-DISTRIBUTIONS = ("mixed", "short", "uniform-long", "skewed")
+DISTRIBUTIONS = {
+    **{name: WORKLOADS[name].sample for name in ("mixed", "short", "skewed")},
+    "500 to 1,022": uniform(500, 1022),
+}
+# As the runner packs them, window by window.
+STREAMED = ("mixed", "short")
 PACKERS: dict[str, Packer] = {
     "even_packs": even_packs,
     "first_fit_decreasing": first_fit_decreasing,
@@ -40,13 +43,10 @@ def measure(
         ``all_at_once``: for each distribution and packer ``seconds`` (median of the repeats),
         ``efficiency`` (tokens over packs times budget), and of the work per pack (the sum of
         squared lengths) the coefficient of variation ``work_cv`` and ``work_max_over_mean``.
-        ``windows``: the same without seconds for the stream of mixed and short proteins that the
-        runner packs window by window; spreads are means over the windows.
-        ``against_plain``: seconds of each packer and of first-fit decreasing without counting,
-        for a number of proteins that it can take.
+        ``windows``: the same without seconds for a stream that the runner packs window by window;
+        spreads are means over the windows.
     """
-    drawn = {name: draw(name, proteins) for name in DISTRIBUTIONS}
-    small = draw("mixed", PROTEINS_PLAIN)
+    drawn = {name: sample(proteins) for name, sample in DISTRIBUTIONS.items()}
     return {
         "proteins": proteins,
         "max_tokens": max_tokens,
@@ -61,39 +61,13 @@ def measure(
             for name, lengths in drawn.items()
         },
         "windows": {
-            name: {
-                packer: _windows(draw(name, proteins), PACKERS[packer], max_tokens)
-                for packer in PACKERS
-            }
-            for name in SETS
-        },
-        "against_plain": {
-            "proteins": PROTEINS_PLAIN,
-            "seconds": {
-                name: _median_seconds(packer, small, max_tokens, 1)
-                for name, packer in {"plain": plain_first_fit_decreasing, **PACKERS}.items()
-            },
+            name: {packer: _windows(drawn[name], PACKERS[packer], max_tokens) for packer in PACKERS}
+            for name in STREAMED
         },
     }
 
 
-def draw(name: str, proteins: int) -> np.ndarray:
-    """``[proteins]`` lengths in tokens, the same every time.
-
-    ``mixed`` and ``short`` as in the other benchmarks; ``uniform-long`` 500 to 1,022 residues;
-    ``skewed`` one protein of 1,000 tokens to 100 of 30.
-    """
-    random = np.random.default_rng(20)
-    if name == "uniform-long":
-        return random.integers(500, 1023, proteins) + 2
-    if name == "skewed":
-        return np.where(random.random(proteins) < 1 / 101, 1000, 30)
-    spec = SETS[name]
-    residues = np.exp(random.normal(np.log(spec["median"]), spec["sigma"], proteins))
-    return residues.clip(spec["low"], spec["high"]).astype(np.int64) + 2
-
-
-def quality(lengths: np.ndarray, packs: list[list[int]], max_tokens: int) -> dict[str, float]:
+def quality(lengths: Lengths, packs: list[list[int]], max_tokens: int) -> dict[str, float]:
     """How full the packs are, and how even their work; checks that nothing is lost or too full."""
     members = np.fromiter(chain.from_iterable(packs), np.int64)
     starts = np.cumsum([0] + [len(pack) for pack in packs[:-1]])
@@ -109,25 +83,7 @@ def quality(lengths: np.ndarray, packs: list[list[int]], max_tokens: int) -> dic
     }
 
 
-def plain_first_fit_decreasing(lengths: np.ndarray, max_tokens: int) -> list[list[int]]:
-    """Each protein looks at every pack, as the runtime did before it counted equal lengths."""
-    packs: list[list[int]] = []
-    room: list[int] = []
-    sizes = lengths.tolist()
-    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        length = sizes[index]
-        for pack, free in enumerate(room):
-            if length <= free:
-                packs[pack].append(index)
-                room[pack] -= length
-                break
-        else:
-            packs.append([index])
-            room.append(max_tokens - length)
-    return packs
-
-
-def _windows(lengths: np.ndarray, packer: Packer, max_tokens: int) -> dict[str, float]:
+def _windows(lengths: Lengths, packer: Packer, max_tokens: int) -> dict[str, float]:
     """The first ``WINDOWS`` full windows, cut as ``AsyncInferenceRunner`` cuts them."""
     budget = WINDOW_FILL * WINDOW_PACKS * max_tokens
     ends = np.cumsum(lengths)
@@ -153,7 +109,7 @@ def _windows(lengths: np.ndarray, packer: Packer, max_tokens: int) -> dict[str, 
     }
 
 
-def _median_seconds(packer: Packer, lengths: np.ndarray, max_tokens: int, repeats: int) -> float:
+def _median_seconds(packer: Packer, lengths: Lengths, max_tokens: int, repeats: int) -> float:
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -185,10 +141,6 @@ def main(proteins: int, max_tokens: int, repeats: int, as_json: bool) -> None:
                     f"{name:20} {packer:22} {seconds} {row['efficiency']:11.3f} "
                     f"{row['work_cv']:7.3f} {row['work_max_over_mean']:8.2f}"
                 )
-    plain = figures["against_plain"]
-    click.echo(f"\nseconds for {plain['proteins']:,} mixed proteins:")
-    for packer, taken in plain["seconds"].items():
-        click.echo(f"  {packer:22} {taken:8.3f}")
 
 
 if __name__ == "__main__":

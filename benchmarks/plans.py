@@ -3,9 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-# Tokens in a batch that the search tries, padding included for those who pad.
-SIZES = (256, 512, 1024, 2048, 4096, 8192)
-
 
 @dataclass(frozen=True)
 class ModelPlan:
@@ -14,7 +11,7 @@ class ModelPlan:
     Attributes:
         tokens: of each workload, by its name.
         search_tokens: of the workload on which a batch size is tried.
-        sizes: batch sizes that are tried.
+        sizes: batch sizes that are tried, in tokens, padding included for those who pad.
         search_s: after so many seconds of one contender's search on one workload, with one number
             of batches at once, no further size is begun.
         rounds: at least and at most; more than the least while the run's time lasts.
@@ -26,8 +23,8 @@ class ModelPlan:
 
     tokens: Mapping[str, int]
     search_tokens: int
-    sizes: tuple[int, ...] = SIZES
-    search_s: float = 120.0
+    sizes: tuple[int, ...]
+    search_s: float
     rounds: tuple[int, int] = (3, 8)
     latency_runs: int = 10
     scaling: bool = True
@@ -43,17 +40,15 @@ class Plan:
     models: tuple[ModelPlan, ...] = field(default_factory=tuple)
 
 
-_ALL = ("mixed", "short", "long", "skewed")
-
 PLANS = {
     "bench": Plan(
-        minutes=8.5,
+        minutes=6.5,
         models=(
             ModelPlan(
                 {"mixed": 4_096, "short": 2_048},
                 search_tokens=2_048,
                 sizes=(512, 1024, 2048),
-                search_s=4.0,
+                search_s=3.0,
                 latency_runs=5,
                 scaling=False,
                 growth=(1_000, 10_000, 100_000),
@@ -61,32 +56,40 @@ PLANS = {
             ),
             ModelPlan(
                 {"mixed": 2_048},
-                search_tokens=2_048,
-                sizes=(512, 1024, 2048),
-                search_s=8.0,
-                latency_runs=4,
+                search_tokens=1_024,
+                sizes=(512, 1024),
+                search_s=4.0,
+                latency_runs=3,
                 scaling=False,
             ),
         ),
     ),
     "full": Plan(
-        minutes=120.0,
+        minutes=30.0,
         models=(
             ModelPlan(
-                dict.fromkeys(_ALL, 24_576),
-                search_tokens=8_192,
-                rounds=(5, 9),
+                dict.fromkeys(("mixed", "short", "long", "skewed"), 6_144),
+                search_tokens=2_048,
+                sizes=(512, 1024, 2048),
+                search_s=6.0,
                 growth=(1_000, 10_000, 100_000, 1_000_000),
-                time_share=0.35,
+                time_share=0.45,
             ),
             ModelPlan(
-                dict.fromkeys(_ALL, 16_384), search_tokens=6_144, rounds=(5, 9), time_share=0.5
+                {"mixed": 4_096},
+                search_tokens=2_048,
+                sizes=(512, 1024, 2048),
+                search_s=6.0,
+                scaling=False,
+                time_share=0.45,
             ),
             ModelPlan(
-                dict.fromkeys(_ALL, 8_192),
-                search_tokens=4_096,
-                sizes=(512, 1024, 2048, 4096),
-                rounds=(3, 5),
+                {"mixed": 2_048},
+                search_tokens=1_024,
+                sizes=(512, 1024),
+                search_s=6.0,
+                latency_runs=3,
+                scaling=False,
             ),
         ),
     ),

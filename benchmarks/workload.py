@@ -4,11 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.bin_packing import even_packs
 
 # Of the protein whose latency is measured: residues, BOS, EOS.
 LATENCY_LENGTH = 302
+
+
+Lengths = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -17,41 +21,45 @@ class Workload:
 
     Attributes:
         description: for people.
-        draw: from a number of tokens to lengths of at least that many together.
+        sample: from a number of proteins to their lengths. Of fewer, the first ones.
     """
 
     description: str
-    draw: Callable[[int], list[int]]
+    sample: Callable[[int], Lengths]
+
+    def draw(self, tokens: int) -> list[int]:
+        """As many proteins as it takes to hold ``tokens``."""
+        count = 64
+        while (ends := np.cumsum(lengths := self.sample(count)))[-1] < tokens:
+            count *= 2
+        drawn: list[int] = lengths[: np.searchsorted(ends, tokens) + 1].tolist()
+        return drawn
 
 
-def log_normal(median: int, sigma: float, low: int, high: int) -> Callable[[int], list[int]]:
+def log_normal(median: int, sigma: float, low: int, high: int) -> Callable[[int], Lengths]:
     """Numbers of residues, clipped."""
 
-    def draw(tokens: int) -> list[int]:
-        random = np.random.default_rng(20)
-        lengths: list[int] = []
-        while sum(lengths) < tokens:
-            residues = np.exp(random.normal(np.log(median), sigma))
-            lengths.append(int(residues.clip(low, high)) + 2)
-        return lengths
+    def sample(proteins: int) -> Lengths:
+        residues = np.exp(np.random.default_rng(20).normal(np.log(median), sigma, proteins))
+        return residues.clip(low, high).astype(np.int64) + 2
 
-    return draw
+    return sample
 
 
-def uniform(length: int) -> Callable[[int], list[int]]:
-    """All of one length."""
-    return lambda tokens: -(-tokens // length) * [length]
+def uniform(low: int, high: int) -> Callable[[int], Lengths]:
+    """Numbers of residues, from ``low`` to ``high``."""
+    return lambda proteins: np.random.default_rng(20).integers(low, high + 1, proteins) + 2
 
 
-def skewed(tokens: int) -> list[int]:
-    """One of 1,000 among a hundred of 30, as often as it takes."""
-    return -(-tokens // 4000) * [1000, *100 * [30]]
+def skewed(proteins: int) -> Lengths:
+    """One of 1,000 before each hundred of 30."""
+    return np.where(np.arange(proteins) % 101 == 0, 1000, 30)
 
 
 WORKLOADS = {
     "mixed": Workload("log-normal, median 280 residues", log_normal(280, 0.6, 20, 1022)),
     "short": Workload("short ORFs, median 47 residues", log_normal(47, 0.5, 10, 200)),
-    "long": Workload("all of 1,022 residues", uniform(1024)),
+    "long": Workload("all of 1,022 residues", uniform(1022, 1022)),
     "skewed": Workload("1 of 1,000 tokens to 100 of 30", skewed),
 }
 
