@@ -59,6 +59,7 @@ PLANS = {
                 search_tokens=1_024,
                 sizes=(512, 1024),
                 search_s=4.0,
+                rounds=(2, 8),
                 latency_runs=3,
                 scaling=False,
             ),
