@@ -88,7 +88,7 @@ def build(
             say(f"exporting {target}")
             entry = exporter_of(target)(packed, folder)
             engines[target] = msgspec.structs.replace(
-                entry, op_library=op_libraries.get(OP_LIBRARIES[target])
+                entry, op_library=op_libraries.get(OP_LIBRARIES.get(target, ""))
             )
         say("running eager fair-esm in float64")
         layers = packed.repr_layers

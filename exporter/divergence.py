@@ -108,9 +108,8 @@ def study(reference: Reference, sequences: Sequence[str], cache: Cache | None) -
             FLASH: _packed(packed, packs, "auto"),
             STANDARD: _packed(packed, packs, "standard"),
         }
-        kernels[name] = varlen_attention.kernel_name(
-            device, dtype, reference.architecture.head_dim, "auto"
-        )
+        head_dim = reference.architecture.head_dim
+        kernels[name] = varlen_attention.choose(device, dtype, head_dim).name
         distances += [
             _distance(name, (one, embeddings[one]), (other, embeddings[other]))
             for one, other in combinations(embeddings, 2)
@@ -151,11 +150,13 @@ def _eager(
 def _packed(
     packed: PackedESM2, packs: dict[str, Pack], attention: varlen_attention.Attention
 ) -> Pooled:
-    device = packed.embed_tokens.weight.device
+    weight = packed.embed_tokens.weight
+    device = weight.device
+    choice = varlen_attention.choose(device, weight.dtype, packed.head_dim, attention)
     pooled = []
     for pack in packs.values():
         batch = as_batch(pack)
-        with varlen_attention.attention(attention):
+        with varlen_attention.using(choice):
             _, last = packed(
                 torch.from_numpy(batch.input_ids).to(device),
                 torch.from_numpy(batch.cu_seqlens).to(device),

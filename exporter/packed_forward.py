@@ -26,6 +26,16 @@ def _scripted_attention(
     return torch.ops.esm2.varlen_attention(q, k, v, cu_seqlens, int(max_seqlen), softmax_scale)
 
 
+def _table_of_device(table: Tensor, num_heads: int) -> Tensor:
+    # Broadcasting over rows of D floats costs a CPU twice the time of reading whole tables; a GPU
+    # would wait for the memory that they are read from.
+    return table if table.is_cuda else table.repeat(1, num_heads, 1)
+
+
+# Scripted, because torch.jit.trace would bake the branch of the device that it ran on.
+_scripted_table_of_device = torch.jit.script(_table_of_device)
+
+
 @torch.jit.script
 def _require_weights(weight: Tensor) -> Tensor:
     # An exported file holds one element per parameter, expanded: every stride is 0.
@@ -221,15 +231,16 @@ def rotary_tables(position_ids: Tensor, inv_freq: Tensor, num_heads: int) -> tup
     Source: esm/rotary_embedding.py:46, whose cached tables must not be traced.
 
     Returns:
-        ``[T, H, D]`` each; the sine of the first half of D is negative (see ``rotate``).
+        ``[T, H, D]`` each, ``[T, 1, D]`` on CUDA; the sine of the first half of D is negative
+        (see ``rotate``).
     """
     angles = (position_ids.to(inv_freq.dtype).unsqueeze(-1) * inv_freq).unsqueeze(1)
     cos, sin = angles.cos(), angles.sin()
-    tables = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
-    if position_ids.device.type == "cpu":
-        # Broadcasting over rows of D floats costs a CPU twice the time of reading whole tables.
-        return tuple(table.repeat(1, num_heads, 1) for table in tables)
-    return tables
+    tracing = torch.jit.is_tracing()
+    table_of_device = _scripted_table_of_device if tracing else _table_of_device
+    cos_table = table_of_device(torch.cat([cos, cos], dim=-1), num_heads)
+    sin_table = table_of_device(torch.cat([-sin, sin], dim=-1), num_heads)
+    return cos_table, sin_table
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -23,7 +23,9 @@ from exporter.parity.overflow import find_overflow
 from exporter.parity.packs import Pack, as_batch, parity_packs
 from exporter.parity.report import SCHEMA_VERSION, FaultVerdict, Report, is_passed
 from exporter.parity.verdict import WEIGHTS, Check, EngineVerdict, exact, judge
+from exporter.parity.without_card import STAND_INS, stand_in_artifact
 from exporter.weights import Reference, fair_esm_version
+from runtime import manifest as manifests
 from runtime.engine import Attention, load
 from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import Manifest
@@ -86,19 +88,44 @@ class Gate:
         threads: int | None = None,
     ) -> EngineVerdict:
         """The verdict on engine ``name`` of the artifact in ``folder``."""
-        is_int8 = manifest.engines[name].quantised is not None
-        weights = self._judge_weights(folder, is_int8)
-        eager = self._in_int8() if is_int8 else self._eager
         try:
-            with load(
-                folder, name, attention=attention, threads=threads, check_files=False
-            ) as engine:
-                verdict = judge(engine, folder, manifest, self.packs, self._oracle, eager, weights)
+            verdict = self._judge(folder, manifest, name, attention, threads)
         except UnsupportedError as error:
-            return EngineVerdict(name, "not measured", str(error))
+            return self._judge_stand_in(folder, manifest, name, str(error))
         except EngineError as error:
             return EngineVerdict(name, "failed", str(error))
         return self._name_overflow(verdict)
+
+    def _judge(
+        self, folder: Path, manifest: Manifest, name: str, attention: Attention,
+        threads: int | None,
+    ) -> EngineVerdict:  # fmt: skip
+        is_int8 = manifest.engines[name].quantised is not None
+        weights = self._judge_weights(folder, is_int8)
+        eager = self._in_int8() if is_int8 else self._eager
+        with load(folder, name, attention=attention, threads=threads, check_files=False) as engine:
+            return judge(engine, folder, manifest, self.packs, self._oracle, eager, weights)
+
+    def _judge_stand_in(
+        self, folder: Path, manifest: Manifest, name: str, why: str
+    ) -> EngineVerdict:
+        """Of an engine that cannot run here: failed if its graph is wrong, else not measured."""
+        if name not in STAND_INS:
+            return EngineVerdict(name, "not measured", why)
+        with stand_in_artifact(folder, manifest, name) as (copy, described):
+            manifests.write(described, copy)
+            verdict = self._judge(copy, described, STAND_INS[name], "standard", None)
+        if verdict.status == "failed":
+            verdict = self._name_overflow(verdict)
+            return msgspec.structs.replace(
+                verdict, engine=name, reason=f"without its attention kernel: {verdict.reason}"
+            )
+        return EngineVerdict(
+            name, "not measured",
+            f"{why}. Its graph passed on the CPU with attention in standard ops: worst relative L2 "
+            f"{verdict.worst_relative_l2:.1e}, {verdict.worst_ratio_to_eager:.2f} x eager "
+            "fair-esm's own",
+        )  # fmt: skip
 
     def _in_int8(self) -> dict[str, Answers]:
         if self._eager_int8 is None:

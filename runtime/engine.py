@@ -1,11 +1,12 @@
 """The Engine protocol, and ``load``: from an artifact folder to an engine that runs packs."""
 
 import importlib
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +16,19 @@ from runtime.packing import PackedBatch
 
 if TYPE_CHECKING:
     from runtime.manifest import Manifest
+    from runtime.pooling import Pool
 
-Attention = Literal["auto", "standard"]
+logger = logging.getLogger(__name__)
+
+# "auto" is the fastest that can run; "standard" the reference's arithmetic; the others are for
+# CUDA: the flash-attn package, the engine library's own flash kernel, its memory-efficient one.
+Attention = Literal["auto", "flash-attn", "flash", "memory-efficient", "standard"]
+ATTENTION_CHOICES: tuple[str, ...] = get_args(Attention)
 
 # Format -> the module with its loader. "auto" takes the first that the artifact holds and this
 # environment can run.
 ENGINES = {
+    "onnx-cuda": "runtime.engines.onnx_cuda",
     "onnx": "runtime.engines.onnx",
     "aoti": "runtime.engines.aoti",
     "torchscript": "runtime.engines.torchscript",
@@ -44,6 +52,7 @@ class EngineSpec:
         layers: exported layers, ascending.
         pool: how the ``pooled`` output pools, or None.
         attention: the kernel behind ``esm2::varlen_attention``.
+        attention_reason: why faster ones were passed over; empty where there is none.
         library: the engine library and its version.
         synthetic: the weights are random; for trying the project only.
     """
@@ -55,6 +64,7 @@ class EngineSpec:
     layers: tuple[int, ...]
     pool: str | None
     attention: str
+    attention_reason: str
     library: str
     synthetic: bool
 
@@ -114,6 +124,22 @@ class Engine(Protocol):
         """
         ...
 
+    def embed(self, batch: PackedBatch, layer: int, how: "Pool") -> NDArray[np.floating]:
+        """Runs one pack and brings one vector for each protein to the host, or each token's.
+
+        Args:
+            batch: what to run.
+            layer: one of ``spec.layers``.
+            how: see ``runtime.pool``.
+
+        Returns:
+            ``[N, E]``, or ``[T, E]`` where ``how`` is ``"none"``; the caller owns it.
+
+        Raises:
+            EngineError: the engine library failed; the message is its own.
+        """
+        ...
+
     def close(self) -> None:
         """Frees the weights. The engine cannot run afterwards."""
         ...
@@ -135,6 +161,7 @@ def load(
     attention: Attention | None = None,
     threads: int | None = None,
     concurrency: int = 1,
+    tf32: bool = False,
     check_files: bool = True,
     validate: bool = False,
 ) -> Engine:
@@ -142,17 +169,20 @@ def load(
 
     Args:
         artifact: the folder that ``esm2-export build`` wrote.
-        engine: ``"onnx"``, ``"aoti"``, ``"torchscript"``, or ``"auto"``: the first of
-            them that the artifact holds and that can run here. ``"onnx-int8"`` is taken by name
-            only.
+        engine: ``"onnx-cuda"``, ``"onnx"``, ``"aoti"``, ``"torchscript"``, or ``"auto"``: the
+            first of them that the artifact holds and that can run here. ``"onnx-int8"`` is taken by
+            name only.
         device: ``"cpu"``, ``"cuda"``, or ``"auto"``: cuda where the engine's library sees a GPU.
-        attention: ``"auto"``, the fastest kernel, or ``"standard"``, the reference's arithmetic.
-            None takes ``"standard"`` where ``ESM2_V1_ATTENTION`` (or ``VIRNUCPRO_V1_ATTENTION``)
-            is true, else ``"auto"``.
+        attention: ``"auto"``, the fastest kernel; ``"standard"``, the reference's arithmetic; or,
+            on CUDA, ``"flash-attn"``, ``"flash"`` or ``"memory-efficient"``. None takes
+            ``"standard"`` where ``ESM2_V1_ATTENTION`` (or ``VIRNUCPRO_V1_ATTENTION``) is true, else
+            ``"auto"``. The choice and its reason are logged and stand in ``engine.spec``.
         threads: CPU threads of the engine; None takes one for each core.
         concurrency: how many packs share those threads. More than one raises the throughput of a
             stream on a CPU, and the time that a single pack takes. Engines that cannot take
             several packs at once run one.
+        tf32: let float32 products on CUDA be rounded to TF32: faster, and a thousand times less
+            exact than the parity gate allows.
         check_files: compare every file's SHA-256 with the manifest before loading.
         validate: run the artifact's golden proteins first (see ``runtime.selftest``): the engine is
             right on this machine, with these libraries.
@@ -175,8 +205,16 @@ def load(
         )
     if device not in ("auto", "cpu", "cuda"):
         raise EngineError(f"device must be auto, cpu or cuda, got {device!r}")
-    loaded: Engine = _engine_module(name).load(
-        folder, manifest, device, attention or default_attention(), Threads(threads, concurrency)
+    attention = attention or default_attention()
+    if attention not in ATTENTION_CHOICES:
+        raise EngineError(
+            f"attention must be one of {', '.join(ATTENTION_CHOICES)}, got {attention!r}"
+        )
+    settings = Settings(attention, Threads(threads, concurrency), tf32)
+    loaded: Engine = _engine_module(name).load(folder, manifest, device, settings)
+    because = f" ({loaded.spec.attention_reason})" if loaded.spec.attention_reason else ""
+    logger.info(
+        "%s on %s: attention %s%s", name, loaded.spec.device, loaded.spec.attention, because
     )
     if validate:
         try:
@@ -206,6 +244,15 @@ class Threads:
     def per_pack(self) -> int:
         """At least one."""
         return max(1, (self.total or usable_cores()) // self.concurrency)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the caller of ``load`` wants of an engine; see there."""
+
+    attention: Attention = "auto"
+    threads: Threads = Threads(None, 1)
+    tf32: bool = False
 
 
 def usable_cores() -> int:

@@ -17,7 +17,7 @@ from runtime.bin_packing import even_packs
 from runtime.engine import Engine
 from runtime.errors import EngineError, InputError, NonFiniteError
 from runtime.packing import PackedBatch
-from runtime.pooling import POOL_CHOICES, Pool, pool, residue_rows
+from runtime.pooling import POOL_CHOICES, Pool, residue_rows
 from runtime.tokenizer import Unknown, tokenize
 
 logger = logging.getLogger(__name__)
@@ -165,18 +165,17 @@ class AsyncInferenceRunner:
             raise EngineError(
                 f"engine {self._engine.spec.format!r} cannot run this pack: {'; '.join(reasons)}"
             )
-        outputs = self._engine.run(batch)
-        representations = outputs.representations[self._layer]
-        check_finite(batch, representations)
+        rows = self._engine.embed(batch, self._layer, self._pool)
+        check_finite(batch, rows, self._pool)
         bounds = batch.cu_seqlens.tolist()
         if self._pool == "none":
             # Copies: a view would keep the whole pack alive for as long as one protein's rows.
             values = [
-                representations[residue_rows(start, end)].copy()
+                rows[residue_rows(start, end)].copy()
                 for start, end in zip(bounds[:-1], bounds[1:], strict=True)
             ]
         else:
-            values = list(pool(representations, batch.cu_seqlens, self._pool))
+            values = list(rows)
         return [
             Embedding(batch.name(i), bounds[i + 1] - bounds[i], values[i])
             for i in range(batch.num_proteins)
@@ -201,13 +200,24 @@ class AsyncInferenceRunner:
         )
 
 
-def check_finite(batch: PackedBatch, representations: NDArray[np.floating]) -> None:
-    """Raises NonFiniteError naming the proteins of ``batch`` with NaN or Inf in ``[T, E]``."""
-    finite = np.isfinite(representations).all(axis=1)
+def check_finite(batch: PackedBatch, rows: NDArray[np.floating], how: Pool) -> None:
+    """Raises NonFiniteError naming the proteins of ``batch`` with NaN or Inf.
+
+    Args:
+        batch: what was run.
+        rows: ``[N, E]``, or ``[T, E]`` where ``how`` is ``"none"``.
+        how: the pooling; the mean of no residues is NaN, and no fault.
+    """
+    finite = np.isfinite(rows).all(axis=1)
+    lengths = np.diff(batch.cu_seqlens)
+    if how == "mean":
+        finite |= lengths == 2
     if finite.all():
         return
-    protein_of_token = np.repeat(np.arange(batch.num_proteins), np.diff(batch.cu_seqlens))
-    wrong: list[int] = np.unique(protein_of_token[~finite]).tolist()
+    protein_of_row = np.arange(batch.num_proteins)
+    if how == "none":
+        protein_of_row = np.repeat(protein_of_row, lengths)
+    wrong: list[int] = np.unique(protein_of_row[~finite]).tolist()
     named = ", ".join(repr(batch.name(i)) for i in wrong[:5])
     more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
     raise NonFiniteError(

@@ -22,6 +22,7 @@ from exporter.parity.oracle import Answers
 from exporter.parity.rotation import positions_in
 from exporter.targets.onnx_attention import OP_TYPE
 from exporter.targets.onnx_fusion import ROTARY_OP_TYPE
+from exporter.targets.onnx_packed_attention import PACKED_OP_TYPE
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
 
@@ -33,10 +34,12 @@ class Internals:
     Attributes:
         positions: each ``[T]`` that was multiplied with the rotary frequencies.
         calls: ``(cu_seqlens, max_seqlen)`` of each call of the attention op.
+        token_offsets: ``[N, max_seqlen]`` that packed attention of ONNX Runtime gets, each once.
     """
 
     positions: list[NDArray[Any]] = field(default_factory=list)
     calls: list[tuple[list[int], int]] = field(default_factory=list)
+    token_offsets: list[NDArray[Any]] = field(default_factory=list)
 
 
 Observe = Callable[[Path, Manifest, PackedBatch], AbstractContextManager[Internals]]
@@ -63,7 +66,19 @@ def problems(seen: Internals, answers: Answers, num_layers: int) -> list[str]:
                 f"expected {answers.max_seqlen}"
             )
             break
+    for offsets in seen.token_offsets:
+        places = token_offset_of(answers.cu_seqlens)
+        if not np.array_equal(offsets, places):
+            found.append(f"token_offset {_differing(offsets.reshape(-1), places.reshape(-1))}")
     return found
+
+
+def token_offset_of(cu_seqlens: NDArray[np.int32]) -> NDArray[np.int64]:
+    """By its definition: the cells of a padded batch, those with tokens first. ``[N, L]``."""
+    lengths = np.diff(cu_seqlens)
+    cells = np.arange(len(lengths) * lengths.max()).reshape(len(lengths), -1)
+    is_token = np.arange(lengths.max()) < lengths[:, None]
+    return np.concatenate([cells[is_token], cells[~is_token]]).reshape(cells.shape)
 
 
 def _differing(actual: NDArray[Any], expected: NDArray[Any]) -> str:
@@ -141,11 +156,16 @@ def observe_onnx(
         if node.op_type == "Mul" and "inv_freq" in node.input
     ]
     calls = [n.input[3:5] for n in nodes if n.op_type in (OP_TYPE, ROTARY_OP_TYPE)]
-    wanted = list(dict.fromkeys([*positions, *(name for call in calls for name in call)]))
+    packed = [(n.input[5], n.input[4]) for n in nodes if n.op_type == PACKED_OP_TYPE]
+    wanted = list(dict.fromkeys([*positions, *(name for c in [*calls, *packed] for name in c)]))
     values = dict(zip(wanted, _evaluate(model, wanted, batch), strict=True))
     yield Internals(
         positions=[values[name] for name in positions],
-        calls=[(values[bounds].tolist(), int(values[longest])) for bounds, longest in calls],
+        calls=[
+            *((values[bounds].tolist(), int(values[longest])) for bounds, longest in calls),
+            *((values[bounds].tolist(), values[offset].shape[1]) for bounds, offset in packed),
+        ],
+        token_offsets=[values[name] for name in dict.fromkeys(offset for _, offset in packed)],
     )
 
 
@@ -165,8 +185,9 @@ def _evaluate(model: onnx.ModelProto, names: list[str], batch: PackedBatch) -> l
         [tensor for tensor in graph.initializer if tensor.name in needed],
     )
     program = onnx.helper.make_model(
-        cut, opset_imports=model.opset_import, ir_version=model.ir_version
-    )
+        cut, opset_imports=model.opset_import, ir_version=model.ir_version,
+        functions=[f for f in model.functions if f.name in {node.op_type for node in nodes}],
+    )  # fmt: skip
     session = onnxruntime.InferenceSession(
         program.SerializeToString(), providers=["CPUExecutionProvider"]
     )
@@ -184,4 +205,5 @@ OBSERVERS: dict[str, Observe] = {
     "onnx": observe_onnx,
     "aoti": observe_aoti,
     "onnx-int8": partial(observe_onnx, engine="onnx-int8"),
+    "onnx-cuda": partial(observe_onnx, engine="onnx-cuda"),
 }

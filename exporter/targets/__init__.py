@@ -16,9 +16,10 @@ TARGETS = {
     "onnx": "exporter.targets.onnx",
     "aoti": "exporter.targets.aoti",
     "onnx-int8": "exporter.targets.onnx_int8",
+    "onnx-cuda": "exporter.targets.onnx_cuda",
 }
 
-# The native attention op that each loads.
+# The native attention op that each loads; none for the kernels of ONNX Runtime.
 OP_LIBRARIES = {
     "torchscript": TORCH_LIBRARY,
     "onnx": ONNXRUNTIME_LIBRARY,

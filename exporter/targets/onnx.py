@@ -14,6 +14,7 @@ from exporter.shared_weights import FILE_NAME as WEIGHTS_FILE
 from exporter.shared_weights import read_places
 from exporter.targets.onnx_attention import (
     DOMAIN,
+    ONNX_DTYPES,
     OPSET,
     QUERY_BLOCK,
     VERSION,
@@ -49,16 +50,20 @@ def export(packed: PackedESM2, folder: Path) -> EngineEntry:
 
 def lower(packed: PackedESM2, folder: Path) -> onnx.ModelProto:
     """The graph with its functions, its parameters left in ``weights.safetensors``."""
-    register_schema()
-    model = _export_graph(packed)
+    model = export_graph(packed)
     functions = fuse_rotary(model)
-    _name_dimensions(model, packed)
-    _point_to_weights(model, folder)
-    _drop_metadata(model)
-    proto = ir.to_proto(model)
+    proto = finish(model, packed, folder)
     heads = packed.num_heads, packed.head_dim
     proto.functions.extend([*functions, attention_function(_onnx_dtype(packed), *heads)])
     return proto
+
+
+def finish(model: ir.Model, packed: PackedESM2, folder: Path) -> onnx.ModelProto:
+    """Names of the manifest, parameters in ``weights.safetensors``, no notes of the exporter."""
+    _name_dimensions(model, packed)
+    _point_to_weights(model, folder)
+    _drop_metadata(model)
+    return ir.to_proto(model)
 
 
 def built_with() -> dict[str, str]:
@@ -66,7 +71,9 @@ def built_with() -> dict[str, str]:
     return {"torch": str(torch.__version__), "onnx": onnx.__version__, "opset": str(OPSET)}
 
 
-def _export_graph(packed: PackedESM2) -> ir.Model:
+def export_graph(packed: PackedESM2) -> ir.Model:
+    """The packed forward with ``esm2::VarlenAttention`` nodes, as PyTorch's exporter leaves it."""
+    register_schema()
     noisy = logging.getLogger("torch.onnx")
     level = noisy.level
     noisy.setLevel(logging.ERROR)
@@ -140,9 +147,4 @@ def _drop_metadata(model: ir.Model) -> None:
 
 
 def _onnx_dtype(packed: PackedESM2) -> int:
-    dtype = packed.embed_tokens.weight.dtype
-    return {
-        torch.float32: onnx.TensorProto.FLOAT,
-        torch.float16: onnx.TensorProto.FLOAT16,
-        torch.bfloat16: onnx.TensorProto.BFLOAT16,
-    }[dtype]
+    return ONNX_DTYPES[str(packed.embed_tokens.weight.dtype).removeprefix("torch.")]

@@ -72,6 +72,13 @@ VarlenAttention <softmax_scale> (q, k, v, cu_seqlens, max_seqlen) => (out)
 }}
 """
 
+# By the names of the manifest.
+ONNX_DTYPES = {
+    "float32": onnx.TensorProto.FLOAT,
+    "float16": onnx.TensorProto.FLOAT16,
+    "bfloat16": onnx.TensorProto.BFLOAT16,
+}
+
 # ONNX has no sequences of bfloat16, so that attends in float32.
 _ATTENDED = {
     onnx.TensorProto.FLOAT: (onnx.TensorProto.FLOAT, "float"),

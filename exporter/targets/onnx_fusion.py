@@ -85,7 +85,7 @@ def _rotated(value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value] | No
     second, first = swapped.inputs
     if [first, second] != list(halves.outputs) or not _on_last_axis(halves, swapped):
         return None
-    cos, sin = _of_one_head(plain.inputs[1]), _of_one_head(crossed.inputs[1])
+    cos, sin = of_one_head(plain.inputs[1]), of_one_head(crossed.inputs[1])
     return (x, cos, sin) if cos is not None and sin is not None else None
 
 
@@ -93,12 +93,14 @@ def _on_last_axis(*nodes: ir.Node) -> bool:
     return all(node.attributes.get_int("axis", 0) in (-1, 2) for node in nodes)
 
 
-def _of_one_head(table: ir.Value | None) -> ir.Value | None:
+def of_one_head(table: ir.Value | None) -> ir.Value | None:
     """The [T, 1, D] that was repeated into ``table``, [T, H, D]."""
     tile = _producer(table, "Tile")
     expand = _producer(tile.inputs[0], "Expand") if tile else None
     source = expand.inputs[0] if expand else None
     if source is None or source.shape is None or table is None or table.shape is None:
+        return None
+    if len(table.shape) != 3:
         return None
     same = source.shape[0] == table.shape[0] and source.shape[2] == table.shape[2]
     return source if same and source.shape[1] == 1 else None

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime import instructions
-from runtime.engine import Attention, Threads
+from runtime.engine import Settings
 from runtime.engines.torch_engine import TorchEngine, cause, missing_library, read_weights
 from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import EngineEntry, Manifest
@@ -26,9 +26,7 @@ def reason_against(entry: EngineEntry, device: str) -> str | None:
     return "it was compiled for a CPU, and there is a GPU" if wants_gpu else None
 
 
-def load(
-    folder: Path, manifest: Manifest, device: str, attention: Attention, threads: Threads
-) -> TorchEngine:
+def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> TorchEngine:
     """See ``runtime.load``."""
     cannot = f"cannot load engine 'aoti' of {manifest.name!r}"
     entry = manifest.engines["aoti"]
@@ -46,8 +44,8 @@ def load(
     from runtime.ops import varlen_attention
 
     varlen_attention.use_native_of(folder, entry)
-    if threads.total is not None:
-        torch.set_num_threads(threads.total)
+    if settings.threads.total is not None:
+        torch.set_num_threads(settings.threads.total)
     path = folder / entry.file
     try:
         weights = read_weights(folder, "cpu")
@@ -63,7 +61,7 @@ def load(
             f"cannot load {path}: {cause(error)} (built with "
             f"{entry.built_with}, here torch {torch.__version__})"
         ) from error
-    return TorchEngine(_Compiled(loader, constants), "aoti", manifest, "cpu", attention)
+    return TorchEngine(_Compiled(loader, constants), "aoti", manifest, "cpu", settings)
 
 
 @dataclass(frozen=True)

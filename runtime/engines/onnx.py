@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime import instructions
-from runtime.engine import Attention, EngineSpec, Outputs, Threads
+from runtime.engine import EngineSpec, Outputs, Settings
 from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import EngineEntry, Manifest
 from runtime.packing import PackedBatch
+from runtime.pooling import Pool, pool
 
 logger = logging.getLogger(__name__)
 
@@ -26,63 +28,99 @@ def reason_against(entry: EngineEntry, device: str) -> str | None:
 
 
 def load(
-    folder: Path, manifest: Manifest, device: str, attention: Attention, threads: Threads,
-    name: str = "onnx",
-) -> "OnnxEngine":  # fmt: skip
+    folder: Path, manifest: Manifest, device: str, settings: Settings, name: str = "onnx"
+) -> "OnnxEngine":
     """See ``runtime.load``. Standard attention is the graph's own function."""
     entry = manifest.engines[name]
+    cannot = f"cannot load engine {name!r} of {manifest.name!r}"
     if reason := reason_against(entry, device):
-        raise UnsupportedError(f"cannot load engine {name!r} of {manifest.name!r}: {reason}")
+        raise UnsupportedError(f"{cannot}: {reason}")
+    if settings.attention not in ("auto", "standard"):
+        raise UnsupportedError(
+            f"{cannot} with attention {settings.attention!r}: it knows 'auto' and 'standard'. "
+            "The kernels for CUDA are in the engine 'onnx-cuda'"
+        )
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
     if device == "auto":
         device = "cuda" if "CUDAExecutionProvider" in available else "cpu"
-    if device == "cuda" and "CUDAExecutionProvider" not in available:
-        raise UnsupportedError(
-            f"cannot load engine 'onnx' on cuda: this onnxruntime has {', '.join(available)}. "
-            "pip install 'esm2-engines[onnx-gpu]', or take device 'cpu'"
-        )
     if device == "cpu" and manifest.dtype == "bfloat16":
         raise UnsupportedError(
-            f"cannot load engine {name!r} of {manifest.name!r} on cpu: onnxruntime has no bfloat16 "
+            f"{cannot} on cpu: onnxruntime has no bfloat16 "
             "kernels for CPUs. Take a float32 artifact, the engine 'torchscript', or a GPU"
         )
-    # TF32, onnxruntime's default on CUDA, would cost the float32 budget a thousandfold.
-    cuda = [("CUDAExecutionProvider", {"use_tf32": "0"})] if device == "cuda" else []
-    providers = [*cuda, "CPUExecutionProvider"]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = threads.per_pack
+    options.intra_op_num_threads = settings.threads.per_pack
     kernel = FUNCTION
-    if device == "cpu" and attention == "auto" and entry.op_library is not None:
+    if device == "cpu" and settings.attention == "auto" and entry.op_library is not None:
         kernel = _register_native(options, folder / entry.op_library)
-    path = folder / entry.file
+    cuda = {"use_tf32": str(int(settings.tf32))} if device == "cuda" else None
+    session = open_session(folder / entry.file, entry, options, cuda)
+    names = [output.name for output in manifest.signature.outputs]
+    spec = spec_of(manifest, name, device, kernel)
+    return OnnxEngine(session, spec, names, settings.threads.concurrency if device == "cpu" else 1)
+
+
+def open_session(path: Path, entry: EngineEntry, options: Any, cuda: dict[str, str] | None) -> Any:
+    """An ``InferenceSession``.
+
+    Args:
+        path: of the graph.
+        entry: of the manifest.
+        options: ``onnxruntime.SessionOptions``.
+        cuda: options of the CUDA provider, or None for the CPU.
+
+    Raises:
+        EngineError: onnxruntime cannot load the graph; the message is its own.
+        UnsupportedError: CUDA was asked for and is not there.
+    """
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    if cuda is not None and "CUDAExecutionProvider" not in available:
+        raise UnsupportedError(
+            f"cannot load {path} on cuda: this onnxruntime has {', '.join(available)}. "
+            "pip install 'esm2-engines[onnx-gpu]', or take device 'cpu'"
+        )
+    # TF32, onnxruntime's default on CUDA, would cost the float32 budget a thousandfold.
+    providers = [] if cuda is None else [("CUDAExecutionProvider", {"use_tf32": "0", **cuda})]
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=[*providers, "CPUExecutionProvider"]
+        )
     except Exception as error:  # onnxruntime raises a class of its own for each status code
         raise EngineError(
             f"cannot load {path}: {_first_line(error)} (built with "
             f"{entry.built_with}, here onnxruntime {onnxruntime.__version__})"
         ) from error
-    if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+    if cuda is not None and "CUDAExecutionProvider" not in session.get_providers():
         raise UnsupportedError(
-            "cannot load engine 'onnx' on cuda: onnxruntime could not start its CUDA provider "
+            f"cannot load {path} on cuda: onnxruntime could not start its CUDA provider "
             "(no GPU, or another CUDA or cuDNN than it was built for). Take device 'cpu'"
         )
-    spec = EngineSpec(
+    return session
+
+
+def spec_of(
+    manifest: Manifest, name: str, device: str, attention: str, attention_reason: str = ""
+) -> EngineSpec:
+    """Of an engine that onnxruntime runs."""
+    import onnxruntime
+
+    return EngineSpec(
         format=name,
         artifact=manifest.name,
         device=device,
-        dtype="int8" if entry.quantised else manifest.dtype,
+        dtype="int8" if manifest.engines[name].quantised else manifest.dtype,
         layers=tuple(manifest.layers),
         pool=manifest.pool,
-        attention=kernel,
+        attention=attention,
+        attention_reason=attention_reason,
         library=f"onnxruntime {onnxruntime.__version__}",
         synthetic=manifest.weights.kind == "synthetic",
     )
-    names = [output.name for output in manifest.signature.outputs]
-    return OnnxEngine(session, spec, names, threads.concurrency if device == "cpu" else 1)
 
 
 def _register_native(options: Any, library: Path) -> str:
@@ -113,21 +151,35 @@ class OnnxEngine:
 
     def run(self, batch: PackedBatch) -> Outputs:
         """See ``Engine.run``."""
+        return Outputs.from_arrays(self._output_names, self._fetch(batch, self._output_names))
+
+    def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
+        """See ``Engine.embed``."""
+        rows = self._fetch(batch, [f"representations.{layer}"])[0]
+        return rows if how == "none" else pool(rows, batch.cu_seqlens, how)
+
+    def _fetch(self, batch: PackedBatch, names: list[str]) -> list[NDArray[np.floating]]:
+        """Runs one pack; these outputs come to the host."""
         if self._session is None:
             raise EngineError("this engine is closed: load it again")
-        feeds = {
+        feeds: dict[str, NDArray[Any]] = {
             "input_ids": batch.input_ids,
             "cu_seqlens": batch.cu_seqlens,
             "max_seqlen": np.array(batch.max_seqlen, dtype=np.int64),
         }
         try:
-            arrays = self._session.run(self._output_names, feeds)
-        except Exception as error:  # see load
+            return self._run_session(feeds, names)
+        except Exception as error:  # onnxruntime raises a class of its own for each status code
             raise EngineError(
                 f"onnxruntime failed on a pack of {batch.num_proteins} proteins, "
                 f"{batch.num_tokens} tokens: {_first_line(error)}"
             ) from error
-        return Outputs.from_arrays(self._output_names, arrays)
+
+    def _run_session(
+        self, feeds: dict[str, NDArray[Any]], names: list[str]
+    ) -> list[NDArray[np.floating]]:
+        arrays: list[NDArray[np.floating]] = self._session.run(names, feeds)
+        return arrays
 
     def close(self) -> None:
         """See ``Engine.close``."""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from runtime.engine import Attention, Threads
+from runtime.engine import Settings
 from runtime.engines import onnx
 from runtime.engines.onnx import reason_against
 from runtime.errors import UnsupportedError
@@ -13,13 +13,11 @@ __all__ = ["load", "reason_against"]
 FORMAT = "onnx-int8"
 
 
-def load(
-    folder: Path, manifest: Manifest, device: str, attention: Attention, threads: Threads
-) -> onnx.OnnxEngine:
+def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> onnx.OnnxEngine:
     """See ``runtime.load``. ``"auto"`` is the CPU: the int8 kernels are there alone."""
     if device == "cuda":
         raise UnsupportedError(
             f"cannot load engine {FORMAT!r} on cuda: it is for CPUs. Take device 'cpu', or the "
             "engine 'onnx'"
         )
-    return onnx.load(folder, manifest, "cpu", attention, threads, FORMAT)
+    return onnx.load(folder, manifest, "cpu", settings, FORMAT)

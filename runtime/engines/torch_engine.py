@@ -1,17 +1,19 @@
 """What the engines that PyTorch runs share: all but how their file is loaded and called."""
 
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.engine import Attention, EngineSpec, Outputs
+from runtime.engine import EngineSpec, Outputs, Settings
 from runtime.errors import EngineError
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
+from runtime.pooling import Pool, pool
 
 if TYPE_CHECKING:
     import torch
@@ -56,19 +58,28 @@ class TorchEngine:
         name: key of ``runtime.engine.ENGINES``.
         manifest: of the artifact.
         device: ``cpu`` or ``cuda``.
-        attention: ``"auto"`` or ``"standard"``.
+        settings: of ``runtime.load``.
+
+    Raises:
+        UnsupportedError: the attention that was asked for cannot run here.
     """
 
     concurrency = 1
 
     def __init__(
         self, forward: "Callable[[list[torch.Tensor]], Iterable[torch.Tensor]]", name: str,
-        manifest: Manifest, device: str, attention: Attention,
+        manifest: Manifest, device: str, settings: Settings,
     ):  # fmt: skip
         import torch
 
         from runtime.ops import varlen_attention
 
+        self._choice = varlen_attention.choose(
+            torch.device(device),
+            getattr(torch, manifest.dtype),
+            manifest.architecture.head_dim,
+            settings.attention,
+        )
         self.spec = EngineSpec(
             format=name,
             artifact=manifest.name,
@@ -76,18 +87,14 @@ class TorchEngine:
             dtype=manifest.dtype,
             layers=tuple(manifest.layers),
             pool=manifest.pool,
-            attention=varlen_attention.kernel_name(
-                torch.device(device),
-                getattr(torch, manifest.dtype),
-                manifest.architecture.head_dim,
-                attention,
-            ),
+            attention=self._choice.name,
+            attention_reason="; ".join(self._choice.passed_over),
             library=f"torch {torch.__version__}",
             synthetic=manifest.weights.kind == "synthetic",
         )
         self._forward: Callable[[list[torch.Tensor]], Iterable[torch.Tensor]] | None = forward
         self._output_names = [output.name for output in manifest.signature.outputs]
-        self._attention = attention
+        self._tf32 = settings.tf32
 
     def unsupported_reasons(self, batch: PackedBatch) -> list[str]:
         """See ``Engine``: every valid pack runs."""
@@ -95,26 +102,62 @@ class TorchEngine:
 
     def run(self, batch: PackedBatch) -> Outputs:
         """See ``Engine.run``."""
+        with self._running(batch):
+            arrays = [_to_array(tensor) for tensor in self.forward(self.inputs(batch))]
+        return Outputs.from_arrays(self._output_names, arrays)
+
+    def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
+        """See ``Engine.embed``; on CUDA the card pools, and only the result leaves it."""
+        from runtime.engines.torch_pooling import pool_tensor
+
+        with self._running(batch):
+            inputs = self.inputs(batch)
+            tensors = list(self.forward(inputs))
+            rows = tensors[self._output_names.index(f"representations.{layer}")]
+            if self.spec.device == "cuda" and how != "none":
+                return _to_array(pool_tensor(rows, inputs[1], how))
+            array = _to_array(rows)
+        return array if how == "none" else pool(array, batch.cu_seqlens, how)
+
+    def inputs(self, batch: PackedBatch) -> "list[torch.Tensor]":
+        """What ``forward`` takes: ``input_ids``, ``cu_seqlens`` on the device, ``max_seqlen``."""
+        import torch
+
+        return [
+            torch.from_numpy(batch.input_ids).to(self.spec.device),
+            torch.from_numpy(batch.cu_seqlens).to(self.spec.device),
+            torch.tensor(batch.max_seqlen),
+        ]
+
+    def forward(self, inputs: "list[torch.Tensor]") -> "Iterable[torch.Tensor]":
+        """The outputs of the manifest's signature, left on the device.
+
+        Between kernels nothing waits for the card, unless attention is ``standard``.
+
+        Raises:
+            EngineError: the engine is closed.
+        """
         import torch
 
         from runtime.ops import varlen_attention
 
         if self._forward is None:
             raise EngineError("this engine is closed: load it again")
-        with torch.inference_mode(), varlen_attention.attention(self._attention):
-            try:
-                tensors = self._forward([
-                    torch.from_numpy(batch.input_ids).to(self.spec.device),
-                    torch.from_numpy(batch.cu_seqlens).to(self.spec.device),
-                    torch.tensor(batch.max_seqlen),
-                ])  # fmt: skip
-                arrays = [_to_array(tensor) for tensor in tensors]
-            except RuntimeError as error:
-                raise EngineError(
-                    f"torch failed on a pack of {batch.num_proteins} proteins, "
-                    f"{batch.num_tokens} tokens: {cause(error)}"
-                ) from error
-        return Outputs.from_arrays(self._output_names, arrays)
+        with torch.inference_mode(), varlen_attention.using(self._choice), _tf32(self._tf32):
+            return self._forward(inputs)
+
+    @contextmanager
+    def _running(self, batch: PackedBatch) -> Iterator[None]:
+        import torch
+
+        try:
+            with torch.inference_mode():
+                yield
+        except RuntimeError as error:
+            raise EngineError(
+                f"torch failed on a pack of {batch.num_proteins} proteins, "
+                f"{batch.num_tokens} tokens: {cause(error)}"
+            ) from error
 
     def close(self) -> None:
         """See ``Engine.close``."""
@@ -125,6 +168,19 @@ class TorchEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    """PyTorch's switch is of the whole process, so it is put back."""
+    import torch
+
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _to_array(tensor: "torch.Tensor") -> NDArray[np.floating]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.engine import Attention, Threads
+from runtime.engine import Settings
 from runtime.engines.torch_engine import TorchEngine, cause, missing_library, read_weights
 from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import EngineEntry, Manifest
@@ -18,9 +18,7 @@ def reason_against(entry: EngineEntry, device: str) -> str | None:
     return missing_library()
 
 
-def load(
-    folder: Path, manifest: Manifest, device: str, attention: Attention, threads: Threads
-) -> TorchEngine:
+def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> TorchEngine:
     """See ``runtime.load``."""
     if reason := reason_against(manifest.engines["torchscript"], device):
         raise UnsupportedError(f"cannot load engine 'torchscript' of {manifest.name!r}: {reason}")
@@ -37,8 +35,8 @@ def load(
         )
     entry = manifest.engines["torchscript"]
     varlen_attention.use_native_of(folder, entry)
-    if threads.total is not None:
-        torch.set_num_threads(threads.total)
+    if settings.threads.total is not None:
+        torch.set_num_threads(settings.threads.total)
     path = folder / entry.file
     try:
         module = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
@@ -56,4 +54,4 @@ def load(
             outputs: tuple[torch.Tensor, ...] = module(*inputs)
             return outputs
 
-    return TorchEngine(forward, "torchscript", manifest, device, attention)
+    return TorchEngine(forward, "torchscript", manifest, device, settings)

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, softmax_scale: float) -> Tensor:
+def sdpa(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, softmax_scale: float
+) -> Tensor:
     """PyTorch's fused attention, protein by protein: blocked, no ``L x L`` matrix.
 
     A loop, because one masked call over the whole pack was measured 27 times slower.
@@ -14,6 +16,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, softmax_scale: flo
     Args:
         q, k, v: ``[T, H, D]`` after rotary.
         cu_seqlens: ``[N + 1]``.
+        max_seqlen: not needed.
         softmax_scale: multiplies the scores.
 
     Returns:

@@ -1,39 +1,23 @@
 """CUDA kernels of ``esm2::varlen_attention`` and the choice between them.
 
 Each candidate says in sentences why it cannot run; the first without a reason is used.
-All take q, k, v ``[T, H, D]`` after rotary, int32 ``cu_seqlens``, the host's ``max_seqlen`` and the
-scale, and return ``[T, H, D]``.
+None of them but ``standard`` waits for the card. All take q, k, v ``[T, H, D]`` after rotary, int32
+``cu_seqlens``, the host's ``max_seqlen`` and the scale, and return ``[T, H, D]``.
 """
 
 import functools
 import importlib.metadata
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from runtime.engine import Attention
+from runtime.errors import UnsupportedError
+from runtime.ops.choice import Choice, Kernel
 from runtime.ops.standard import standard
-
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor]
 
 MIN_FLASH_ATTN = (2, 6, 0)
 HALF_DTYPES = (torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The kernel that will run, and why faster ones will not.
-
-    Attributes:
-        name: ``flash-attn 2.8.3``, ``torch flash``, ``memory-efficient`` or ``standard``.
-        kernel: the function.
-        passed_over: one sentence for each faster candidate.
-    """
-
-    name: str
-    kernel: Kernel
-    passed_over: tuple[str, ...]
 
 
 def flash_attn_version() -> str | None:
@@ -52,7 +36,7 @@ def is_flash_attn_current(version: str) -> bool:
 
 @functools.cache
 def choose_kernel(
-    capability: tuple[int, int], dtype: torch.dtype, head_dim: int, requested: str = "auto"
+    capability: tuple[int, int], dtype: torch.dtype, head_dim: int, requested: Attention = "auto"
 ) -> Choice:
     """The fastest kernel for a GPU of this compute capability, this dtype and head dim.
 
@@ -60,23 +44,30 @@ def choose_kernel(
         capability: as ``torch.cuda.get_device_capability`` gives it.
         dtype: of q, k, v.
         head_dim: D.
-        requested: ``"auto"`` or ``"standard"``.
+        requested: ``"auto"``, or the one to take.
+
+    Raises:
+        UnsupportedError: the one that was asked for cannot run; says why.
     """
-    if requested == "standard":
-        return Choice("standard", _standard, ("standard attention was asked for",))
     flash = _flash_reasons(capability, dtype, head_dim)
-    candidates: list[tuple[str, Kernel, list[str]]] = [
-        (f"flash-attn {flash_attn_version()}", _flash_attn, _flash_attn_reasons() + flash),
-        ("torch flash", _torch_flash, flash),
-        ("memory-efficient", _memory_efficient, _memory_efficient_reasons(dtype, head_dim)),
-        ("standard", _standard, []),
-    ]
+    efficient = _memory_efficient_reasons(dtype, head_dim)
+    version = flash_attn_version()
+    named = f"flash-attn {version}" if version else "flash-attn"
+    candidates: dict[Attention, tuple[str, Kernel, list[str]]] = {
+        "flash-attn": (named, _flash_attn, _flash_attn_reasons() + flash),
+        "flash": ("torch flash", _torch_flash, flash),
+        "memory-efficient": ("memory-efficient", _memory_efficient, efficient),
+        "standard": ("standard", standard, []),
+    }
     passed_over: list[str] = []
-    for name, kernel, reasons in candidates:
+    for key, (name, kernel, reasons) in candidates.items():
+        if requested not in ("auto", key):
+            continue
         if not reasons:
-            return Choice(name, kernel, tuple(passed_over))
-        passed_over.append(f"{name.removesuffix(' None')}: {', '.join(reasons)}")
-    raise AssertionError("the standard kernel has no reasons against it")
+            asked = f"attention {key!r} was asked for"
+            return Choice(name, kernel, tuple(passed_over) if requested == "auto" else (asked,))
+        passed_over.append(f"{name}: {', '.join(reasons)}")
+    raise UnsupportedError(f"attention {requested!r} cannot run here: {passed_over[0]}")
 
 
 def _flash_attn_reasons() -> list[str]:
@@ -143,9 +134,3 @@ def _memory_efficient(
         max_seqlen, max_seqlen, dropout_p, no_mask, compute_log_sumexp, scale=softmax_scale,
     )[0]  # fmt: skip
     return out.squeeze(0)
-
-
-def _standard(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, softmax_scale: float
-) -> Tensor:
-    return standard(q, k, v, cu_seqlens, softmax_scale)

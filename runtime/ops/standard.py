@@ -4,14 +4,17 @@ import torch
 from torch import Tensor
 
 
-def standard(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, softmax_scale: float) -> Tensor:
+def standard(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, softmax_scale: float
+) -> Tensor:
     """Attention as fair-esm computes it: matmul, float32 softmax, cast, matmul.
 
     Source: fair-esm ``esm/multihead_attention.py:333-372``; q is scaled before the matmul.
 
     Args:
         q, k, v: ``[T, H, D]`` after rotary, any floating dtype.
-        cu_seqlens: ``[N + 1]``.
+        cu_seqlens: ``[N + 1]``; comes to the host.
+        max_seqlen: not needed.
         softmax_scale: multiplies q.
 
     Returns:

@@ -18,6 +18,7 @@ from runtime.engine import Attention
 from runtime.errors import UnsupportedError
 from runtime.manifest import EngineEntry
 from runtime.ops import cpu, cuda
+from runtime.ops.choice import Choice, Kernel
 from runtime.ops.standard import standard
 
 logger = logging.getLogger(__name__)
@@ -35,24 +36,40 @@ NATIVE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # The instruction set of the native kernel, once it is loaded; the first in a process stays.
 _native: str | None = None
 
-# The schema carries no choice of kernel, so an engine sets it around its own forward. A ContextVar
+# The schema carries no choice of kernel, so an engine sets its own around its forward. A ContextVar
 # is private to a thread: two engines that run side by side do not change each other.
-_requested: ContextVar[Attention] = ContextVar("esm2_attention", default="auto")
+_chosen: ContextVar[Kernel | None] = ContextVar("esm2_attention", default=None)
 
 
 @contextmanager
-def attention(requested: Attention) -> Iterator[None]:
-    """Chooses the kernel for every call of the op inside the block.
-
-    Args:
-        requested: ``"auto"``, the fastest kernel of the device, or ``"standard"``, the arithmetic
-            of the reference (matmul, float32 softmax, cast, matmul).
-    """
-    token = _requested.set(requested)
+def using(choice: Choice) -> Iterator[None]:
+    """Every call of the op inside the block runs this kernel."""
+    token = _chosen.set(choice.kernel)
     try:
         yield
     finally:
-        _requested.reset(token)
+        _chosen.reset(token)
+
+
+def choose(
+    device: torch.device, dtype: torch.dtype, head_dim: int, requested: Attention = "auto"
+) -> Choice:
+    """The kernel for tensors like these.
+
+    Args:
+        device: of q, k, v.
+        dtype: of q, k, v.
+        head_dim: D.
+        requested: ``"auto"``, the fastest; ``"standard"``, the arithmetic of the reference (matmul,
+            float32 softmax, cast, matmul); or one of the kernels for CUDA.
+
+    Raises:
+        UnsupportedError: the one that was asked for cannot run; says why.
+    """
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        return cuda.choose_kernel(capability, dtype, head_dim, requested)
+    return _choose_on_cpu(dtype, requested)
 
 
 def use_native(library: Path) -> None:
@@ -87,38 +104,25 @@ def use_native_of(folder: Path, entry: EngineEntry) -> None:
         logger.warning("%s. Attention runs in PyTorch's own ops, which takes longer", error)
 
 
-def kernel_name(
-    device: torch.device, dtype: torch.dtype, head_dim: int, requested: Attention
-) -> str:
-    """The kernel that the op will run, for people."""
-    if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        return cuda.choose_kernel(capability, dtype, head_dim, requested).name
+def _choose_on_cpu(dtype: torch.dtype, requested: Attention) -> Choice:
     if requested == "standard":
-        return "standard"
-    is_native = _native is not None and dtype in NATIVE_DTYPES
-    return f"native ({_native})" if is_native else "torch sdpa per protein"
-
-
-def _on_cpu(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, softmax_scale: float
-) -> Tensor:
-    if _requested.get() == "standard":
-        return standard(q, k, v, cu_seqlens, softmax_scale)
-    if _native is not None and q.dtype in NATIVE_DTYPES:
-        native: Tensor = torch.ops.esm2.varlen_attention_native(
-            q, k, v, cu_seqlens, max_seqlen, softmax_scale
+        return Choice("standard", standard, ("attention 'standard' was asked for",))
+    if requested != "auto":
+        raise UnsupportedError(
+            f"attention {requested!r} cannot run here: it is for CUDA. "
+            "On a CPU take 'auto' or 'standard'"
         )
-        return native
-    return cpu.sdpa(q, k, v, cu_seqlens, softmax_scale)
+    if _native is not None and dtype in NATIVE_DTYPES:
+        return Choice(f"native ({_native})", torch.ops.esm2.varlen_attention_native)
+    missing = "not loaded" if _native is None else f"knows no {dtype}"
+    return Choice("torch sdpa per protein", cpu.sdpa, (f"native: {missing}",))
 
 
-def _on_cuda(
+def _attend(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, softmax_scale: float
 ) -> Tensor:
-    capability = torch.cuda.get_device_capability(q.device)
-    choice = cuda.choose_kernel(capability, q.dtype, q.shape[-1], _requested.get())
-    return choice.kernel(q, k, v, cu_seqlens, max_seqlen, softmax_scale)
+    kernel = _chosen.get() or choose(q.device, q.dtype, q.shape[-1]).kernel
+    return kernel(q, k, v, cu_seqlens, max_seqlen, softmax_scale)
 
 
 def _fake(
@@ -128,6 +132,5 @@ def _fake(
 
 
 torch.library.define(NAME, SCHEMA, tags=torch.Tag.pt2_compliant_tag)
-torch.library.impl(NAME, "CPU", _on_cpu)
-torch.library.impl(NAME, "CUDA", _on_cuda)
+torch.library.impl(NAME, ("cpu", "cuda"), _attend)
 torch.library.register_fake(NAME, _fake)

@@ -25,7 +25,8 @@ def standard_attention(feeds: Arrays, scale: float) -> NDArray[np.float64]:
     """In float64, of q and k as they are."""
     wide = (torch.from_numpy(feeds[name].astype(np.float64)) for name in "qkv")
     bounds = torch.from_numpy(feeds["cu_seqlens"])
-    with varlen_attention.attention("standard"):
+    choice = varlen_attention.choose(bounds.device, torch.float64, 16, "standard")
+    with varlen_attention.using(choice):
         out = torch.ops.esm2.varlen_attention(*wide, bounds, int(feeds["max_seqlen"]), scale)
     array: NDArray[np.float64] = out.numpy()
     return array

@@ -122,8 +122,9 @@ def test_other_dtypes_and_shapes_are_refused(native: Callable[..., Tensor]) -> N
 
 
 def test_the_op_is_native_where_it_was_loaded(native: Callable[..., Tensor]) -> None:
-    name = varlen_attention.kernel_name(torch.device("cpu"), torch.float32, 16, "auto")
-    assert name.startswith("native (")
+    choice = varlen_attention.choose(torch.device("cpu"), torch.float32, 16)
+    assert choice.name.startswith("native (")
+    assert not choice.passed_over
     q, k, v, bounds = inputs((33, 9), 16, torch.float32)
     through_op = torch.ops.esm2.varlen_attention(q, k, v, bounds, 33, 0.25)
     assert torch.equal(through_op, native(q, k, v, bounds, 33, 0.25))

@@ -1,7 +1,11 @@
+from contextlib import AbstractContextManager
+
 import pytest
 import torch
 from torch import Tensor
 
+from runtime.engine import Attention
+from runtime.errors import UnsupportedError
 from runtime.ops import varlen_attention
 
 LENGTHS = (7, 1, 30, 12, 12, 12)
@@ -21,6 +25,11 @@ def qkv(head_dim: int = 16, dtype: torch.dtype = torch.float32) -> tuple[Tensor,
     return q, k, v
 
 
+def asked_for(requested: Attention, q: Tensor) -> AbstractContextManager[None]:
+    choice = varlen_attention.choose(q.device, q.dtype, q.shape[-1], requested)
+    return varlen_attention.using(choice)
+
+
 def expected(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Attention written out, one protein at a time, in float64."""
     rows = []
@@ -33,10 +42,10 @@ def expected(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 @pytest.mark.parametrize("head_dim", [16, 24, 32, 64, 128])
 @pytest.mark.parametrize("requested", ["auto", "standard"])
-def test_equals_attention_written_out(head_dim: int, requested: varlen_attention.Attention) -> None:
+def test_equals_attention_written_out(head_dim: int, requested: Attention) -> None:
     q, k, v = qkv(head_dim)
     scale = head_dim**-0.5
-    with varlen_attention.attention(requested):
+    with asked_for(requested, q):
         out = torch.ops.esm2.varlen_attention(q, k, v, CU_SEQLENS, 30, scale)
     torch.testing.assert_close(out.double(), expected(q, k, v, scale), atol=2e-6, rtol=1e-5)
     assert out.is_contiguous()
@@ -44,9 +53,9 @@ def test_equals_attention_written_out(head_dim: int, requested: varlen_attention
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("requested", ["auto", "standard"])
-def test_other_dtypes(dtype: torch.dtype, requested: varlen_attention.Attention) -> None:
+def test_other_dtypes(dtype: torch.dtype, requested: Attention) -> None:
     q, k, v = qkv(dtype=dtype)
-    with varlen_attention.attention(requested):
+    with asked_for(requested, q):
         out = torch.ops.esm2.varlen_attention(q, k, v, CU_SEQLENS, 30, 0.25)
     assert out.dtype == dtype
     tolerance = 8 * torch.finfo(dtype).eps
@@ -80,19 +89,24 @@ def test_the_kernel_asked_for_is_the_one_that_runs(monkeypatch: pytest.MonkeyPat
     )
     arguments = (*qkv(), CU_SEQLENS, 30, 0.25)
     torch.ops.esm2.varlen_attention(*arguments)
-    with varlen_attention.attention("standard"):
+    with asked_for("standard", arguments[0]):
         torch.ops.esm2.varlen_attention(*arguments)
     torch.ops.esm2.varlen_attention(*arguments)
     assert ran == ["sdpa", "standard", "sdpa"]
+
+
+def test_kernels_for_cuda_are_refused_on_a_cpu() -> None:
+    with pytest.raises(UnsupportedError, match="'flash' cannot run here: it is for CUDA"):
+        varlen_attention.choose(torch.device("cpu"), torch.float32, 16, "flash")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("requested", ["auto", "standard"])
-def test_on_a_gpu(dtype: torch.dtype, requested: varlen_attention.Attention) -> None:
+def test_on_a_gpu(dtype: torch.dtype, requested: Attention) -> None:
     q, k, v = (x.cuda() for x in qkv(dtype=dtype))
-    with varlen_attention.attention(requested):
+    with asked_for(requested, q):
         out = torch.ops.esm2.varlen_attention(q, k, v, CU_SEQLENS.cuda(), 30, 0.25)
     tolerance = 16 * torch.finfo(dtype).eps
     truth = expected(q.cpu(), k.cpu(), v.cpu(), 0.25)

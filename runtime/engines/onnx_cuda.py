@@ -1,0 +1,116 @@
+"""ONNX Runtime on CUDA: ``model.ort-cuda.onnx``, with packed attention and tensors on the card."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.engine import Attention, EngineSpec, Settings
+from runtime.engines import onnx
+from runtime.engines.onnx import OnnxEngine
+from runtime.errors import UnsupportedError
+from runtime.manifest import EngineEntry, Manifest
+from runtime.packing import PackedBatch
+from runtime.pooling import Pool
+
+FORMAT = "onnx-cuda"
+
+# Bits of the provider's option sdpa_kernel (onnxruntime, contrib_ops/cpu/bert/attention_common.h).
+_FLASH, _EFFICIENT, _MATH = 1, 2, 16
+# Never TensorRT's fused kernels, which ONNX Runtime would take by default for short proteins in
+# float16: they add in float16. Named bits also lower the flash kernel's least length to 0.
+SDPA_KERNELS: dict[Attention, int] = {
+    "auto": _FLASH | _EFFICIENT | _MATH,
+    "flash": _FLASH | _MATH,
+    "memory-efficient": _EFFICIENT | _MATH,
+    "standard": _MATH,
+}
+
+
+def reason_against(entry: EngineEntry, device: str) -> str | None:
+    """Why "auto" should take another engine, in a sentence, or None."""
+    if device == "cpu":
+        return "it runs on CUDA alone"
+    if reason := onnx.reason_against(entry, device):
+        return reason
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    if "CUDAExecutionProvider" not in available:
+        return (
+            f"it needs CUDAExecutionProvider, this onnxruntime has {', '.join(available)} "
+            "(pip install 'esm2-engines[onnx-gpu]')"
+        )
+    return None
+
+
+def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> "OnnxCudaEngine":
+    """See ``runtime.load``."""
+    cannot = f"cannot load engine {FORMAT!r} of {manifest.name!r}"
+    entry = manifest.engines[FORMAT]
+    if reason := reason_against(entry, device):
+        raise UnsupportedError(f"{cannot}: {reason}")
+    kernel, why = _attention(manifest, settings.attention)
+    if not kernel:
+        raise UnsupportedError(f"{cannot} with attention {settings.attention!r}: {why}")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    cuda = {
+        "use_tf32": str(int(settings.tf32)),
+        "sdpa_kernel": str(SDPA_KERNELS[settings.attention]),
+    }
+    session = onnx.open_session(folder / entry.file, entry, options, cuda)
+    names = [output.name for output in manifest.signature.outputs]
+    return OnnxCudaEngine(session, onnx.spec_of(manifest, FORMAT, "cuda", kernel, why), names)
+
+
+def _attention(manifest: Manifest, requested: Attention) -> tuple[str, str]:
+    """The kernel of ONNX Runtime and why not a faster one; no name where it cannot be had."""
+    if requested not in SDPA_KERNELS:
+        return "", f"ONNX Runtime has its own kernels, take one of {', '.join(SDPA_KERNELS)}"
+    no_flash = f"flash: needs float16, got {manifest.dtype}"
+    if requested == "flash" and manifest.dtype != "float16":
+        return "", no_flash
+    asked = f"attention {requested!r} was asked for"
+    if requested == "auto":
+        asked = ""
+    if requested == "standard":
+        return "onnxruntime standard", asked
+    if manifest.dtype == "float16" and requested != "memory-efficient":
+        return "onnxruntime flash (memory-efficient below compute capability 8.0)", asked
+    return "onnxruntime memory-efficient", asked or no_flash
+
+
+class OnnxCudaEngine(OnnxEngine):
+    """Outputs stay on the card but for those that were asked for."""
+
+    def __init__(self, session: Any, spec: EngineSpec, output_names: list[str]):
+        super().__init__(session, spec, output_names, concurrency=1)
+
+    def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
+        """See ``Engine.embed``. The graph pools where it was exported to, as it was asked to."""
+        if how == self.spec.pool and layer == self.spec.layers[-1]:
+            return self._fetch(batch, ["pooled"])[0]
+        return super().embed(batch, layer, how)
+
+    def _run_session(
+        self, feeds: dict[str, NDArray[Any]], names: list[str]
+    ) -> list[NDArray[np.floating]]:
+        import onnxruntime
+
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            # The host reads max_seqlen: it is a size.
+            if name == "max_seqlen":
+                binding.bind_cpu_input(name, array)
+            else:
+                there = onnxruntime.OrtValue.ortvalue_from_numpy(array, self.spec.device, 0)
+                binding.bind_ortvalue_input(name, there)
+        for name in self._output_names:
+            binding.bind_output(name, self.spec.device)
+        self._session.run_with_iobinding(binding)
+        outputs = dict(zip(self._output_names, binding.get_outputs(), strict=True))
+        return [outputs[name].numpy() for name in names]

@@ -1,0 +1,272 @@
+"""The engine ``onnx-cuda`` on a machine without a card: all of it but the attention kernel."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import runtime
+from exporter.build import BuildOptions, build
+from exporter.errors import ExportError
+from exporter.parity.cache import Cache
+from exporter.parity.internals import token_offset_of
+from exporter.parity.verdict import EngineVerdict
+from exporter.parity.without_card import stand_in_artifact
+from exporter.targets.onnx_attention import DOMAIN, OPSET
+from exporter.targets.onnx_packed_attention import PACKED_OP_TYPE, token_offset_function
+from exporter.verify import verify
+from exporter.weights import WeightsSource, load_reference
+from runtime.engine import Settings
+from runtime.engines import onnx_cuda
+from runtime.engines.onnx import OnnxEngine
+from runtime.engines.onnx_cuda import OnnxCudaEngine
+from runtime.errors import UnsupportedError
+from runtime.manifest import read
+from runtime.packing import PackedBatch
+
+pytestmark = pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(),
+    reason="describes an onnxruntime for CPUs",
+)
+
+
+@pytest.fixture(scope="module")
+def cuda_artifact(tiny_checkpoint: Path, cache: Cache) -> Path:
+    """With an engine that is measured here, as every artifact must have."""
+    folder = tiny_checkpoint.parent / "cuda"
+    source = WeightsSource("checkpoint", str(tiny_checkpoint))
+    options = BuildOptions(source, ("torchscript", "onnx-cuda"), (0, 1, 2), "mean", out=folder)
+    build(options, lambda line: None, cache)
+    return folder
+
+
+@pytest.fixture
+def graph(cuda_artifact: Path) -> onnx.ModelProto:
+    return onnx.load(cuda_artifact / "model.ort-cuda.onnx", load_external_data=False)
+
+
+class TestGraph:
+    def test_every_attention_is_packed_and_reads_one_token_offset(
+        self, graph: onnx.ModelProto
+    ) -> None:
+        packed = [node for node in graph.graph.node if node.op_type == PACKED_OP_TYPE]
+        assert len(packed) == 2
+        assert {tuple(node.input[3:]) for node in packed} == {("", "token_offset", "cu_seqlens")}
+        kinds = [node.op_type for node in graph.graph.node]
+        assert kinds.count("TokenOffset") == 1
+        assert not {"VarlenAttention", "VarlenRotaryAttention", "Attention", "Loop"} & set(kinds)
+
+    def test_scale_and_heads(self, graph: onnx.ModelProto) -> None:
+        for node in graph.graph.node:
+            if node.op_type == PACKED_OP_TYPE:
+                attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+                assert attributes == {"num_heads": 4, "scale": pytest.approx(12**-0.5)}
+
+    def test_shapes_are_inferred_through_the_vendors_op(self, graph: onnx.ModelProto) -> None:
+        inferred = onnx.shape_inference.infer_shapes(graph, strict_mode=True).graph
+        shapes = {value.name: value.type.tensor_type.shape for value in inferred.value_info}
+        after = [n.output[0] for n in inferred.node if n.op_type in ("Gemm", PACKED_OP_TYPE)]
+        known = [shapes[name] for name in after if name in shapes]
+        assert len(known) == len(after) - 1  # the logits are an output
+        assert {shape.dim[0].dim_param for shape in known} == {"T"}
+        assert all(shape.dim[1].dim_value for shape in known)
+
+    def test_rotary_reads_tables_of_one_head(self, graph: onnx.ModelProto) -> None:
+        (pooling,) = (node for node in graph.graph.node if node.op_type == "Tile")
+        reaches = {pooling.output[0]}
+        for node in graph.graph.node:
+            if reaches & set(node.input):
+                reaches |= set(node.output)
+        assert "pooled" in reaches
+        assert "logits" not in reaches
+
+    def test_without_the_kernel_loading_names_the_op(self, cuda_artifact: Path) -> None:
+        with pytest.raises(Exception, match=PACKED_OP_TYPE) as error:
+            onnxruntime.InferenceSession(
+                cuda_artifact / "model.ort-cuda.onnx", providers=["CPUExecutionProvider"]
+            )
+        assert type(error.value).__name__ == "NotImplemented"
+
+    def test_bfloat16_is_refused(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        source = WeightsSource("checkpoint", str(tiny_checkpoint))
+        options = BuildOptions(source, ("onnx-cuda",), dtype="bfloat16", out=tmp_path / "x")
+        with pytest.raises(ExportError, match=r"knows no bfloat16.*Take --dtype float16"):
+            build(options, lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def token_offset_session() -> onnxruntime.InferenceSession:
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["": {OPSET}, "{DOMAIN}": 1]>\n'
+        "g (int32[B] cu_seqlens, int64 max_seqlen) => (int32[N, L] token_offset) {\n"
+        f"  token_offset = {DOMAIN}.TokenOffset(cu_seqlens, max_seqlen)\n}}"
+    )
+    model.functions.append(token_offset_function())
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+
+
+class TestTokenOffset:
+    def test_an_example(self) -> None:
+        """As ONNX Runtime's documentation lays it out: lengths 3 and 1."""
+        assert token_offset_of(np.array([0, 3, 4], np.int32)).tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert token_offset_of(np.array([0, 1, 4], np.int32)).tolist() == [[0, 3, 4], [5, 1, 2]]
+
+    @settings(deadline=None, max_examples=60)
+    @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30))
+    def test_the_subgraph_computes_its_definition(
+        self, token_offset_session: onnxruntime.InferenceSession, lengths: list[int]
+    ) -> None:
+        cu_seqlens = np.cumsum([0, *lengths]).astype(np.int32)
+        feeds = {"cu_seqlens": cu_seqlens, "max_seqlen": np.array(max(lengths))}
+        (offsets,) = token_offset_session.run(None, feeds)
+        assert offsets.dtype == np.int32
+        assert np.array_equal(offsets, token_offset_of(cu_seqlens))
+
+
+def swap_queries_and_keys(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        if node.op_type == PACKED_OP_TYPE:
+            node.input[0], node.input[1] = node.input[1], node.input[0]
+
+
+def scale_off_by_a_percent(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == PACKED_OP_TYPE and attribute.name == "scale":
+                attribute.f *= 1.01
+
+
+def padding_one_place_too_far(model: onnx.ModelProto) -> None:
+    (function,) = (f for f in model.functions if f.name == "TokenOffset")
+    (node,) = (n for n in function.node if n.output[0] == "padding_places")
+    node.input[1] = "columns"
+
+
+def values_of_the_first_layer_everywhere(model: onnx.ModelProto) -> None:
+    first, second = (node for node in model.graph.node if node.op_type == PACKED_OP_TYPE)
+    second.input[2] = first.input[2]
+
+
+class TestGate:
+    def verdict(self, folder: Path, checkpoint: Path, cache: Cache) -> EngineVerdict:
+        reference = load_reference(WeightsSource("checkpoint", str(checkpoint)))
+        manifest = read(folder, check_files=False)
+        report = verify(folder, manifest, reference, ["onnx-cuda"], cache=cache)
+        assert not report.passed  # nothing was measured
+        return report.engines[0]
+
+    def test_a_right_graph_is_not_measured_and_says_how_far_it_got(
+        self, cuda_artifact: Path, tiny_checkpoint: Path, cache: Cache
+    ) -> None:
+        verdict = self.verdict(cuda_artifact, tiny_checkpoint, cache)
+        assert verdict.status == "not measured"
+        assert "needs CUDAExecutionProvider" in verdict.reason
+        assert "passed on the CPU with attention in standard ops" in verdict.reason
+
+    @pytest.mark.parametrize(
+        ("fault", "named"),
+        [
+            (swap_queries_and_keys, "relative L2"),
+            (scale_off_by_a_percent, "relative L2"),
+            (values_of_the_first_layer_everywhere, "relative L2"),
+            (padding_one_place_too_far, "token_offset"),
+        ],
+    )
+    def test_a_wrong_graph_fails(
+        self, cuda_artifact: Path, tiny_checkpoint: Path, cache: Cache, tmp_path: Path,
+        fault: Callable[[onnx.ModelProto], None], named: str,
+    ) -> None:  # fmt: skip
+        folder = tmp_path / "faulty"
+        shutil.copytree(cuda_artifact, folder)
+        path = folder / "model.ort-cuda.onnx"
+        model = onnx.load(path, load_external_data=False)
+        fault(model)
+        onnx.save(model, path)
+        verdict = self.verdict(folder, tiny_checkpoint, cache)
+        assert verdict.status == "failed"
+        assert verdict.engine == "onnx-cuda"
+        assert named in verdict.reason
+        assert list(tmp_path.iterdir()) == [folder]  # the stand-in is gone
+
+
+class TestEngine:
+    def test_refused_without_cuda(self, cuda_artifact: Path) -> None:
+        with pytest.raises(UnsupportedError, match=r"needs CUDAExecutionProvider.*onnx-gpu"):
+            runtime.load(cuda_artifact, "onnx-cuda")
+        with pytest.raises(UnsupportedError, match="runs on CUDA alone"):
+            runtime.load(cuda_artifact, "onnx-cuda", device="cpu")
+
+    def test_auto_takes_another(self, cuda_artifact: Path) -> None:
+        with runtime.load(cuda_artifact) as engine:
+            assert engine.spec.format == "torchscript"
+
+    @pytest.mark.parametrize(
+        ("attention", "dtype", "kernel"),
+        [
+            ("auto", "float16", "onnxruntime flash"),
+            ("auto", "float32", "onnxruntime memory-efficient"),
+            ("flash", "float16", "onnxruntime flash"),
+            ("memory-efficient", "float16", "onnxruntime memory-efficient"),
+            ("standard", "float16", "onnxruntime standard"),
+        ],
+    )
+    def test_attention(
+        self, cuda_artifact: Path, attention: runtime.engine.Attention, dtype: str, kernel: str
+    ) -> None:
+        manifest = msgspec.structs.replace(read(cuda_artifact), dtype=dtype)
+        assert onnx_cuda._attention(manifest, attention)[0].startswith(kernel)
+
+    @pytest.mark.parametrize(
+        ("attention", "why"),
+        [("flash", "flash: needs float16, got float32"), ("flash-attn", "has its own kernels")],
+    )
+    def test_attention_that_cannot_be_had(
+        self, cuda_artifact: Path, attention: runtime.engine.Attention, why: str
+    ) -> None:
+        kernel, reason = onnx_cuda._attention(read(cuda_artifact), attention)
+        assert not kernel
+        assert why in reason
+
+    @pytest.mark.parametrize("tf32", [False, True])
+    def test_tf32_is_off_unless_asked_for(
+        self, cuda_artifact: Path, monkeypatch: pytest.MonkeyPatch, tf32: bool
+    ) -> None:
+        asked = []
+        monkeypatch.setattr(onnx_cuda, "reason_against", lambda entry, device: None)
+        monkeypatch.setattr(
+            onnx_cuda.onnx, "open_session", lambda *arguments: asked.append(arguments[3])
+        )
+        manifest = read(cuda_artifact)
+        onnx_cuda.load(cuda_artifact, manifest, "cuda", Settings(tf32=tf32))
+        assert asked == [{"use_tf32": "1" if tf32 else "0", "sdpa_kernel": "19"}]
+
+    def test_bound_tensors_give_what_a_plain_run_gives(
+        self, cuda_artifact: Path, batch: PackedBatch
+    ) -> None:
+        """The engine itself, on the CPU with the stand-in graph."""
+        manifest = read(cuda_artifact)
+        with stand_in_artifact(cuda_artifact, manifest, "onnx-cuda") as (folder, described):
+            path = folder / described.engines["onnx"].file
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            spec = onnx_cuda.onnx.spec_of(described, "onnx", "cpu", "function")
+            names = [output.name for output in described.signature.outputs]
+            with (
+                OnnxCudaEngine(session, spec, names) as bound,
+                OnnxEngine(session, spec, names, 1) as plain,
+            ):
+                for name, array in plain.run(batch).named().items():
+                    assert np.array_equal(bound.run(batch).named()[name], array), name
+                for layer, how in ((2, "mean"), (1, "mean"), (2, "cls"), (2, "none")):
+                    expected = plain.embed(batch, layer, how)
+                    np.testing.assert_allclose(
+                        bound.embed(batch, layer, how), expected, rtol=1e-6, atol=1e-7
+                    )
