@@ -20,3 +20,12 @@ def cast_copy(module: Module, dtype: torch.dtype) -> Module:
         for parameter in module.parameters()
     }
     return copy.deepcopy(module, rounded)
+
+
+def copy_on(module: Module, device: torch.device | str) -> Module:
+    """A copy on another device; parameters are copied there once, and the original stays."""
+    moved = {
+        id(parameter): nn.Parameter(parameter.to(device), requires_grad=False)
+        for parameter in module.parameters()
+    }
+    return copy.deepcopy(module, moved).to(device)

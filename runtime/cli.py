@@ -7,16 +7,17 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from runtime.engine import ATTENTION_CHOICES
 from runtime.errors import EngineError, Esm2Error, InputError, UnsupportedError
 from runtime.pooling import POOL_CHOICES
 from runtime.tokenizer import UNKNOWN_CHOICES
 
 if TYPE_CHECKING:
-    from runtime.engine import EngineSpec
+    from runtime.engine import Attention, EngineSpec
     from runtime.manifest import Manifest
     from runtime.runner import Embedding, Record, Totals
 
@@ -49,6 +50,33 @@ def one_line_errors(*roots: type[Exception]) -> Callable[[Callable[..., Any]], C
 def _fail(message: str) -> None:
     click.secho(f"error: {message}", err=True, fg="red")
     sys.exit(USER_ERROR)
+
+
+ATTENTION_OPTIONS = (
+    click.option(
+        "--attention",
+        type=click.Choice(ATTENTION_CHOICES),
+        help="Which kernel; all but auto and standard are for CUDA.  [default: auto]",
+    ),
+    click.option(
+        "--v1-attention",
+        is_flag=True,
+        help="The same as --attention standard (also: ESM2_V1_ATTENTION=true).",
+    ),
+)
+
+
+def attention_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Which attention to run; read by ``_attention``."""
+    for option in reversed(ATTENTION_OPTIONS):
+        command = option(command)
+    return command
+
+
+def _attention(attention: "Attention | None", v1_attention: bool) -> "Attention | None":
+    if v1_attention and attention not in (None, "standard"):
+        raise InputError(f"--v1-attention is --attention standard, got --attention {attention} too")
+    return "standard" if v1_attention else attention
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -86,7 +114,8 @@ def info(artifact: Path, as_json: bool) -> None:
     "--engine",
     default="auto",
     show_default=True,
-    help="onnx, torchscript, onnx-int8, or auto: the first one that runs here, never int8.",
+    help="aoti-cuda, onnx-cuda, onnx, aoti, torchscript, onnx-int8, or auto: the first one that "
+    "runs here, never int8.",
 )
 @click.option(
     "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
@@ -113,10 +142,10 @@ def info(artifact: Path, as_json: bool) -> None:
     type=click.Choice(UNKNOWN_CHOICES),
     help="For characters outside the alphabet, such as J, * or lower case.",
 )
+@attention_options
+@click.option("--tf32", is_flag=True, help="On CUDA, round float32 to TF32: fast, not exact.")
 @click.option(
-    "--v1-attention",
-    is_flag=True,
-    help="Attention as the reference computes it (also: ESM2_V1_ATTENTION=true).",
+    "--cuda-graphs", is_flag=True, help="On CUDA, replay captured graphs for small packs."
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: every core]")
 @click.option("--debug", is_flag=True, help="Log one line for each pack.")
@@ -124,8 +153,8 @@ def info(artifact: Path, as_json: bool) -> None:
 @one_line_errors(Esm2Error, OSError)
 def embed(
     artifact: Path, fasta: tuple[str, ...], output: Path, engine: str, device: str, pool: Any,
-    layer: int | None, max_tokens: int, unknown: Any, v1_attention: bool, threads: int | None,
-    debug: bool, as_json: bool,
+    layer: int | None, max_tokens: int, unknown: Any, attention: Any, v1_attention: bool,
+    tf32: bool, cuda_graphs: bool, threads: int | None, debug: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Embed the proteins of FASTA files (plain, .gz, .zst; - is standard input)."""
     from runtime.engine import load, usable_cores
@@ -140,15 +169,16 @@ def embed(
     check_output(output)
     check_readable(fasta)
     started = time.perf_counter()
-    attention: Literal["standard"] | None = "standard" if v1_attention else None
+    chosen = _attention(attention, v1_attention)
     concurrency = min(threads or usable_cores(), MAX_CONCURRENCY)
-    loaded = load(artifact, engine, device, attention, threads, concurrency)
+    loaded = load(artifact, engine, device, chosen, threads, concurrency, tf32, cuda_graphs)
     with loaded:
         runner = AsyncInferenceRunner(loaded, max_tokens, pool, layer, unknown)
         spec = loaded.spec
         _say(
             f"{spec.artifact}: {spec.format} ({spec.library}) on {spec.device}, {spec.dtype}, "
             f"attention: {spec.attention}"
+            + (f" ({spec.attention_reason})" if spec.attention_reason else "")
         )
         if spec.synthetic:
             _warn("this artifact's weights are random: its embeddings mean nothing")
@@ -170,11 +200,16 @@ def embed(
 @click.option(
     "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
 )
-@click.option("--v1-attention", is_flag=True, help="Attention as the reference computes it.")
+@attention_options
 @click.option("--json", "as_json", is_flag=True, help="Print every comparison as JSON.")
 @one_line_errors(Esm2Error, OSError)
 def selftest(
-    artifact: Path, engine: str | None, device: str, v1_attention: bool, as_json: bool
+    artifact: Path,
+    engine: str | None,
+    device: str,
+    attention: Any,
+    v1_attention: bool,
+    as_json: bool,
 ) -> None:
     """Compare ARTIFACT's engines with the answers that it carries, on this machine.
 
@@ -187,7 +222,7 @@ def selftest(
     from runtime.selftest import selftest as run_selftest
 
     manifest = manifests.read(artifact)
-    attention: Literal["standard"] | None = "standard" if v1_attention else None
+    chosen = _attention(attention, v1_attention)
     results: list[SelfTest] = []
     broken: dict[str, str] = {}
     not_run: dict[str, str] = {}
@@ -198,7 +233,7 @@ def selftest(
         )
     for name in [engine] if engine else manifest.engines:
         try:
-            with load(artifact, name, device, attention, check_files=False) as loaded:
+            with load(artifact, name, device, chosen, check_files=False) as loaded:
                 results.append(run_selftest(loaded, artifact, manifest))
         except UnsupportedError as error:
             not_run[name] = str(error)

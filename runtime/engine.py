@@ -28,6 +28,7 @@ ATTENTION_CHOICES: tuple[str, ...] = get_args(Attention)
 # Format -> the module with its loader. "auto" takes the first that the artifact holds and this
 # environment can run.
 ENGINES = {
+    "aoti-cuda": "runtime.engines.aoti_cuda",
     "onnx-cuda": "runtime.engines.onnx_cuda",
     "onnx": "runtime.engines.onnx",
     "aoti": "runtime.engines.aoti",
@@ -162,6 +163,7 @@ def load(
     threads: int | None = None,
     concurrency: int = 1,
     tf32: bool = False,
+    cuda_graphs: bool = False,
     check_files: bool = True,
     validate: bool = False,
 ) -> Engine:
@@ -169,9 +171,9 @@ def load(
 
     Args:
         artifact: the folder that ``esm2-export build`` wrote.
-        engine: ``"onnx-cuda"``, ``"onnx"``, ``"aoti"``, ``"torchscript"``, or ``"auto"``: the
-            first of them that the artifact holds and that can run here. ``"onnx-int8"`` is taken by
-            name only.
+        engine: ``"aoti-cuda"``, ``"onnx-cuda"``, ``"onnx"``, ``"aoti"``, ``"torchscript"``, or
+            ``"auto"``: the first of them that the artifact holds and that can run here.
+            ``"onnx-int8"`` is taken by name only.
         device: ``"cpu"``, ``"cuda"``, or ``"auto"``: cuda where the engine's library sees a GPU.
         attention: ``"auto"``, the fastest kernel; ``"standard"``, the reference's arithmetic; or,
             on CUDA, ``"flash-attn"``, ``"flash"`` or ``"memory-efficient"``. None takes
@@ -183,6 +185,8 @@ def load(
             several packs at once run one.
         tf32: let float32 products on CUDA be rounded to TF32: faster, and a thousand times less
             exact than the parity gate allows.
+        cuda_graphs: on CUDA, in engines that PyTorch runs: capture packs of at most 4,096 tokens as
+            CUDA graphs, one for each bucket of sizes, and replay them.
         check_files: compare every file's SHA-256 with the manifest before loading.
         validate: run the artifact's golden proteins first (see ``runtime.selftest``): the engine is
             right on this machine, with these libraries.
@@ -210,7 +214,7 @@ def load(
         raise EngineError(
             f"attention must be one of {', '.join(ATTENTION_CHOICES)}, got {attention!r}"
         )
-    settings = Settings(attention, Threads(threads, concurrency), tf32)
+    settings = Settings(attention, Threads(threads, concurrency), tf32, cuda_graphs)
     loaded: Engine = _engine_module(name).load(folder, manifest, device, settings)
     because = f" ({loaded.spec.attention_reason})" if loaded.spec.attention_reason else ""
     logger.info(
@@ -253,6 +257,7 @@ class Settings:
     attention: Attention = "auto"
     threads: Threads = Threads(None, 1)
     tf32: bool = False
+    cuda_graphs: bool = False
 
 
 def usable_cores() -> int:

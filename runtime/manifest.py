@@ -10,7 +10,7 @@ import msgspec
 from runtime.errors import ArtifactError
 
 FILE_NAME = "manifest.json"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _SEAL = re.compile(rb'("manifest_sha256": ")([0-9a-f]{64})(")')
 _UNSEALED = b"0" * 64
@@ -84,6 +84,7 @@ class EngineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         built_with: versions of the tools.
         op_library: the native attention op for it, or None where it was built without a compiler.
         instructions: that the processor must have, such as ``x86-64-v3``; None where any will do.
+        compute_capability: of the GPU that it was compiled for, such as ``9.0``; None: any will do.
         quantised: how the linears were, or None where they are in the artifact's dtype.
     """
 
@@ -92,6 +93,7 @@ class EngineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     built_with: dict[str, str]
     op_library: str | None = None
     instructions: str | None = None
+    compute_capability: str | None = None
     quantised: Quantisation | None = None
 
 

@@ -204,6 +204,7 @@ OBSERVERS: dict[str, Observe] = {
     "torchscript": observe_torchscript,
     "onnx": observe_onnx,
     "aoti": observe_aoti,
+    "aoti-cuda": observe_aoti,
     "onnx-int8": partial(observe_onnx, engine="onnx-int8"),
     "onnx-cuda": partial(observe_onnx, engine="onnx-cuda"),
 }

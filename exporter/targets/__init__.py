@@ -17,6 +17,7 @@ TARGETS = {
     "aoti": "exporter.targets.aoti",
     "onnx-int8": "exporter.targets.onnx_int8",
     "onnx-cuda": "exporter.targets.onnx_cuda",
+    "aoti-cuda": "exporter.targets.aoti_cuda",
 }
 
 # The native attention op that each loads; none for the kernels of ONNX Runtime.
@@ -25,6 +26,7 @@ OP_LIBRARIES = {
     "onnx": ONNXRUNTIME_LIBRARY,
     "aoti": TORCH_LIBRARY,
     "onnx-int8": ONNXRUNTIME_LIBRARY,
+    "aoti-cuda": TORCH_LIBRARY,
 }
 
 

@@ -22,6 +22,14 @@ from runtime.instructions import PORTABLE, X86_64_V3
 from runtime.manifest import EngineEntry
 
 FILE_NAME = "model.pt2"
+LOWERING = "esm2::varlen_attention, everything around it compiled"
+CONSTANTS_OUTSIDE: dict[str, Any] = {
+    "aot_inductor.package_constants_in_so": False,
+    "aot_inductor.enable_line_tables": False,
+    # Headers and a probe of the processor pay for themselves in many builds, not in one.
+    "aot_inductor.precompile_headers": False,
+    "cpp_cache_precompile_headers": False,
+}
 
 # Instruction set -> the width of its vectors in bits. Linears and attention, nearly all of the
 # time, take what the processor has in any case; the rest asks for what most processors have.
@@ -42,26 +50,39 @@ def export(packed: PackedESM2, folder: Path) -> EngineEntry:
     compiler = compiler_command()
     _check_version()
     instructions = PORTABLE.get(platform.machine())
-    path = folder / FILE_NAME
+    compile_package(packed, "cpu", folder / FILE_NAME, _options(instructions), compiler)
+    return EngineEntry(
+        file=FILE_NAME,
+        lowering=LOWERING,
+        built_with={"torch": str(torch.__version__)},
+        instructions=instructions or f"those of {platform.processor() or platform.machine()}",
+    )
+
+
+def compile_package(
+    packed: PackedESM2, device: str, path: Path, options: dict[str, Any], compiler: list[str]
+) -> None:
+    """Compiles ``packed``, which lies on ``device``, into ``path``.
+
+    Raises:
+        ExportError: the compiler failed; its first line.
+    """
+    input_ids, cu_seqlens, max_seqlen = tracing_pack()
+    # The host's max_seqlen stays there: it is a size.
+    pack = input_ids.to(device), cu_seqlens.to(device), max_seqlen
     with tempfile.TemporaryDirectory() as workspace, _compiling_in(Path(workspace), compiler):
         with exporting():
             program = torch.export.export(
-                packed, tracing_pack(), dynamic_shapes=dynamic_shapes(), strict=False
+                packed, pack, dynamic_shapes=dynamic_shapes(), strict=False
             )
         try:
             torch._inductor.aoti_compile_and_package(
-                program, package_path=str(path), inductor_configs=_options(instructions)
+                program, package_path=str(path), inductor_configs={**CONSTANTS_OUTSIDE, **options}
             )
         except Exception as error:  # the compiler's output comes in a dozen classes
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ExportError(f"AOTInductor could not compile the model: {line}") from error
     _drop_sources(path)
-    return EngineEntry(
-        file=FILE_NAME,
-        lowering="esm2::varlen_attention, everything around it compiled",
-        built_with={"torch": str(torch.__version__)},
-        instructions=instructions or f"those of {platform.processor() or platform.machine()}",
-    )
 
 
 def _check_version() -> None:
@@ -75,20 +96,13 @@ def _check_version() -> None:
 
 
 def _options(instructions: str | None) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "aot_inductor.package_constants_in_so": False,
-        "aot_inductor.enable_line_tables": False,
-        # Headers and a probe of the processor pay for themselves in many builds, not in one.
-        "aot_inductor.precompile_headers": False,
-        "cpp_cache_precompile_headers": False,
+    if instructions is None:
+        return {}
+    return {
+        "cpp.march": instructions,
+        "cpp.simdlen": VECTOR_BITS[instructions],
+        "cpp.vec_isa_ok": True,
     }
-    if instructions is not None:
-        options |= {
-            "cpp.march": instructions,
-            "cpp.simdlen": VECTOR_BITS[instructions],
-            "cpp.vec_isa_ok": True,
-        }
-    return options
 
 
 @contextmanager

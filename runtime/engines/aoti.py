@@ -37,31 +37,43 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> T
     if device == "cuda":
         raise UnsupportedError(
             f"{cannot} on cuda: it was compiled for a CPU. "
-            "Take engine 'torchscript', or device 'cpu'"
+            "Take engine 'aoti-cuda' or 'torchscript', or device 'cpu'"
         )
+    return run_package(folder, manifest, "aoti", "cpu", settings)
+
+
+def run_package(
+    folder: Path, manifest: Manifest, name: str, device: str, settings: Settings
+) -> TorchEngine:
+    """The engine ``name``, whose file AOTInductor made for ``device``.
+
+    Raises:
+        EngineError: PyTorch cannot load the file; the message is its own.
+    """
     import torch
 
     from runtime.ops import varlen_attention
 
+    entry = manifest.engines[name]
     varlen_attention.use_native_of(folder, entry)
     if settings.threads.total is not None:
         torch.set_num_threads(settings.threads.total)
     path = folder / entry.file
     try:
-        weights = read_weights(folder, "cpu")
+        weights = read_weights(folder, device)
         # AOTInductor's own class: the public function around it imports the whole compiler.
         loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
         names = set(loader.get_constant_fqns())
         if missing := names - weights.keys():
             raise EngineError(f"cannot load {path}: weights.safetensors lacks {sorted(missing)[0]}")
-        constants = {name: weights[name] for name in names}
+        constants = {constant: weights[constant] for constant in names}
         loader.load_constants(constants, False, True, True)
     except (RuntimeError, OSError) as error:
         raise EngineError(
             f"cannot load {path}: {cause(error)} (built with "
             f"{entry.built_with}, here torch {torch.__version__})"
         ) from error
-    return TorchEngine(_Compiled(loader, constants), "aoti", manifest, "cpu", settings)
+    return TorchEngine(_Compiled(loader, constants), name, manifest, device, settings)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ def load(
             f"{cannot} with attention {settings.attention!r}: it knows 'auto' and 'standard'. "
             "The kernels for CUDA are in the engine 'onnx-cuda'"
         )
+    refuse_cuda_graphs(settings, cannot)
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
@@ -53,17 +54,30 @@ def load(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = settings.threads.per_pack
-    kernel = FUNCTION
+    kernel, why = FUNCTION, ""
+    if settings.attention == "standard":
+        why = "attention 'standard' was asked for"
     if device == "cpu" and settings.attention == "auto" and entry.op_library is not None:
         kernel = _register_native(options, folder / entry.op_library)
     cuda = {"use_tf32": str(int(settings.tf32))} if device == "cuda" else None
-    session = open_session(folder / entry.file, entry, options, cuda)
+    session = open_session(folder / entry.file, entry, options, cuda, cannot)
     names = [output.name for output in manifest.signature.outputs]
-    spec = spec_of(manifest, name, device, kernel)
+    spec = spec_of(manifest, name, device, kernel, why)
     return OnnxEngine(session, spec, names, settings.threads.concurrency if device == "cpu" else 1)
 
 
-def open_session(path: Path, entry: EngineEntry, options: Any, cuda: dict[str, str] | None) -> Any:
+def refuse_cuda_graphs(settings: Settings, cannot: str) -> None:
+    """Raises UnsupportedError if they were asked for."""
+    if settings.cuda_graphs:
+        raise UnsupportedError(
+            f"{cannot} with CUDA graphs: onnxruntime captures fixed shapes alone. "
+            "Take engine 'torchscript' or 'aoti-cuda'"
+        )
+
+
+def open_session(
+    path: Path, entry: EngineEntry, options: Any, cuda: dict[str, str] | None, cannot: str
+) -> Any:
     """An ``InferenceSession``.
 
     Args:
@@ -71,6 +85,7 @@ def open_session(path: Path, entry: EngineEntry, options: Any, cuda: dict[str, s
         entry: of the manifest.
         options: ``onnxruntime.SessionOptions``.
         cuda: options of the CUDA provider, or None for the CPU.
+        cannot: how a refusal begins.
 
     Raises:
         EngineError: onnxruntime cannot load the graph; the message is its own.
@@ -81,7 +96,7 @@ def open_session(path: Path, entry: EngineEntry, options: Any, cuda: dict[str, s
     available = onnxruntime.get_available_providers()
     if cuda is not None and "CUDAExecutionProvider" not in available:
         raise UnsupportedError(
-            f"cannot load {path} on cuda: this onnxruntime has {', '.join(available)}. "
+            f"{cannot} on cuda: this onnxruntime has {', '.join(available)}. "
             "pip install 'esm2-engines[onnx-gpu]', or take device 'cpu'"
         )
     # TF32, onnxruntime's default on CUDA, would cost the float32 budget a thousandfold.
@@ -97,7 +112,7 @@ def open_session(path: Path, entry: EngineEntry, options: Any, cuda: dict[str, s
         ) from error
     if cuda is not None and "CUDAExecutionProvider" not in session.get_providers():
         raise UnsupportedError(
-            f"cannot load {path} on cuda: onnxruntime could not start its CUDA provider "
+            f"{cannot} on cuda: onnxruntime could not start its CUDA provider "
             "(no GPU, or another CUDA or cuDNN than it was built for). Take device 'cpu'"
         )
     return session

@@ -54,6 +54,7 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> "
     kernel, why = _attention(manifest, settings.attention)
     if not kernel:
         raise UnsupportedError(f"{cannot} with attention {settings.attention!r}: {why}")
+    onnx.refuse_cuda_graphs(settings, cannot)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -62,7 +63,7 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> "
         "use_tf32": str(int(settings.tf32)),
         "sdpa_kernel": str(SDPA_KERNELS[settings.attention]),
     }
-    session = onnx.open_session(folder / entry.file, entry, options, cuda)
+    session = onnx.open_session(folder / entry.file, entry, options, cuda, cannot)
     names = [output.name for output in manifest.signature.outputs]
     return OnnxCudaEngine(session, onnx.spec_of(manifest, FORMAT, "cuda", kernel, why), names)
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.engine import EngineSpec, Outputs, Settings
-from runtime.errors import EngineError
+from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool, pool
@@ -61,7 +61,7 @@ class TorchEngine:
         settings: of ``runtime.load``.
 
     Raises:
-        UnsupportedError: the attention that was asked for cannot run here.
+        UnsupportedError: the attention or the CUDA graphs that were asked for cannot run here.
     """
 
     concurrency = 1
@@ -92,8 +92,10 @@ class TorchEngine:
             library=f"torch {torch.__version__}",
             synthetic=manifest.weights.kind == "synthetic",
         )
+        self.output_names = [output.name for output in manifest.signature.outputs]
+        if settings.cuda_graphs:
+            forward = _graphed(forward, self.output_names, self.spec)
         self._forward: Callable[[list[torch.Tensor]], Iterable[torch.Tensor]] | None = forward
-        self._output_names = [output.name for output in manifest.signature.outputs]
         self._tf32 = settings.tf32
 
     def unsupported_reasons(self, batch: PackedBatch) -> list[str]:
@@ -104,7 +106,7 @@ class TorchEngine:
         """See ``Engine.run``."""
         with self._running(batch):
             arrays = [_to_array(tensor) for tensor in self.forward(self.inputs(batch))]
-        return Outputs.from_arrays(self._output_names, arrays)
+        return Outputs.from_arrays(self.output_names, arrays)
 
     def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
         """See ``Engine.embed``; on CUDA the card pools, and only the result leaves it."""
@@ -113,7 +115,7 @@ class TorchEngine:
         with self._running(batch):
             inputs = self.inputs(batch)
             tensors = list(self.forward(inputs))
-            rows = tensors[self._output_names.index(f"representations.{layer}")]
+            rows = tensors[self.output_names.index(f"representations.{layer}")]
             if self.spec.device == "cuda" and how != "none":
                 return _to_array(pool_tensor(rows, inputs[1], how))
             array = _to_array(rows)
@@ -123,16 +125,17 @@ class TorchEngine:
         """What ``forward`` takes: ``input_ids``, ``cu_seqlens`` on the device, ``max_seqlen``."""
         import torch
 
-        return [
-            torch.from_numpy(batch.input_ids).to(self.spec.device),
-            torch.from_numpy(batch.cu_seqlens).to(self.spec.device),
-            torch.tensor(batch.max_seqlen),
-        ]
+        on_host = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.cu_seqlens)
+        longest = torch.tensor(batch.max_seqlen)
+        if self.spec.device == "cpu":
+            return [*on_host, longest]
+        # From pinned memory, so that the host does not wait for what the card is doing.
+        return [*(x.pin_memory().to(self.spec.device, non_blocking=True) for x in on_host), longest]
 
     def forward(self, inputs: "list[torch.Tensor]") -> "Iterable[torch.Tensor]":
-        """The outputs of the manifest's signature, left on the device.
+        """The outputs of the manifest's signature, left on the device until the next call.
 
-        Between kernels nothing waits for the card, unless attention is ``standard``.
+        Nothing in it waits for the card, unless attention is ``standard``.
 
         Raises:
             EngineError: the engine is closed.
@@ -168,6 +171,21 @@ class TorchEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _graphed(
+    forward: "Callable[[list[torch.Tensor]], Iterable[torch.Tensor]]", output_names: list[str],
+    spec: EngineSpec,
+) -> "Callable[[list[torch.Tensor]], Iterable[torch.Tensor]]":  # fmt: skip
+    from runtime.engines.cuda_graphs import GraphedForward
+
+    if spec.device != "cuda" or spec.attention == "standard":
+        why = "standard attention waits for it" if spec.device == "cuda" else "this is a CPU"
+        raise UnsupportedError(
+            f"cannot load engine {spec.format!r} of {spec.artifact!r} with CUDA graphs: they need "
+            f"a card and a forward that never waits for it, and {why}"
+        )
+    return GraphedForward(forward, output_names)
 
 
 @contextmanager

@@ -30,8 +30,9 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> T
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise UnsupportedError(
-            f"cannot load engine 'torchscript' on cuda: PyTorch {torch.__version__} sees no GPU. "
-            "Install a CUDA build and driver, or take device 'cpu'"
+            f"cannot load engine 'torchscript' of {manifest.name!r} on cuda: PyTorch "
+            f"{torch.__version__} sees no GPU. Install a CUDA build and driver, or take device "
+            "'cpu'"
         )
     entry = manifest.engines["torchscript"]
     varlen_attention.use_native_of(folder, entry)

@@ -1,3 +1,4 @@
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 import runtime
 from exporter.weights import Reference
 from runtime.engine import V1_ATTENTION_VARIABLES
+from runtime.pooling import Pool
 from tests.conftest import LAYERS
 
 ENGINES = ("onnx", "torchscript")
@@ -98,6 +100,32 @@ def test_the_environment_asks_for_standard_attention(
         assert engine.spec.attention == "standard"
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_choice_of_attention_is_logged_and_stands_in_the_spec(
+    artifact: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        caplog.at_level(logging.INFO, "runtime"),
+        runtime.load(artifact, name, "cpu", attention="standard") as engine,
+    ):
+        assert engine.spec.attention.startswith("standard")
+        assert engine.spec.attention_reason == "attention 'standard' was asked for"
+        assert caplog.messages == [
+            f"{name} on cpu: attention {engine.spec.attention} ({engine.spec.attention_reason})"
+        ]
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("how", ["mean", "mean-with-eos", "cls", "none"])
+def test_embed_is_run_and_pool(
+    artifact: Path, name: str, how: Pool, batch: runtime.PackedBatch
+) -> None:
+    with runtime.load(artifact, name, "cpu") as engine:
+        rows = engine.run(batch).representations[3]
+        expected = rows if how == "none" else runtime.pool(rows, batch.cu_seqlens, how)
+        np.testing.assert_array_equal(engine.embed(batch, 3, how), expected)
+
+
 def test_auto_takes_onnx(artifact: Path) -> None:
     with runtime.load(artifact) as engine:
         assert engine.spec.format == "onnx"
@@ -121,15 +149,27 @@ class TestErrors:
 
     def test_an_engine_that_is_not_in_the_artifact(self, artifact: Path, tmp_path: Path) -> None:
         with pytest.raises(
-            runtime.EngineError, match="engine must be auto, onnx, aoti, torchscript"
+            runtime.EngineError, match="engine must be auto, aoti-cuda, onnx-cuda, onnx, aoti"
         ):
             runtime.load(artifact, "tensorrt")
 
     @pytest.mark.parametrize("name", ENGINES)
     @pytest.mark.skipif(torch.cuda.is_available(), reason="describes a machine without GPU")
     def test_cuda_without_a_gpu(self, artifact: Path, name: str) -> None:
-        with pytest.raises(runtime.EngineError, match=f"cannot load engine '{name}' on cuda"):
+        with pytest.raises(runtime.EngineError, match=f"cannot load engine '{name}'.* on cuda: "):
             runtime.load(artifact, name, device="cuda")
+
+    def test_an_unknown_attention(self, artifact: Path) -> None:
+        with pytest.raises(runtime.EngineError, match="flash, memory-efficient, standard, got 'x'"):
+            runtime.load(artifact, attention="x")  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("name", ENGINES)
+    @pytest.mark.parametrize("attention", ["flash-attn", "flash", "memory-efficient"])
+    def test_attention_for_cuda_on_a_cpu(
+        self, artifact: Path, name: str, attention: runtime.engine.Attention
+    ) -> None:
+        with pytest.raises(runtime.UnsupportedError, match=f"attention '{attention}'"):
+            runtime.load(artifact, name, device="cpu", attention=attention)
 
     def test_an_unknown_device(self, artifact: Path) -> None:
         with pytest.raises(runtime.EngineError, match="auto, cpu or cuda, got 'tpu'"):

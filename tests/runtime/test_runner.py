@@ -3,14 +3,14 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import runtime
-from runtime.engine import Outputs
+from runtime.pooling import Pool
 from runtime.runner import WINDOW_FILL, WINDOW_PACKS, Record
 from tests.conftest import random_sequence
 
@@ -157,21 +157,19 @@ class Poisoned:
     def unsupported_reasons(self, batch: runtime.PackedBatch) -> list[str]:
         return []
 
-    def run(self, batch: runtime.PackedBatch) -> Outputs:
-        outputs = self.engine.run(batch)
-        values = outputs.representations[6].copy()
+    def embed(self, batch: runtime.PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
+        rows = self.engine.embed(batch, layer, "none").copy()
         if self.name_of_poisoned in batch.names:
-            values[batch.cu_seqlens[batch.names.index(self.name_of_poisoned)] + 1, 4] = np.nan
-        return replace(outputs, representations={6: values})
+            rows[batch.cu_seqlens[batch.names.index(self.name_of_poisoned)] + 1, 4] = np.nan
+        return rows if how == "none" else runtime.pool(rows, batch.cu_seqlens, how)
 
 
 def test_windows_of_a_stream_fill_their_packs(engine: runtime.Engine) -> None:
     """The last pack of each window could be nearly empty: 0.944 with windows of 16 full packs."""
 
     class Counting(Poisoned):
-        def run(self, batch: runtime.PackedBatch) -> Outputs:
-            zeros = np.zeros((batch.num_tokens, 1), dtype=np.float32)
-            return Outputs(zeros, {6: zeros}, {})
+        def embed(self, batch: runtime.PackedBatch, *_: object) -> NDArray[np.floating]:
+            return np.zeros((batch.num_proteins, 1), dtype=np.float32)
 
     random = np.random.default_rng(5)
     lengths = np.exp(random.normal(np.log(280), 0.6, 2000)).clip(20, 1022).astype(int)
@@ -183,10 +181,12 @@ def test_windows_of_a_stream_fill_their_packs(engine: runtime.Engine) -> None:
     assert totals.tokens / (totals.packs * 4096) >= 0.97
 
 
-def test_nan_stops_it_and_names_the_protein(engine: runtime.Engine) -> None:
-    runner = runtime.AsyncInferenceRunner(Poisoned(engine, "b"))
+@pytest.mark.parametrize("how", ["mean", "mean-with-eos", "none"])
+def test_nan_stops_it_and_names_the_protein(engine: runtime.Engine, how: Pool) -> None:
+    runner = runtime.AsyncInferenceRunner(Poisoned(engine, "b"), pool=how)
+    proteins = [Record("a", "MKT"), Record("b", "MK"), Record("empty", "")]
     with pytest.raises(runtime.NonFiniteError, match="1 of 3 proteins in a pack: 'b'"):
-        list(runner.run([Record("a", "MKT"), Record("b", "MK"), Record("c", "M")]))
+        list(runner.run(proteins))
 
 
 def test_what_an_engine_does_not_support_is_said(engine: runtime.Engine) -> None:
@@ -201,9 +201,9 @@ def test_as_many_packs_at_once_as_the_engine_takes(engine: runtime.Engine) -> No
     together = threading.Barrier(2, timeout=20)
 
     class Waiting(Poisoned):
-        def run(self, batch: runtime.PackedBatch) -> Outputs:
+        def embed(self, batch: runtime.PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
             together.wait()
-            return self.engine.run(batch)
+            return super().embed(batch, layer, how)
 
     runner = runtime.AsyncInferenceRunner(Waiting(engine, ""), max_tokens=10)
     results = list(runner.run([Record(str(i), "MKTAYIAK") for i in range(4)]))

@@ -1,0 +1,52 @@
+"""``model.cuda.pt2``: the packed forward compiled by AOTInductor for this machine's GPU.
+
+Its kernels fuse what PyTorch runs one by one around linears and attention: rotary, LayerNorm, GELU
+and residuals, which are bound by the card's memory.
+"""
+
+import platform
+from pathlib import Path
+
+import torch
+
+from exporter.errors import ExportError
+from exporter.native import compiler_command
+from exporter.packed_forward import PackedESM2
+from exporter.precision import copy_on
+from exporter.targets.aoti import LOWERING, compile_package
+from runtime.engines.aoti_cuda import capability_of_this_gpu
+from runtime.manifest import EngineEntry
+
+FILE_NAME = "model.cuda.pt2"
+
+
+def export(packed: PackedESM2, folder: Path) -> EngineEntry:
+    """Compiles ``packed`` into ``folder``.
+
+    Args:
+        packed: on the CPU, in the dtype to export; a copy goes to the card.
+        folder: where ``model.cuda.pt2`` goes.
+
+    Raises:
+        CompilerError: no C++ compiler.
+        ExportError: there is no GPU here, or the compiler failed.
+    """
+    if not torch.cuda.is_available():
+        raise ExportError(
+            "target aoti-cuda compiles for the GPU of this machine, and PyTorch "
+            f"{torch.__version__} sees none. Build it where it will run, or leave aoti-cuda out of "
+            "--target"
+        )
+    compiler = compiler_command()
+    compile_package(copy_on(packed, "cuda"), "cuda", folder / FILE_NAME, {}, compiler)
+    return EngineEntry(
+        file=FILE_NAME,
+        lowering=LOWERING,
+        built_with={
+            "torch": str(torch.__version__),
+            "CUDA": str(torch.version.cuda),
+            "GPU": torch.cuda.get_device_name(),
+        },
+        instructions=f"those of {platform.processor() or platform.machine()}",
+        compute_capability=capability_of_this_gpu(),
+    )
