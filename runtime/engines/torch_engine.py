@@ -116,6 +116,34 @@ class TorchEngine:
                 ) from error
         return Outputs.from_arrays(self._output_names, arrays)
 
+    def forward_on_device(self, batch: PackedBatch) -> "Callable[[], dict[str, torch.Tensor]]":
+        """``run`` without its copies, for measuring and for watching what the device does.
+
+        Returns:
+            A function that runs ``batch``, whose tensors are on the device now, and leaves the
+            outputs there, by the names of the manifest's signature.
+
+        Raises:
+            EngineError: the engine is closed.
+        """
+        import torch
+
+        from runtime.ops import varlen_attention
+
+        if (forward := self._forward) is None:
+            raise EngineError("this engine is closed: load it again")
+        inputs = [
+            torch.from_numpy(batch.input_ids).to(self.spec.device),
+            torch.from_numpy(batch.cu_seqlens).to(self.spec.device),
+            torch.tensor(batch.max_seqlen),
+        ]
+
+        def run() -> "dict[str, torch.Tensor]":
+            with torch.inference_mode(), varlen_attention.attention(self._attention):
+                return dict(zip(self._output_names, forward(inputs), strict=True))
+
+        return run
+
     def close(self) -> None:
         """See ``Engine.close``."""
         self._forward = None

@@ -1,0 +1,135 @@
+"""Who is measured on the card: the engines here, eager fair-esm, Hugging Face's model with SDPA.
+
+Each takes the same proteins, in packs or in padded batches of its own, and brings the last layer's
+representations to the host. An engine ``on card`` leaves its outputs on the card and has its inputs
+there: what the kernels do without the copies.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.checkpoints import write_hugging_face
+from benchmarks.gpu_check.results import Timing
+from benchmarks.workload import packs_of, padded_batches_of
+from exporter.precision import cast_copy
+from exporter.weights import Reference
+from runtime import load
+from runtime.engine import Engine
+from runtime.engines.torch_engine import TorchEngine
+from runtime.packing import PackedBatch
+from runtime.tokenizer import TOKENS
+
+Proteins = Sequence[NDArray[np.int64]]
+Run = Callable[[], Any]
+PAD = TOKENS.index("<pad>")
+
+
+class Packed:
+    """An engine of an artifact; ``on_card`` for its forward alone."""
+
+    batches_of = staticmethod(packs_of)
+
+    def __init__(self, engine: Engine, max_tokens: int, on_card: bool = False):
+        self._engine = engine
+        self._layer = engine.spec.layers[-1]
+        self._on_card = on_card
+        where = ", outputs left on the card" if on_card else ""
+        self.timing = Timing(
+            label=f"{engine.spec.format}, {max_tokens:,} a pack{where}",
+            role="on card" if on_card else "engine",
+            dtype=engine.spec.dtype,
+            max_tokens=max_tokens,
+        )
+
+    def prepare(self, proteins: Proteins) -> Run:
+        """From token ids of a pack to something that runs it."""
+        batch = PackedBatch.from_tokens(list(proteins))
+        if self._on_card:
+            assert isinstance(self._engine, TorchEngine)
+            return self._engine.forward_on_device(batch)
+        return lambda: self._engine.run(batch)
+
+    def rows(self, result: Any, proteins: Proteins) -> NDArray[np.floating]:
+        """``[T, E]`` of what a run returned: the last exported layer."""
+        if self._on_card:
+            return _to_numpy(result[f"representations.{self._layer}"])
+        rows: NDArray[np.floating] = result.representations[self._layer]
+        return rows
+
+
+class Padded:
+    """A peer: ``run`` from ``[N, L]`` token ids on the device to ``[N, L, E]`` there."""
+
+    batches_of = staticmethod(padded_batches_of)
+
+    def __init__(self, run: Callable[[Tensor], Tensor], device: str, timing: Timing):
+        self._run = run
+        self._device = device
+        self.timing = timing
+
+    def prepare(self, proteins: Proteins) -> Run:
+        """From token ids of a batch to something that runs it."""
+        width = max(map(len, proteins))
+        input_ids = torch.full((len(proteins), width), PAD)
+        for row, protein in zip(input_ids, proteins, strict=True):
+            row[: len(protein)] = torch.from_numpy(protein)
+
+        @torch.inference_mode()
+        def run() -> Tensor:
+            return self._run(input_ids.to(self._device)).cpu()
+
+        return run
+
+    def rows(self, result: Any, proteins: Proteins) -> NDArray[np.floating]:
+        """``[T, E]`` without the padding."""
+        kept = [rows[: len(protein)] for rows, protein in zip(result, proteins, strict=True)]
+        return _to_numpy(torch.cat(kept))
+
+
+def eager_fair_esm(reference: Reference, device: str) -> Padded:
+    """In float16, as ``model.half()`` gives it."""
+    dtype = torch.float16
+    model: Any = cast_copy(reference.model, dtype).to(device, dtype)
+    last = model.num_layers
+    timing = Timing(label="eager fair-esm", role="fair-esm", dtype="float16")
+    return Padded(
+        lambda tokens: model(tokens, repr_layers=[last])["representations"][last], device, timing
+    )
+
+
+def hugging_face(reference: Reference, device: str) -> Padded:
+    """``EsmModel`` with PyTorch's scaled dot product attention, in float16.
+
+    Not bfloat16, in which its positions above 256 are rounded to one another.
+
+    Raises:
+        ImportError: transformers is not installed.
+    """
+    from transformers import EsmModel
+
+    state = {name: tensor.detach().clone() for name, tensor in reference.model.state_dict().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        write_hugging_face(Path(folder), reference.architecture, state)
+        model = EsmModel.from_pretrained(
+            folder, attn_implementation="sdpa", add_pooling_layer=False
+        )
+    model = model.eval().to(device, torch.float16)
+    timing = Timing(label="Hugging Face, SDPA", role="hugging face", dtype="float16")
+    return Padded(lambda ids: model(ids, (ids != PAD).long()).last_hidden_state, device, timing)
+
+
+def engine_of(folder: Path, name: str, device: str) -> Engine:
+    """Loaded once for all its contenders."""
+    return load(folder, name, device, check_files=False)
+
+
+def _to_numpy(tensor: Tensor) -> NDArray[np.floating]:
+    array: NDArray[np.floating] = tensor.float().cpu().numpy()
+    return array
