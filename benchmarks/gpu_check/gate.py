@@ -5,8 +5,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from benchmarks.gpu_check.plan import Job
-from benchmarks.gpu_check.results import Parity, Step, reason_of
+from benchmarks.gpu_check.results import Parity, Status, Step, reason_of
 from exporter.build import BuildOptions, build
 from exporter.errors import CheckpointError, ParityError
 from exporter.parity.cache import Cache
@@ -62,15 +64,18 @@ def _build(job: Job, engines: Sequence[str], work: Path, emit: Emit) -> None:
         _, report = build(options, lambda line: print(line, flush=True), Cache(work / "answers"))
     except CheckpointError:
         raise
+    except torch.OutOfMemoryError as error:
+        # Of eager fair-esm in float64: the card is too small to prove anything of this size.
+        _emit_all(job, engines, "not run", reason_of(error), started, emit)
     except ParityError as error:
         if error.report is None:
             # Eager fair-esm itself overflows: that holds for every engine.
-            _emit_failure(job, engines, str(error), started, emit)
+            _emit_all(job, engines, "failed", str(error), started, emit)
         else:
             _emit_without_failures(job, error.report, work, started, emit)
     except Exception as error:  # of any library that an exporter calls
         if len(engines) == 1:
-            _emit_failure(job, engines, reason_of(error), started, emit)
+            _emit_all(job, engines, "failed", reason_of(error), started, emit)
             return
         shutil.rmtree(folder, ignore_errors=True)
         for engine in engines:
@@ -115,9 +120,9 @@ def _step(job: Job, verdict: EngineVerdict, started: float) -> Step:
     )
 
 
-def _emit_failure(
-    job: Job, engines: Sequence[str], reason: str, started: float, emit: Emit
+def _emit_all(
+    job: Job, engines: Sequence[str], status: Status, reason: str, started: float, emit: Emit
 ) -> None:
     for engine in engines:
         seconds = time.perf_counter() - started
-        emit(Step("gate", job.model.name, job.dtype, engine, "failed", reason, seconds))
+        emit(Step("gate", job.model.name, job.dtype, engine, status, reason, seconds))

@@ -68,8 +68,8 @@ class Schedule:
         while waiting or running:
             late = time.perf_counter() >= deadline
             if late:
-                for job in waiting:
-                    self._done(_with_reason(job.steps(), "not run", NO_TIME))
+                for too_late in waiting:
+                    self._done(_with_reason(too_late.steps(), "not run", NO_TIME))
                 waiting.clear()
             while len(running) < at_once:
                 job = _first_startable(waiting, running)

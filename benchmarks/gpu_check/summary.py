@@ -73,9 +73,10 @@ def aims_of(report: Report) -> list[Aim]:
             key=lambda row: row.tokens_s or 0.0,
             default=None,
         )
+        share, times = (best.of_matrix_rate, best.of_eager) if best else (None, None)
         for what, wanted, reached in (
-            ("share of the matrix rate", AIM_OF_MATRIX_RATE, best and best.of_matrix_rate),
-            ("x eager fair-esm", AIM_OF_EAGER, best and best.of_eager),
+            ("share of the matrix rate", AIM_OF_MATRIX_RATE, share),
+            ("x eager fair-esm", AIM_OF_EAGER, times),
         ):
             found.append(Aim(step.model, what, wanted, reached, _verdict(report, wanted, reached)))
     return found

@@ -15,6 +15,7 @@ import torch
 from benchmarks.gpu_check import html, results, throughput
 from benchmarks.gpu_check.contenders import Packed
 from benchmarks.gpu_check.engines import OF_DEVICE, why_not
+from benchmarks.gpu_check.gate import run_gate
 from benchmarks.gpu_check.packages import NEEDED
 from benchmarks.gpu_check.plan import (
     DTYPES,
@@ -34,6 +35,10 @@ from benchmarks.gpu_check.terminal import table
 from benchmarks.gpu_check.throughput import MAX_RELATIVE_L2
 from benchmarks.gpu_check.worker import status_of
 from benchmarks.limit import flops
+from exporter.build import BuildOptions
+from exporter.errors import ParityError
+from exporter.parity.report import Report as Parities
+from exporter.parity.verdict import EngineVerdict
 from exporter.targets import TARGETS
 from runtime import load
 from runtime.errors import EngineError
@@ -345,6 +350,87 @@ def test_two_of_one_model_never_run_at_once(
     schedule.run(jobs, 4, time.perf_counter() + 60)
     assert ("a", "b") in seen
     assert all(len(set(names)) == len(names) for names in seen)
+
+
+# --- The gate -----------------------------------------------------------------------------------
+
+
+def judged(**statuses: str) -> Parities:
+    """A parity report that gives engines these statuses."""
+    verdicts = [
+        EngineVerdict(name, status, f"{name} is {status}")  # type: ignore[arg-type]
+        for name, status in statuses.items()
+    ]
+    return Parities(
+        1, "x", False, True, "x", 2, "float32", [2], None, 0, {}, {}, {}, [], verdicts
+    )  # fmt: skip
+
+
+def gated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Callable[[tuple[str, ...]], Parities]
+) -> tuple[list[Step], list[tuple[str, ...]]]:
+    """Steps of a gate over three engines, and what was built for it."""
+    built = []
+
+    def fake(options: BuildOptions, say: object, cache: object) -> tuple[Path, Parities]:
+        assert (options.device, options.dtype) == ("cpu", "float32")
+        built.append(tuple(options.targets))
+        return Path(), build(tuple(options.targets))
+
+    monkeypatch.setattr("benchmarks.gpu_check.gate.build", fake)
+    job = Job("gate", Model("m", "checkpoint", "x"), "cpu", "float32", ("a", "b", "c"))
+    steps: list[Step] = []
+    run_gate(job, tmp_path, steps.append)
+    return steps, built
+
+
+def test_an_engine_that_fails_the_gate_does_not_cost_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(targets: tuple[str, ...]) -> Parities:
+        if "b" in targets:
+            raise ParityError("b differs", judged(a="passed", b="failed", c="not measured"))
+        return judged(**dict.fromkeys(targets, "passed"))
+
+    steps, built = gated(tmp_path, monkeypatch, build)
+    assert built == [("a", "b", "c"), ("a",)]
+    assert {step.engine: step.status for step in steps} == {
+        "a": "passed", "b": "failed", "c": "not run",
+    }  # fmt: skip
+    assert all(step.reason for step in steps if step.engine != "a")
+
+
+def test_an_exporter_that_breaks_does_not_cost_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(targets: tuple[str, ...]) -> Parities:
+        if "b" in targets:
+            raise KeyError("no kernel\nfor this")
+        return judged(**dict.fromkeys(targets, "passed"))
+
+    steps, built = gated(tmp_path, monkeypatch, build)
+    assert built == [("a", "b", "c"), ("a",), ("b",), ("c",)]
+    assert [step.status for step in steps] == ["passed", "failed", "passed"]
+    assert steps[1].reason.startswith("KeyError: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (ParityError("overflow in layer 3"), "failed", "overflow in layer 3"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "not run", "OutOfMemoryError: CUDA out of"),
+    ],
+)
+def test_what_holds_for_every_engine_is_not_tried_again(
+    error: Exception, status: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(targets: tuple[str, ...]) -> Parities:
+        raise error
+
+    steps, built = gated(tmp_path, monkeypatch, build)
+    assert built == [("a", "b", "c")]
+    assert [(step.engine, step.status) for step in steps] == [(name, status) for name in "abc"]
+    assert all(step.reason.startswith(reason) for step in steps)
 
 
 # --- Measuring ----------------------------------------------------------------------------------
