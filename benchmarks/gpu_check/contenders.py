@@ -93,6 +93,9 @@ class Padded:
         return _to_numpy(torch.cat(kept))
 
 
+Contender = Packed | Padded
+
+
 def eager_fair_esm(reference: Reference, device: str) -> Padded:
     """In float16, as ``model.half()`` gives it."""
     dtype = torch.float16
@@ -104,7 +107,7 @@ def eager_fair_esm(reference: Reference, device: str) -> Padded:
     )
 
 
-def hugging_face(reference: Reference, device: str) -> Padded:
+def hugging_face(reference: Reference, device: str, work: Path) -> Padded:
     """``EsmModel`` with PyTorch's scaled dot product attention, in float16.
 
     Not bfloat16, in which its positions above 256 are rounded to one another.
@@ -115,7 +118,8 @@ def hugging_face(reference: Reference, device: str) -> Padded:
     from transformers import EsmModel
 
     state = {name: tensor.detach().clone() for name, tensor in reference.model.state_dict().items()}
-    with tempfile.TemporaryDirectory() as folder:
+    # Beside the artifacts: /tmp may be too small for the weights.
+    with tempfile.TemporaryDirectory(dir=work) as folder:
         write_hugging_face(Path(folder), reference.architecture, state)
         model = EsmModel.from_pretrained(
             folder, attn_implementation="sdpa", add_pooling_layer=False

@@ -4,13 +4,15 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from benchmarks.gpu_check.answers import compare, noting
 from benchmarks.gpu_check.contenders import (
+    Contender,
     Packed,
     Padded,
     Proteins,
@@ -22,15 +24,13 @@ from benchmarks.gpu_check.contenders import (
 from benchmarks.gpu_check.gate import artifact_with
 from benchmarks.gpu_check.matrix_rate import matrix_rate
 from benchmarks.gpu_check.plan import Job
-from benchmarks.gpu_check.results import Benchmark, Timing, reason_of
+from benchmarks.gpu_check.results import Benchmark, Timing
 from benchmarks.limit import flops
 from benchmarks.peers.serve import random_tokens
 from benchmarks.workload import WORKLOADS
 from exporter.weights import Reference, WeightsSource, load_reference
 from runtime.engine import Engine
 from runtime.engines.torch_engine import TorchEngine
-
-Contender = Packed | Padded
 
 MIXED = WORKLOADS["mixed"]
 # Of the largest pack: two of it are a pass, so that a pack's edges count as they do in a stream.
@@ -39,9 +39,6 @@ MAX_ROUNDS = 7
 # Padded tokens of a peer's batch: the best of them is taken, as shares of the largest pack.
 PEER_SHARES = (1 / 16, 1 / 4, 1)
 SEARCH_SHARE = 0.4
-# Half precision, and two ways to round rotary angles: beyond this it is another model.
-MAX_RELATIVE_L2 = 5e-2
-COMPARED_PROTEINS = 6
 
 
 def measure(job: Job, work: Path, say: Callable[[str], None]) -> Benchmark:
@@ -71,7 +68,7 @@ def measure(job: Job, work: Path, say: Callable[[str], None]) -> Benchmark:
         prepared = {}
         for contender in contenders:
             say(f"warming up {contender.timing.label}")
-            with _Noting(contender.timing):
+            with noting(contender.timing):
                 if isinstance(contender, Padded):
                     _search(contender, proteins, job, started)
                 prepared[contender.timing.label] = _prepare(contender, proteins)
@@ -83,27 +80,11 @@ def measure(job: Job, work: Path, say: Callable[[str], None]) -> Benchmark:
             for contender in contenders:
                 timing = contender.timing
                 if not timing.problem:
-                    with _Noting(timing):
+                    with noting(timing):
                         seconds = _seconds(prepared[timing.label], job.device)
                         timing.tokens_s.append(result.tokens / seconds)
-        _compare(contenders, proteins)
+        compare(contenders, proteins)
     return result
-
-
-class _Noting:
-    """What goes wrong with one contender is written down, and the others go on."""
-
-    def __init__(self, timing: Timing):
-        self._timing = timing
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        self._timing.problem = reason_of(error)
-        self._timing.tokens_s.clear()
-        return True
 
 
 def _contenders(
@@ -113,17 +94,17 @@ def _contenders(
     found: list[Contender] = []
     for label, role, make in (
         ("eager fair-esm", "fair-esm", eager_fair_esm),
-        ("Hugging Face, SDPA", "hugging face", hugging_face),
+        ("Hugging Face, SDPA", "hugging face", partial(hugging_face, work=work)),
     ):
         timing = Timing(label, role, "float16")  # type: ignore[arg-type]
-        with _Noting(timing):
+        with noting(timing):
             found.append(make(reference, job.device))
             timing = found[-1].timing
         result.timings.append(timing)
     for entry in job.engines:
         name, dtype = entry.split(":")
         timing = Timing(name, "engine", dtype)
-        with _Noting(timing):
+        with noting(timing):
             folder = artifact_with(name, job.model.name, dtype, work)
             engine = opened.enter_context(engine_of(folder, name, job.device))
             mine = _of_engine(engine, job.pack_tokens)
@@ -185,25 +166,3 @@ def _seconds(runs: Sequence[Run], device: str) -> float:
 def _synchronise(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def _compare(contenders: Sequence[Contender], proteins: Proteins) -> None:
-    """After the timing: everybody's last layer on a few proteins against the first's."""
-    few = proteins[:COMPARED_PROTEINS]
-    truth: NDArray[np.floating] | None = None
-    for contender in contenders:
-        timing = contender.timing
-        if timing.problem:
-            continue
-        rates = list(timing.tokens_s)
-        with _Noting(timing):
-            rows = contender.rows(contender.prepare(few)(), few)
-            truth = rows if truth is None else truth
-            difference = np.linalg.norm(rows - truth) / np.linalg.norm(truth)
-            timing.relative_l2 = float(difference)
-        if not timing.problem and not difference <= MAX_RELATIVE_L2:
-            timing.problem = (
-                f"wrong: relative L2 {difference:.1e} against {contenders[0].timing.label}, "
-                f"expected at most {MAX_RELATIVE_L2:g}"
-            )
-        timing.tokens_s = rates

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.gpu_check import html, results, throughput
+from benchmarks.gpu_check import html, results
+from benchmarks.gpu_check.answers import MAX_RELATIVE_L2, compare
 from benchmarks.gpu_check.contenders import Packed
 from benchmarks.gpu_check.engines import OF_DEVICE, why_not
-from benchmarks.gpu_check.gate import run_gate
+from benchmarks.gpu_check.gate import artifact_with, run_gate
 from benchmarks.gpu_check.packages import NEEDED
 from benchmarks.gpu_check.plan import (
     DTYPES,
@@ -32,7 +33,6 @@ from benchmarks.gpu_check.schedule import Schedule
 from benchmarks.gpu_check.summary import aims_of, is_passed, rows_of
 from benchmarks.gpu_check.synchronisation import optimised_nodes
 from benchmarks.gpu_check.terminal import table
-from benchmarks.gpu_check.throughput import MAX_RELATIVE_L2
 from benchmarks.gpu_check.worker import status_of
 from benchmarks.limit import flops
 from exporter.build import BuildOptions
@@ -433,6 +433,20 @@ def test_what_holds_for_every_engine_is_not_tried_again(
     assert all(step.reason.startswith(reason) for step in steps)
 
 
+def test_a_real_build_that_cannot_be_measured_is_not_run(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Nothing is published then, and the verdict comes with the error."""
+    model = Model("tiny", "checkpoint", str(tiny_checkpoint))
+    steps: list[Step] = []
+    run_gate(Job("gate", model, "cpu", "bfloat16", ("onnx",)), tmp_path, steps.append)
+    (step,) = steps
+    assert step.status == "not run"
+    assert "no bfloat16 kernels for CPUs" in step.reason
+    with pytest.raises(FileNotFoundError, match="no artifact of tiny in bfloat16 holds 'onnx'"):
+        artifact_with("onnx", "tiny", "bfloat16", tmp_path)
+
+
 # --- Measuring ----------------------------------------------------------------------------------
 
 
@@ -464,7 +478,7 @@ def test_an_engine_that_computes_something_else_is_wrong(
         monkeypatch.setattr(wrong, "rows", lambda *given: 1.1 * plain(*given))
         for contender in (right, wrong):
             contender.timing.tokens_s = [1.0]
-        throughput._compare([right, wrong], [np.array([0, 5, 6, 2])])
+        compare([right, wrong], [np.array([0, 5, 6, 2])])
     assert right.timing.problem == ""
     assert right.timing.relative_l2 == 0
     assert wrong.timing.problem.startswith("wrong: relative L2 1.0e-01 against onnx, 64 a pack")
