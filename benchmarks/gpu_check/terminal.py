@@ -42,7 +42,7 @@ def table(report: Report) -> str:
 def _gates(steps: Iterable[Step]) -> list[str]:
     steps = list(steps)
     waits = {(s.model, s.dtype, s.engine): s.status for s in steps if s.kind == "synchronisation"}
-    row = "{:<26} {:<9} {:>12} {:>9}  {:<24} {}"
+    row = "{:<26} {:<9} {:>12} {:>9}  {:<32} {}"
     lines = [row.format("gate", "", "relative L2", "x eager", "attention", "no host wait")]
     for step in steps:
         if step.kind != "gate":

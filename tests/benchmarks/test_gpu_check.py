@@ -37,6 +37,7 @@ from benchmarks.gpu_check.worker import status_of
 from benchmarks.limit import flops
 from exporter.build import BuildOptions
 from exporter.errors import ParityError
+from exporter.parity.packs import Pack, parity_packs, with_names
 from exporter.parity.report import Report as Parities
 from exporter.parity.verdict import EngineVerdict
 from exporter.targets import TARGETS
@@ -384,6 +385,10 @@ def gated(
     return steps, built
 
 
+def one_pack(seed: int) -> dict[str, Pack]:
+    return with_names(parity_packs(seed), ["one residue"])
+
+
 def test_an_engine_that_fails_the_gate_does_not_cost_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -434,9 +439,10 @@ def test_what_holds_for_every_engine_is_not_tried_again(
 
 
 def test_a_real_build_that_cannot_be_measured_is_not_run(
-    tiny_checkpoint: Path, tmp_path: Path
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is published then, and the verdict comes with the error."""
+    monkeypatch.setattr("exporter.verify.parity_packs", one_pack)
     model = Model("tiny", "checkpoint", str(tiny_checkpoint))
     steps: list[Step] = []
     run_gate(Job("gate", model, "cpu", "bfloat16", ("onnx",)), tmp_path, steps.append)

@@ -16,7 +16,7 @@ from exporter.errors import ExportError
 from exporter.parity.cross_check import LIMIT, check_against_cpu, checked_pack
 from exporter.parity.device import arithmetic_of, reference_device
 from exporter.parity.oracle import Answers, run_eager
-from exporter.parity.packs import Protein
+from exporter.parity.packs import Pack, Protein, parity_packs, with_names
 from exporter.verify import Gate, verify
 from exporter.weights import Reference, WeightsSource, load_reference
 from runtime import manifest as manifests
@@ -110,7 +110,14 @@ def test_no_reference_in_tf32() -> None:
     assert arithmetic_of("cpu") == torch.backends.cpu.get_cpu_capability()
 
 
-def test_the_report_says_where_the_reference_ran(tiny: Reference, tiny_artifact: Path) -> None:
+def two_packs(seed: int) -> dict[str, Pack]:
+    return with_names(parity_packs(seed), ("one residue", "many masks"))
+
+
+def test_the_report_says_where_the_reference_ran(
+    tiny: Reference, tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.verify.parity_packs", two_packs)
     manifest = manifests.read(tiny_artifact)
     report = verify(tiny_artifact, manifest, tiny, ["torchscript"], device="cpu")
     assert report.passed
