@@ -7,12 +7,16 @@ TARGET   ?= torchscript,onnx,aoti
 LAYERS   ?=
 OUT      ?=
 ARTIFACT ?= artifacts/esm2_t6_8M_UR50D-synthetic
+# For gpu-check: a folder with wheels of what is not installed, and options such as --with-3b.
+WHEELS   ?=
+GPU_ARGS ?=
 # For example: make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
 
 VENV := .venv
 BIN  := $(VENV)/bin
 READY := $(VENV)/.ready
+GPU_PACKAGES := .gpu-packages
 
 SOURCE := $(if $(MODEL),--model $(MODEL),$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT),--synthetic esm2_t6_8M_UR50D))
 
@@ -23,7 +27,7 @@ BENCH_FULL := $(BENCH) esm2_t30_150M_UR50D
 PARITY := parity-float32 parity-float16 parity-bfloat16
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export verify parity $(PARITY) test bench bench-full bench-install lint clean
+.PHONY: help setup export verify parity $(PARITY) test bench bench-full bench-install gpu-check lint clean
 
 help:    ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +35,7 @@ help:    ## Show this help
 	@echo "  make export MODEL=esm2_t33_650M_UR50D     a model by fair-esm's name"
 	@echo "  make export CHECKPOINT=FILE.pt|FOLDER     fair-esm's file, or Hugging Face's folder"
 	@echo "  make export TARGET=onnx LAYERS=6,12       which engines, which layers"
+	@echo "  make gpu-check PYTHON=python3.12 WHEELS=FOLDER GPU_ARGS=--with-3b"
 
 setup: $(READY)    ## Make .venv with everything for export, run and test
 
@@ -66,6 +71,12 @@ bench-full: $(READY) $(BENCH_FULL:%=artifacts/%-synthetic/manifest.json)    ## T
 bench-install: $(READY) $(ARTIFACT)/manifest.json    ## Measure pip install '.[onnx]' in an empty environment
 	$(BIN)/python -m benchmarks.fresh_install $(ARTIFACT)
 
+# With the packages of PYTHON itself: the PyTorch and the flash-attn that fit the card are there.
+gpu-check:    ## Prove and measure every engine on this machine's GPU; no network, no .venv
+	$(if $(WHEELS),$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --no-deps \
+	    --upgrade --target $(GPU_PACKAGES) $(wildcard $(WHEELS)/*.whl))
+	PYTHONPATH="$(CURDIR):$(CURDIR)/$(GPU_PACKAGES):$$PYTHONPATH" $(PYTHON) -m benchmarks.gpu_check $(GPU_ARGS)
+
 artifacts/%-synthetic/manifest.json: | $(READY)
 	$(BIN)/esm2-export build --synthetic $* --target $(TARGET)
 
@@ -76,6 +87,6 @@ lint: $(READY)    ## Style, types, and which module may import which
 	$(BIN)/lint-imports --no-logo
 
 clean:    ## Remove .venv, artifacts and caches
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(GPU_PACKAGES) gpu-report build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	rm -rf benchmarks/.environments benchmarks/.checkpoints examples/cpp/build examples/node/node_modules
 	find artifacts -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +

@@ -11,12 +11,20 @@ from runtime.manifest import Architecture
 FLOPS_PER_EXPONENTIAL = 20
 
 
-def flops(architecture: Architecture, lengths: Sequence[int]) -> float:
-    """Of the linears (2 a weight and token), attention (4 L^2 D a head), and exponentials."""
+def flops(
+    architecture: Architecture, lengths: Sequence[int], per_exponential: int = FLOPS_PER_EXPONENTIAL
+) -> float:
+    """Of the linears (2 a weight and token), attention (4 L^2 D a head), and exponentials.
+
+    Args:
+        architecture: the model's.
+        lengths: of the proteins, in tokens.
+        per_exponential: 0 leaves them out, as a GPU does, which has units of their own for them.
+    """
     width, layers = architecture.embed_dim, architecture.num_layers
     tokens, squares = sum(lengths), sum(length**2 for length in lengths)
     linears = layers * 24 * width**2 + 2 * width * (width + architecture.vocab_size)
-    attention = 4 * width + FLOPS_PER_EXPONENTIAL * architecture.num_heads
+    attention = 4 * width + per_exponential * architecture.num_heads
     return float(tokens * linears + layers * squares * attention)
 
 

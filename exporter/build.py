@@ -1,6 +1,5 @@
 """Builds an artifact: load -> trace -> lower -> write aside -> verify -> publish."""
 
-import importlib.metadata
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,11 @@ import torch
 
 from exporter import native, shared_weights
 from exporter.architectures import DTYPES
+from exporter.environment import version_of
 from exporter.errors import ExportError, ParityError
 from exporter.packed_forward import PackedESM2, check_repr_layers
 from exporter.parity.cache import Cache
+from exporter.parity.device import reference_device
 from exporter.parity.golden import write_golden
 from exporter.parity.oracle import layer_norm_of
 from exporter.parity.report import Report, write_report
@@ -22,7 +23,7 @@ from exporter.precision import cast_copy
 from exporter.publish import staged
 from exporter.targets import OP_LIBRARIES, TARGETS, exporter_of
 from exporter.verify import Proof, ProofOptions, verify
-from exporter.weights import Reference, WeightsSource, load_reference
+from exporter.weights import Reference, WeightsSource, fair_esm_version, load_reference
 from runtime import manifest as manifests
 from runtime.manifest import EngineEntry, FileEntry, Golden, Manifest, Signature, TensorSpec
 from runtime.ops.varlen_attention import NAME as OP_NAME
@@ -41,6 +42,8 @@ class BuildOptions:
         prove: plant faults in the verified engines, and demand that each is rejected.
         dtype: of weights and outputs, one of ``exporter.architectures.DTYPES``.
         out: the artifact's folder; None takes ``artifacts/<name>``.
+        device: where engines are verified, as in ``runtime.load``; ``"cuda"`` runs eager fair-esm
+            there too.
     """
 
     source: WeightsSource
@@ -50,6 +53,7 @@ class BuildOptions:
     dtype: str = "float32"
     prove: ProofOptions | None = None
     out: Path | None = None
+    device: str = "auto"
 
 
 def build(
@@ -75,6 +79,7 @@ def build(
         raise ExportError(f"targets must be of {', '.join(TARGETS)}, got {unknown or 'none'}")
     if options.dtype not in DTYPES:
         raise ExportError(f"dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
+    on = reference_device(options.device)
     say(f"loading {options.source.kind} {options.source.value}")
     reference = load_reference(options.source)
     packed = _packed(reference, options)
@@ -93,15 +98,19 @@ def build(
         say("running eager fair-esm in float64")
         layers = packed.repr_layers
         int8 = [name for name, entry in engines.items() if entry.quantised]
-        golden = write_golden(folder, reference, layers, options.pool, options.dtype, cache, int8)
+        golden = write_golden(
+            folder, reference, layers, options.pool, options.dtype, cache, int8, on
+        )
         manifest = _manifest(name, reference, packed, engines, golden, folder)
         manifests.write(manifest, folder)
         say("verifying the engines")
         load = partial(load_reference, options.source)
         proof = Proof(load, options.prove) if options.prove else None
-        report = verify(folder, manifest, reference, cache=cache, prove=proof)
+        report = verify(
+            folder, manifest, reference, cache=cache, prove=proof, device=options.device
+        )
         if not report.passed:
-            raise ParityError(_first_failure(report))
+            raise ParityError(_first_failure(report), report)
         write_report(report, folder)
         parity = {v.engine: v.summary() for v in report.engines if v.status != "not measured"}
         manifest = msgspec.structs.replace(manifest, parity=parity, files=_files(folder))
@@ -163,8 +172,9 @@ def _manifest(
         schema_version=manifests.SCHEMA_VERSION,
         name=name,
         built_by={
-            "esm2-engines": importlib.metadata.version("esm2-engines"),
-            "fair-esm": importlib.metadata.version("fair-esm"),
+            # Run from its folder, the project is not installed and has no version of its own.
+            "esm2-engines": version_of("esm2-engines") or "not installed",
+            "fair-esm": fair_esm_version(),
             "torch": str(torch.__version__),
         },
         architecture=architecture,

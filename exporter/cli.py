@@ -23,6 +23,15 @@ FAILED_PARITY = 1
 PROVE_IN_HELP = "Formats to plant faults in, separated by commas.  [default: all]"
 JOBS_HELP = "Processes that plant faults, each with a copy of the model."
 
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    help="Where engines run: auto takes a GPU where an engine's library sees one. With cuda, eager "
+    "fair-esm runs there too.",
+)
+
 SOURCE_OPTIONS = (
     click.option("--model", help="fair-esm's name of a model, such as esm2_t33_650M_UR50D."),
     click.option(
@@ -77,6 +86,7 @@ def main() -> None:
 @click.option("--prove", is_flag=True, help="Also plant faults and demand that each is rejected.")
 @click.option("--prove-in", help=PROVE_IN_HELP)
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help=JOBS_HELP)
+@device_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -86,7 +96,7 @@ def main() -> None:
 def build(
     model: str | None, checkpoint: str | None, synthetic: str | None, seed: int, target: str,
     layers: str | None, pool: str | None, dtype: str, prove: bool, prove_in: str | None,
-    jobs: int, out: Path | None,
+    jobs: int, device: str, out: Path | None,
 ) -> None:  # fmt: skip
     """Build an artifact: engines that passed parity, their weights, and a manifest."""
     source = _source(model, checkpoint, synthetic, seed)
@@ -106,7 +116,7 @@ def build(
     started = time.perf_counter()
     targets = _formats(target) or []
     proof = ProofOptions(jobs, _formats(prove_in)) if prove else None
-    options = BuildOptions(source, targets, wanted_layers, pool, dtype, proof, out)
+    options = BuildOptions(source, targets, wanted_layers, pool, dtype, proof, out, device)
     try:
         folder, report = run_build(
             options, lambda line: click.echo(line, err=True), Cache(default_folder())
@@ -138,6 +148,7 @@ def build(
 @click.option("--prove", is_flag=True, help="Also plant faults and demand that each is rejected.")
 @click.option("--prove-in", help=PROVE_IN_HELP)
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help=JOBS_HELP)
+@device_option
 @click.option(
     "--v1-attention", is_flag=True, help="Run the engines with the reference's attention."
 )
@@ -157,8 +168,8 @@ def build(
 @one_line_errors(ExportError, Esm2Error, OSError)
 def verify(
     artifact: Path, engine: str | None, checkpoint: str | None, seed: int, fasta: str | None,
-    prove: bool, prove_in: str | None, jobs: int, v1_attention: bool, report: Path | None,
-    junit: Path | None, against: Path | None, no_cache: bool, as_json: bool,
+    prove: bool, prove_in: str | None, jobs: int, device: str, v1_attention: bool,
+    report: Path | None, junit: Path | None, against: Path | None, no_cache: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare ARTIFACT's engines with eager fair-esm in float64.
 
@@ -194,6 +205,7 @@ def verify(
         "standard" if v1_attention else default_attention(),
         None if no_cache else Cache(default_folder()),
         Proof(load, ProofOptions(jobs, _formats(prove_in))) if prove else None,
+        device,
     )
     grown = grown_errors(result, older) if older else []
     if report:

@@ -13,7 +13,7 @@ PACKAGES = ("esm2-engines", "fair-esm", "torch", "numpy", "onnx", "onnxruntime",
 
 def describe_environment() -> dict[str, str]:
     """Versions, CPU and GPU, for people; what is not installed is left out."""
-    versions = {name: version for name in PACKAGES if (version := _version(name))}
+    versions = {name: version for name in PACKAGES if (version := version_of(name))}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         **versions,
@@ -34,7 +34,8 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Of an installed distribution, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

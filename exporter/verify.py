@@ -18,6 +18,8 @@ from exporter.errors import ExportError
 from exporter.packed_forward import PackedESM2
 from exporter.parity.budgets import Budget, budgets_for
 from exporter.parity.cache import Cache
+from exporter.parity.cross_check import check_against_cpu, checked_pack
+from exporter.parity.device import arithmetic_of, reference_device
 from exporter.parity.oracle import Answers, layer_norm_of, run_eager
 from exporter.parity.overflow import find_overflow
 from exporter.parity.packs import Pack, as_batch, parity_packs
@@ -56,6 +58,11 @@ class Gate:
         manifest: of the artifact: its layers, pooling and dtype.
         packs: what is run, by name.
         cache: of eager fair-esm's answers.
+        device: where engines run, as in ``runtime.load``; with ``"cuda"`` eager fair-esm runs there
+            too, and its float64 answers are checked against the CPU's.
+
+    Raises:
+        ExportError: there is nothing to compare, or no reference on this device.
     """
 
     def __init__(
@@ -64,6 +71,7 @@ class Gate:
         manifest: Manifest,
         packs: Mapping[str, Pack],
         cache: Cache | None = None,
+        device: str = "auto",
     ):
         if not any(packs.values()):
             raise ExportError(
@@ -71,12 +79,20 @@ class Gate:
             )
         self.reference = reference
         self.packs = packs
+        self.device = device
         self.dtype: torch.dtype = getattr(torch, manifest.dtype)
         layers = tuple(manifest.layers)
         pooling: Pool = manifest.pool or "mean"
-        self._run_eager = partial(run_eager, reference, packs, layers, pooling, cache=cache)
-        self._oracle = self._run_eager(torch.float64)
-        self._eager = self._run_eager(self.dtype)
+        on = reference_device(device)
+        run = partial(run_eager, reference, layers=layers, pooling=pooling, cache=cache)
+        self._run_eager = partial(run, packs=packs)
+        if on != "cpu":
+            small = {"checked": checked_pack()}
+            check_against_cpu(
+                lambda where: run(small, dtype=torch.float64, device=where)["checked"], on
+            )
+        self._oracle = self._run_eager(dtype=torch.float64, device=on)
+        self._eager = self._run_eager(dtype=self.dtype, device=on)
         self._eager_int8: dict[str, Answers] | None = None
 
     def judge(
@@ -89,7 +105,7 @@ class Gate:
     ) -> EngineVerdict:
         """The verdict on engine ``name`` of the artifact in ``folder``."""
         try:
-            verdict = self._judge(folder, manifest, name, attention, threads)
+            verdict = self._judge(folder, manifest, name, self.device, attention, threads)
         except UnsupportedError as error:
             return self._judge_stand_in(folder, manifest, name, str(error))
         except EngineError as error:
@@ -97,13 +113,13 @@ class Gate:
         return self._name_overflow(verdict)
 
     def _judge(
-        self, folder: Path, manifest: Manifest, name: str, attention: Attention,
+        self, folder: Path, manifest: Manifest, name: str, device: str, attention: Attention,
         threads: int | None,
     ) -> EngineVerdict:  # fmt: skip
         is_int8 = manifest.engines[name].quantised is not None
         weights = self._judge_weights(folder, is_int8)
         eager = self._in_int8() if is_int8 else self._eager
-        with load(folder, name, attention=attention, threads=threads, check_files=False) as engine:
+        with load(folder, name, device, attention, threads, check_files=False) as engine:
             return judge(engine, folder, manifest, self.packs, self._oracle, eager, weights)
 
     def _judge_stand_in(
@@ -114,7 +130,7 @@ class Gate:
             return EngineVerdict(name, "not measured", why)
         with stand_in_artifact(folder, manifest, name) as (copy, described):
             manifests.write(described, copy)
-            verdict = self._judge(copy, described, STAND_INS[name], "standard", None)
+            verdict = self._judge(copy, described, STAND_INS[name], "cpu", "standard", None)
         if verdict.status == "failed":
             verdict = self._name_overflow(verdict)
             return msgspec.structs.replace(
@@ -129,7 +145,7 @@ class Gate:
 
     def _in_int8(self) -> dict[str, Answers]:
         if self._eager_int8 is None:
-            self._eager_int8 = self._run_eager(torch.float32, int8=True)
+            self._eager_int8 = self._run_eager(dtype=torch.float32, int8=True)
         return self._eager_int8
 
     def _judge_weights(self, folder: Path, is_int8: bool) -> Check:
@@ -159,6 +175,7 @@ def verify(
     attention: Attention = "auto",
     cache: Cache | None = None,
     prove: Proof | None = None,
+    device: str = "auto",
 ) -> Report:
     """Compares engines with the reference on every pack.
 
@@ -172,6 +189,7 @@ def verify(
         attention: ``"auto"`` or ``"standard"``.
         cache: of eager fair-esm's answers; None computes them.
         prove: also plant faults, and demand that each is rejected.
+        device: see ``Gate``.
 
     Raises:
         ExportError: the weights hold NaN or Inf, or there is nothing to compare.
@@ -184,7 +202,7 @@ def verify(
             f"({', '.join(names[:3])}): build it again from whole weights"
         )
     packs = {**parity_packs(seed), **(own_packs or {})}
-    gate = Gate(reference, manifest, packs, cache)
+    gate = Gate(reference, manifest, packs, cache, device)
     verdicts = [gate.judge(folder, manifest, name, attention) for name in chosen]
     faults: list[FaultVerdict] = []
     # In engines that passed: a fault in one that fails anyway would prove nothing.
@@ -193,8 +211,9 @@ def verify(
         from exporter.parity.prove import prove_gate
 
         faults = prove_gate(
-            folder, manifest, reference, prove.load, sound, attention, cache, prove.options.jobs
-        )
+            folder, manifest, reference, prove.load, sound, attention, cache, prove.options.jobs,
+            device,
+        )  # fmt: skip
     batches = {name: as_batch(pack) for name, pack in packs.items()}
     return Report(
         schema_version=SCHEMA_VERSION,
@@ -210,6 +229,7 @@ def verify(
         packs={name: (batch.num_proteins, batch.num_tokens) for name, batch in batches.items()},
         reference={
             "model": f"eager fair-esm {fair_esm_version()} in float64, one protein at a time",
+            "device": arithmetic_of(reference_device(device)),
             "layer_norm": layer_norm_of(reference),
             "weights": f"{reference.origin.kind}: {reference.origin.source}",
             "weights digest": reference.origin.state_sha256,

@@ -110,7 +110,7 @@ def selftest(engine: Engine, folder: Path, manifest: Manifest) -> SelfTest:
                 [tokenizer.tokenize(sequence) for sequence in golden.sequences[:count]]
             )
             comparisons.append(_compare_tokens(pack, batch, golden, count))
-            got = all_outputs(engine.run(batch), batch, manifest)
+            got = all_outputs(engine, engine.run(batch), batch, manifest)
         except Esm2Error as error:
             comparisons.append(Comparison(pack, "all outputs", None, None, False, str(error)))
             continue
@@ -168,12 +168,16 @@ def _compare_tokens(pack: str, batch: PackedBatch, golden: Golden, count: int) -
 
 
 def all_outputs(
-    outputs: Outputs, batch: PackedBatch, manifest: Manifest
+    engine: Engine, outputs: Outputs, batch: PackedBatch, manifest: Manifest
 ) -> dict[str, NDArray[np.floating]]:
     """Everything a user can get: the engine's outputs, and what the runtime pools from them."""
-    last = outputs.representations[max(outputs.representations)]
+    last = max(outputs.representations)
     how: pooling.Pool = manifest.pool or "mean"  # type: ignore[assignment]
-    return {**outputs.named(), RUNTIME_POOLED: pooling.pool(last, batch.cu_seqlens, how)}
+    if engine.spec.device == "cpu":
+        pooled = pooling.pool(outputs.representations[last], batch.cu_seqlens, how)
+    else:
+        pooled = engine.embed(batch, last, how)  # the device pools, so that is what is compared
+    return {**outputs.named(), RUNTIME_POOLED: pooled}
 
 
 def _compare(

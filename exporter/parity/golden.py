@@ -49,6 +49,7 @@ def write_golden(
     dtype: str,
     cache: Cache | None,
     int8_engines: Iterable[str] = (),
+    device: str = "cpu",
 ) -> Golden:
     """Writes the file and gives its entry for the manifest.
 
@@ -60,13 +61,16 @@ def write_golden(
         dtype: of the engines: the limits are this dtype's.
         cache: of eager fair-esm's answers.
         int8_engines: formats with limits of their own.
+        device: where eager fair-esm runs, ``"cpu"`` or ``"cuda"``.
 
     Raises:
         ParityError: the dtype overflows; names the layer.
     """
     packs = {"golden": golden_pack()}
     truth, eager = (
-        run_eager(reference, packs, layers, pool or "mean", in_dtype, cache)["golden"]
+        run_eager(reference, packs, layers, pool or "mean", in_dtype, cache, device=device)[
+            "golden"
+        ]
         for in_dtype in (torch.float64, getattr(torch, dtype))
     )
     tensors = truth.outputs.named()

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from exporter import int8_weights, precision
 from exporter.parity import int8_eager
 from exporter.parity.cache import Cache
+from exporter.parity.device import arithmetic_of
 from exporter.parity.packs import Pack, Protein
 from exporter.precision import cast_copy
 from exporter.weights import Reference, fair_esm_version
@@ -66,22 +67,27 @@ def run_eager(
     dtype: torch.dtype,
     cache: Cache | None = None,
     int8: bool = False,
+    device: str = "cpu",
 ) -> dict[str, Answers]:
     """Runs every protein of every pack alone through eager fair-esm, each distinct one once.
 
     Args:
-        reference: fair-esm's ``ESM2`` in float32; it is float32 again afterwards.
+        reference: fair-esm's ``ESM2`` in float32 on the CPU; it is that again afterwards.
         packs: by name.
         layers: representations to keep.
         pooling: of the last of them.
         dtype: float64 is the oracle; another gives the error that eager itself has in it.
         cache: keeps answers on disk; None computes all of them.
         int8: with linears that are quantised as an int8 engine's are.
+        device: ``"cpu"`` or ``"cuda"``; answers come back to the host.
+
+    Raises:
+        ExportError: the GPU would round float32 products to TF32.
     """
-    eager = _Eager(reference, layers, pooling, dtype)
+    eager = _Eager(reference, layers, pooling, dtype, device)
     recipe = (
         f"recipe {RECIPE}, fair-esm {fair_esm_version()}, torch {torch.__version__}, {dtype}, "
-        f"{torch.backends.cpu.get_cpu_capability()}, layers {layers}, pool {pooling}, "
+        f"{arithmetic_of(device)}, layers {layers}, pool {pooling}, "
         f"{layer_norm_of(reference)}, {reference.architecture}, "
         f"weights {reference.origin.state_sha256}"
     ) + (f", int8 {INT8_RECIPE}" if int8 else "")
@@ -121,15 +127,17 @@ def tokens_of(reference: Reference, protein: Protein) -> NDArray[np.int64]:
 
 
 class _Eager:
-    """fair-esm in one dtype; its model is made when the first protein needs it."""
+    """fair-esm in one dtype on one device; its model is made when the first protein needs it."""
 
     def __init__(
-        self, reference: Reference, layers: tuple[int, ...], pooling: Pool, dtype: torch.dtype
-    ):
+        self, reference: Reference, layers: tuple[int, ...], pooling: Pool, dtype: torch.dtype,
+        device: str,
+    ):  # fmt: skip
         self._model = reference.model
         self._layers = layers
         self._pooling = pooling
         self._dtype = dtype
+        self._device = device
         self._cast: nn.Module | None = None
 
     @contextmanager
@@ -140,12 +148,13 @@ class _Eager:
         finally:
             if self._cast is self._model:
                 # Exact: no precision was lost on the way.
-                self._model.to(torch.float32)
+                self._model.to("cpu", torch.float32)
                 _forget_rotary_tables(self._model)
 
     @torch.no_grad()
     def run(self, tokens: NDArray[np.int64]) -> Arrays:
-        outputs = self._made()(torch.from_numpy(tokens)[None], repr_layers=self._layers)
+        batch = torch.from_numpy(tokens)[None].to(self._device)
+        outputs = self._made()(batch, repr_layers=self._layers)
         representations = {k: outputs["representations"][k][0] for k in self._layers}
         arrays = {f"representations.{k}": _to_numpy(x) for k, x in representations.items()}
         pooled = _pool(representations[self._layers[-1]], self._pooling)
@@ -155,9 +164,9 @@ class _Eager:
         if self._cast is None:
             if self._dtype.itemsize >= torch.float32.itemsize:
                 # In place: two copies of 15 billion parameters would not fit.
-                self._cast = self._model.to(self._dtype)
+                self._cast = self._model.to(self._device, self._dtype)
             else:
-                self._cast = cast_copy(self._model, self._dtype).to(self._dtype)
+                self._cast = cast_copy(self._model, self._dtype).to(self._device, self._dtype)
             _forget_rotary_tables(self._cast)
         return self._cast
 
@@ -196,7 +205,7 @@ def _answers(
 def _to_numpy(tensor: Tensor) -> NDArray[np.floating]:
     # NumPy has no bfloat16; float32 holds every bfloat16 exactly.
     wide = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-    return wide.numpy()
+    return wide.cpu().numpy()
 
 
 def _forget_rotary_tables(model: nn.Module) -> None:

@@ -56,6 +56,7 @@ def prove_gate(
     attention: Attention = "auto",
     cache: Cache | None = None,
     jobs: int = 1,
+    device: str = "auto",
 ) -> list[FaultVerdict]:
     """Plants every fault in every engine, one at a time.
 
@@ -68,6 +69,7 @@ def prove_gate(
         attention: that the engines passed with.
         cache: of eager fair-esm's answers.
         jobs: processes, each with a copy of the model and its share of the cores.
+        device: that the engines passed on, as ``Gate`` takes it.
 
     Raises:
         ExportError: an engine without a fault does not pass here, or a process died.
@@ -81,10 +83,14 @@ def prove_gate(
     ):
         found = []
         if jobs == 1:
-            planter = Planter(folder, manifest, reference, Path(workspace), attention, cache)
+            planter = Planter(
+                folder, manifest, reference, Path(workspace), attention, cache, device=device
+            )
             verdicts = (planter.numbered(number, engine) for number, engine in tasks)
         else:
-            setting = _Setting(folder, manifest, load, Path(workspace), attention, cache, jobs)
+            setting = _Setting(
+                folder, manifest, load, Path(workspace), attention, cache, jobs, device
+            )
             verdicts = _in_processes(setting, tasks)
         for verdict in verdicts:
             found.append(verdict)
@@ -103,6 +109,7 @@ class _Setting:
     attention: Attention
     cache: Cache | None
     jobs: int
+    device: str
 
     def make(self) -> "Planter":
         threads = max(1, usable_cores() // self.jobs)
@@ -110,8 +117,9 @@ class _Setting:
         own = self.workspace / str(os.getpid())
         own.mkdir()
         return Planter(
-            self.folder, self.manifest, self.load(), own, self.attention, self.cache, threads
-        )
+            self.folder, self.manifest, self.load(), own, self.attention, self.cache, threads,
+            self.device,
+        )  # fmt: skip
 
 
 def _in_processes(setting: _Setting, tasks: list[tuple[int, str]]) -> Iterator[FaultVerdict]:
@@ -146,11 +154,13 @@ class Planter:
         attention: that the engines run with.
         cache: of eager fair-esm's answers.
         threads: of an engine; None takes every core.
+        device: as ``Gate`` takes it.
     """
 
     def __init__(
         self, folder: Path, manifest: Manifest, reference: Reference, workspace: Path,
         attention: Attention = "auto", cache: Cache | None = None, threads: int | None = None,
+        device: str = "auto",
     ):  # fmt: skip
         self._folder = folder
         self._manifest = manifest
@@ -160,7 +170,9 @@ class Planter:
         self._attention: Attention = attention
         self._cache = cache
         self._threads = threads
-        self._gate = Gate(reference, manifest, with_names(parity_packs(), PACKS), cache)
+        self._device = device
+        packs = with_names(parity_packs(), PACKS)
+        self._gate = Gate(reference, manifest, packs, cache, device)
         self._sound: set[str] = set()
         self._in_float32: Planter | None = None
 
@@ -200,7 +212,7 @@ class Planter:
         # The whole way of a command: the manifest decides what is read and compared.
         manifest = manifests.read(faulty)
         check_is_original(self._reference, manifest, "the checkpoint", faulty)
-        gate = Gate(self._reference, manifest, self._gate.packs, self._cache)
+        gate = Gate(self._reference, manifest, self._gate.packs, self._cache, self._device)
         return self._judge(gate, faulty, manifest, engine)
 
     def _judge(self, gate: Gate, folder: Path, manifest: Manifest, engine: str) -> EngineVerdict:
@@ -350,6 +362,7 @@ class Planter:
                 self._attention,
                 self._cache,
                 self._threads,
+                self._device,
             )
         self._in_float32._add_engine(engine)
         return self._in_float32

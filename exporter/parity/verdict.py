@@ -172,7 +172,7 @@ def judge(
             observe = internals.OBSERVERS[engine.spec.format]
             with observe(folder, manifest, batch) as seen:
                 outputs = engine.run(batch)
-            tensors = all_outputs(outputs, batch, manifest)
+            tensors = all_outputs(engine, outputs, batch, manifest)
         except Esm2Error as error:
             rows.append(Row(name, "all outputs", truth.max_seqlen, None, None, str(error)))
             continue

@@ -52,7 +52,7 @@ def compare(folder: Path, artifact: Path, engine: str) -> dict[str, float]:
     golden = read_golden(artifact, manifest)
     batch = PackedBatch.from_sequences(golden.sequences)
     with runtime.load(artifact, engine) as loaded:
-        python = all_outputs(loaded.run(batch), batch, manifest)
+        python = all_outputs(loaded, loaded.run(batch), batch, manifest)
     assert python.keys() == manifest.golden.limits.keys()
     distances = {}
     for name, expected in python.items():

@@ -10,6 +10,7 @@ import torch
 import runtime
 from exporter.weights import Reference
 from runtime.engine import V1_ATTENTION_VARIABLES
+from runtime.engines.torch_engine import TorchEngine
 from runtime.pooling import Pool
 from tests.conftest import LAYERS
 
@@ -124,6 +125,19 @@ def test_embed_is_run_and_pool(
         rows = engine.run(batch).representations[3]
         expected = rows if how == "none" else runtime.pool(rows, batch.cu_seqlens, how)
         np.testing.assert_array_equal(engine.embed(batch, 3, how), expected)
+
+
+def test_the_forward_of_a_torch_engine_is_what_run_gives(
+    artifact: Path, batch: runtime.PackedBatch
+) -> None:
+    with runtime.load(artifact, "torchscript", "cpu") as engine:
+        assert isinstance(engine, TorchEngine)
+        expected = engine.run(batch).named()
+        inputs = engine.inputs(batch)
+        for name, tensor in zip(engine.output_names, engine.forward(inputs), strict=True):
+            np.testing.assert_array_equal(tensor.numpy(), expected[name])
+    with pytest.raises(runtime.EngineError, match="closed"):
+        engine.forward(inputs)
 
 
 def test_auto_takes_onnx(artifact: Path) -> None:

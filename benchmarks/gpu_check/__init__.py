@@ -1,0 +1,10 @@
+"""``make gpu-check``: every engine of a GPU proven and measured on one machine, without a network.
+
+``plan`` says what is done and in which order, ``engines`` which engines a device has and why one
+cannot run, ``packages`` what must be importable. ``schedule`` runs each job in a process of its own
+(``worker``), within the time that there is: ``gate`` builds engines and shows them to the parity
+gate, ``synchronisation`` looks for waits of the host, ``throughput`` measures ``contenders`` and
+``matrix_rate``, ``answers`` compares what they answered. ``machine`` is the card, ``results`` is
+what was found, ``summary`` what follows from it, ``terminal`` and ``html`` show it. On a machine
+without a GPU ``--device cpu`` rehearses all of it.
+"""

@@ -1,0 +1,160 @@
+"""The command: plan, gates side by side, benchmarks alone, reports."""
+
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+import click
+import msgspec
+import torch
+
+from benchmarks.gpu_check import html, results
+from benchmarks.gpu_check.machine import describe
+from benchmarks.gpu_check.plan import (
+    DTYPES,
+    Job,
+    Model,
+    benchmarks_of,
+    gates_of,
+    models_of,
+    steps_of,
+)
+from benchmarks.gpu_check.results import SCHEMA_VERSION, Report, Step
+from benchmarks.gpu_check.schedule import NO_TIME, Schedule
+from benchmarks.gpu_check.summary import is_passed
+from benchmarks.gpu_check.terminal import table
+from runtime.engine import usable_cores
+
+FAILED, NOT_POSSIBLE = 1, 2
+# Builds work on CPUs for the most part: so many cores each, and so many of them at once.
+CORES_A_BUILD, MAX_BUILDS = 4, 4
+# What gates may take of the time; benchmarks have the rest, and what gates leave.
+GATE_SHARE = 0.7
+# What the first of several benchmarks, the headline, may take of the time that is left.
+BENCHMARK_SHARE = 0.5
+
+
+@dataclass
+class Check:
+    """One run: its report is written anew after every job, so that nothing loses it."""
+
+    report: Report
+    out: Path
+    work: Path
+    born: float = field(default_factory=time.perf_counter)
+
+    def run(
+        self, models: Sequence[Model], dtypes: Sequence[str], pack_tokens: Sequence[int]
+    ) -> None:
+        """Everything that the time allows."""
+        device = self.report.machine.device
+        logs = self.out / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        schedule = Schedule(self.work, logs, self._note)
+        end = self.born + 60 * self.report.minutes
+        self.report.steps = steps_of(models, dtypes, device)
+        self._write()
+        gates = gates_of(models, dtypes, device)
+        at_once = max(1, min(MAX_BUILDS, usable_cores() // CORES_A_BUILD))
+        schedule.run(gates, at_once, self.born + GATE_SHARE * (end - self.born))
+        jobs = benchmarks_of(models, pack_tokens, device, self.report.steps)
+        for number, job in enumerate(jobs, start=1):
+            left = end - time.perf_counter()
+            if reason := _why_not(job, left):
+                self._note([Step("benchmark", job.model.name, reason=reason)])
+                continue
+            share = 1.0 if number == len(jobs) else BENCHMARK_SHARE
+            schedule.run([msgspec.structs.replace(job, seconds=share * left)], 1, end)
+        self._write()
+
+    def _note(self, steps: list[Step]) -> None:
+        places = {step.key: place for place, step in enumerate(self.report.steps)}
+        for step in steps:
+            self.report.steps[places[step.key]] = step
+            name = " ".join(filter(None, (step.kind, step.model, step.dtype, step.engine)))
+            self._say(f"{name}: {step.status}{': ' if step.reason else ''}{step.reason}")
+        self._write()
+
+    def _write(self) -> None:
+        self.report.took_minutes = (time.perf_counter() - self.born) / 60
+        results.write(self.report, self.out)
+        html.write(self.report, self.out)
+
+    def _say(self, line: str) -> None:
+        click.echo(f"[{(time.perf_counter() - self.born) / 60:4.1f} min] {line}", err=True)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--models", default="8M,35M,150M,650M", help="Names, or paths of checkpoints.")
+@click.option("--with-3b", is_flag=True, help="Also 3B; give it more --minutes.")
+@click.option(
+    "--device",
+    default="cuda",
+    type=click.Choice(["auto", "cuda", "cpu"]),
+    help="cpu rehearses everything without a card; auto does so where there is none.",
+)
+@click.option("--dtypes", default=",".join(DTYPES), help="Of the engines.")
+@click.option("--tokens", default="16384,65536", help="Of a pack, where speed is measured.")
+@click.option("--minutes", default=8.0, type=click.FloatRange(min=0), help="What may be used.")
+@click.option(
+    "--out",
+    default=Path("gpu-report"),
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the reports.",
+)
+def main(
+    models: str, with_3b: bool, device: str, dtypes: str, tokens: str, minutes: float, out: Path
+) -> None:
+    """Prove and measure every engine of this machine's GPU; no network is needed.
+
+    Exits with 0 if all that ran passed and something did, 1 if not, 2 if there is no card.
+    """
+    has_card = torch.cuda.is_available()
+    if device == "cuda" and not has_card:
+        click.echo(
+            f"error: no card: PyTorch {torch.__version__} sees no GPU. Install a CUDA build of "
+            "PyTorch and a driver, or rehearse with --device cpu",
+            err=True,
+        )
+        sys.exit(NOT_POSSIBLE)
+    names = _parts(models) + (["3B"] if with_3b else [])
+    try:
+        wanted = models_of(dict.fromkeys(names))
+        pack_tokens = [int(part) for part in _parts(tokens)]
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    unknown = [dtype for dtype in _parts(dtypes) if dtype not in DTYPES]
+    if unknown or not wanted or not pack_tokens:
+        raise click.UsageError(
+            f"give models, tokens, and dtypes of {', '.join(DTYPES)}; unknown: {unknown}"
+        )
+    report = Report(
+        schema_version=SCHEMA_VERSION,
+        date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        machine=describe("cuda" if has_card and device != "cpu" else "cpu"),
+        minutes=minutes,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="artifacts-", dir=out.resolve()))
+    try:
+        Check(report, out, work).run(wanted, _parts(dtypes), pack_tokens)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    click.echo(table(report))
+    click.echo(f"{out / results.FILE_NAME}, {out / html.FILE_NAME}")
+    sys.exit(0 if is_passed(report) else FAILED)
+
+
+def _why_not(job: Job, left: float) -> str:
+    if left <= 0:
+        return NO_TIME
+    return "" if job.engines else "no engine of this model passed the gate"
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

@@ -1,0 +1,50 @@
+"""Which engines a device has, and why one of them cannot run here."""
+
+from collections.abc import Callable
+
+from benchmarks.gpu_check.packages import is_installed
+from exporter.targets import TARGETS
+from runtime.engine import ENGINES
+
+# Of a device, in the order in which they are built.
+OF_DEVICE = {
+    "cuda": ("torchscript", "onnx-cuda", "aoti-cuda"),
+    "cpu": ("torchscript", "onnx"),
+}
+
+
+def why_not(engine: str, dtype: str, device: str) -> str:
+    """One sentence, or empty if ``engine`` can be built and run in ``dtype`` on ``device``."""
+    if engine not in TARGETS or engine not in ENGINES:
+        return "this version of the project does not have it"
+    return CHECKS[engine](dtype, device)
+
+
+def _torch(dtype: str, device: str) -> str:
+    return ""
+
+
+def _onnx(dtype: str, device: str) -> str:
+    import onnxruntime
+
+    if not is_installed("onnxscript"):
+        return "onnxscript is not installed"
+    available = onnxruntime.get_available_providers()
+    if device == "cuda" and "CUDAExecutionProvider" not in available:
+        return f"this onnxruntime has no CUDAExecutionProvider, it has {', '.join(available)}"
+    if dtype == "bfloat16":
+        kernel = "packed attention" if device == "cuda" else "kernels for CPUs"
+        return f"onnxruntime has no {kernel} in bfloat16"
+    return ""
+
+
+def _compiled(dtype: str, device: str) -> str:
+    return "" if is_installed("triton") else "triton, which compiles for GPUs, is not installed"
+
+
+CHECKS: dict[str, Callable[[str, str], str]] = {
+    "torchscript": _torch,
+    "onnx": _onnx,
+    "onnx-cuda": _onnx,
+    "aoti-cuda": _compiled,
+}

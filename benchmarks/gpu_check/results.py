@@ -1,0 +1,150 @@
+"""What a check found, as ``gpu-report.json`` holds it; nothing here is derived."""
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+FILE_NAME = "gpu-report.json"
+SCHEMA_VERSION = 1
+
+Status = Literal["passed", "failed", "not run"]
+Kind = Literal["gate", "synchronisation", "benchmark"]
+
+
+class Parity(msgspec.Struct, frozen=True):
+    """What the gate measured of one engine, over all outputs of all packs."""
+
+    packs: int
+    worst_relative_l2: float
+    worst_ratio_to_eager: float
+    library: str
+    device: str
+    attention: str
+
+
+class Timing(msgspec.Struct):
+    """One contender on the workload.
+
+    Attributes:
+        label: for people.
+        role: ``engine`` through ``engine.run``; ``on card`` the same engine with inputs and outputs
+            left on the card; or the peer.
+        dtype: of its weights.
+        max_tokens: of a pack, or of a padded batch.
+        tokens_s: by round, real tokens.
+        searched: padded tokens of a batch -> tokens/s, where the best was searched.
+        relative_l2: its last layer against the first contender's, after the timing.
+        problem: why it was not measured or is wrong; empty if all is well.
+    """
+
+    label: str
+    role: Literal["engine", "on card", "fair-esm", "hugging face"]
+    dtype: str
+    max_tokens: int = 0
+    tokens_s: list[float] = []
+    searched: dict[int, float] = {}
+    relative_l2: float | None = None
+    problem: str = ""
+
+
+class Benchmark(msgspec.Struct):
+    """All contenders on one model, one after the other in every round.
+
+    Attributes:
+        workload: for people.
+        proteins, tokens: of one pass.
+        flops: of one pass, linears and attention.
+        matrix_rate: FLOP/s of the best of several matrix products.
+        matrix_product: which.
+        timings: the first is what the others' answers are compared with.
+    """
+
+    workload: str
+    proteins: int
+    tokens: int
+    flops: float
+    matrix_rate: float
+    matrix_product: str
+    timings: list[Timing] = []
+
+
+class Step(msgspec.Struct):
+    """One thing that was to be done.
+
+    Attributes:
+        kind: what.
+        model: ``8M``, ``650M``, ... or the name of a checkpoint.
+        dtype: of the engine; empty for a benchmark.
+        engine: its format; empty for a benchmark.
+        status: ``not run`` always has a reason.
+        reason: empty if it passed.
+        seconds: that its process took, or the part of it that was this step's.
+        parity: of a gate that compared something.
+        benchmark: of a benchmark that measured something.
+    """
+
+    kind: Kind
+    model: str
+    dtype: str = ""
+    engine: str = ""
+    status: Status = "not run"
+    reason: str = ""
+    seconds: float = 0.0
+    parity: Parity | None = None
+    benchmark: Benchmark | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What tells it from the others."""
+        return self.kind, self.model, self.dtype, self.engine
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """Where it ran; ``device`` is ``cpu`` for a rehearsal."""
+
+    device: str
+    name: str
+    compute_capability: str
+    memory_gb: float
+    driver: str
+    cpu: str
+    versions: dict[str, str]
+
+
+class Report(msgspec.Struct):
+    """``gpu-report.json``.
+
+    Attributes:
+        schema_version: of this file.
+        date: when it began, UTC.
+        machine: the card and the versions.
+        minutes: that it was given.
+        took_minutes: that it took.
+        steps: everything that was planned, in order.
+    """
+
+    schema_version: int
+    date: str
+    machine: Machine
+    minutes: float
+    took_minutes: float = 0.0
+    steps: list[Step] = []
+
+
+def reason_of(error: BaseException) -> str:
+    """What a step says of an error: its class and its first line."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0]}"
+
+
+def write(report: Report, folder: Path) -> Path:
+    """Writes ``gpu-report.json``."""
+    path = folder / FILE_NAME
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    return path
+
+
+def read(path: Path) -> Report:
+    """What ``write`` wrote."""
+    return msgspec.json.decode(path.read_bytes(), type=Report)

@@ -1,0 +1,149 @@
+"""Runs jobs in processes, within the time that there is; nothing that they do ends the check."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.gpu_check.plan import Job
+from benchmarks.gpu_check.results import Step
+
+ROOT = Path(__file__).parents[2]
+NO_TIME = "no time was left"
+POLL_S = 0.1
+
+Done = Callable[[list[Step]], None]
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: subprocess.Popen[bytes]
+    results: Path
+    log: Path
+    started: float
+
+
+class Schedule:
+    """Starts jobs and collects their steps.
+
+    Args:
+        work: for artifacts and results, on a disk with room for them.
+        logs: one file for each job: what it printed.
+        done: receives the steps of each job, in the order in which jobs end.
+    """
+
+    def __init__(self, work: Path, logs: Path, done: Done):
+        self._work = work
+        self._logs = logs
+        self._done = done
+
+    def run(self, jobs: Sequence[Job], at_once: int, deadline: float) -> None:
+        """Runs jobs in their order, ``at_once`` at a time, but never two of one model.
+
+        Those two would compute eager fair-esm's answers twice, and hold the model twice.
+
+        Args:
+            jobs: the most important first.
+            at_once: processes, which share the cores.
+            deadline: by ``time.perf_counter``; then what runs is killed.
+        """
+        running: list[_Running] = []
+        try:
+            self._run(list(jobs), running, at_once, deadline)
+        finally:
+            for one in running:
+                _kill(one.process)
+
+    def _run(
+        self, waiting: list[Job], running: list[_Running], at_once: int, deadline: float
+    ) -> None:
+        while waiting or running:
+            late = time.perf_counter() >= deadline
+            if late:
+                for too_late in waiting:
+                    self._done(_with_reason(too_late.steps(), "not run", NO_TIME))
+                waiting.clear()
+            while len(running) < at_once:
+                job = _first_startable(waiting, running)
+                if job is None:
+                    break
+                waiting.remove(job)
+                running.append(self._start(job, at_once))
+            for one in list(running):
+                if one.process.poll() is None and not late:
+                    continue
+                running.remove(one)
+                self._done(self._end(one))
+            time.sleep(POLL_S if running else 0)
+
+    def _start(self, job: Job, at_once: int) -> _Running:
+        results, log = self._work / f"{job.name}.jsonl", self._logs / f"{job.name}.txt"
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        threads = str(max(1, (os.cpu_count() or 1) // at_once))
+        command = [sys.executable, "-m", "benchmarks.gpu_check.worker"]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*command, msgspec.json.encode(job).decode(), results.name],
+                # There, so that what a report quotes has no paths of this machine.
+                cwd=self._work,
+                env={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": path},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return _Running(job, process, results, log, time.perf_counter())
+
+    def _end(self, one: _Running) -> list[Step]:
+        """What it reported, and why the rest is missing."""
+        was_killed = one.process.poll() is None
+        if was_killed:
+            _kill(one.process)
+        code = one.process.wait()
+        took = time.perf_counter() - one.started
+        found = {}
+        if one.results.is_file():
+            # Killed while it wrote, it leaves half a line.
+            for line in one.results.read_bytes().split(b"\n")[:-1]:
+                step = msgspec.json.decode(line, type=Step)
+                found[step.key] = step
+        steps = [found.get(step.key, step) for step in one.job.steps()]
+        missing = [step for step in steps if step.key not in found]
+        if was_killed:
+            _with_reason(missing, "not run", f"stopped after {took:.0f} s: {NO_TIME}")
+        elif code:
+            _with_reason(missing, "failed", self._last_words(one.log, code))
+        else:
+            _with_reason(missing, "failed", "its process ended without a word about it")
+        return steps
+
+    def _last_words(self, log: Path, code: int) -> str:
+        if code < 0:
+            return f"its process was ended by {signal.Signals(-code).name}"
+        lines = log.read_text(errors="replace").strip().splitlines()
+        words = lines[-1] if lines else f"exit status {code}"
+        return words.replace(f"{ROOT}/", "")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """With the compilers that it may have started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _first_startable(waiting: Sequence[Job], running: Sequence[_Running]) -> Job | None:
+    busy = {one.job.model for one in running}
+    return next((job for job in waiting if job.model not in busy), None)
+
+
+def _with_reason(steps: list[Step], status: str, reason: str) -> list[Step]:
+    for step in steps:
+        step.status, step.reason = status, reason  # type: ignore[assignment]
+    return steps

@@ -1,0 +1,98 @@
+"""A report for a terminal: the gate as a table, benchmarks, aims, and what did not run."""
+
+from collections.abc import Iterable
+
+from benchmarks.gpu_check.results import Report, Step
+from benchmarks.gpu_check.summary import aims_of, counts, is_passed, rows_of
+
+COLUMNS = "{:<58} {:>9} {:>10} {:>7} {:>7} {:>7} {:>7}"
+
+
+def table(report: Report) -> str:
+    """Some forty lines."""
+    machine = report.machine
+    lines = [
+        f"{machine.name}, compute capability {machine.compute_capability}, driver "
+        f"{machine.driver}, torch {machine.versions.get('torch', 'none')}, {report.date}",
+        "",
+        *_gates(report.steps),
+    ]
+    for step in report.steps:
+        if step.kind == "benchmark":
+            lines += ["", *_benchmark(step)]
+    aims = [
+        f"  {aim.model}: {aim.what} {_number(aim.reached, '.2f')}, aim {aim.wanted:g}: "
+        f"{aim.verdict}"
+        for aim in aims_of(report)
+    ]
+    if aims:
+        lines += ["", "aims, bfloat16", *aims]
+    reasons = [
+        f"  {step.kind} {_name(step)}: {step.status}: {step.reason}"
+        for step in report.steps
+        if step.status != "passed"
+    ]
+    if reasons:
+        lines += ["", "not passed", *reasons]
+    counted = ", ".join(f"{number} {status}" for status, number in counts(report).items())
+    verdict = "PASSED" if is_passed(report) else "FAILED"
+    return "\n".join([*lines, "", f"{verdict}: {counted}, {report.took_minutes:.1f} min"])
+
+
+def _gates(steps: Iterable[Step]) -> list[str]:
+    steps = list(steps)
+    waits = {(s.model, s.dtype, s.engine): s.status for s in steps if s.kind == "synchronisation"}
+    row = "{:<26} {:<9} {:>12} {:>9}  {:<32} {}"
+    lines = [row.format("gate", "", "relative L2", "x eager", "attention", "no host wait")]
+    for step in steps:
+        if step.kind != "gate":
+            continue
+        parity = step.parity
+        lines.append(
+            row.format(
+                _name(step),
+                step.status,
+                f"{parity.worst_relative_l2:.1e}" if parity else "",
+                f"{parity.worst_ratio_to_eager:.2f}" if parity else "",
+                parity.attention if parity else "",
+                waits.get((step.model, step.dtype, step.engine), ""),
+            ).rstrip()
+        )
+    return lines
+
+
+def _benchmark(step: Step) -> list[str]:
+    found = step.benchmark
+    if found is None:
+        return [f"{step.model}: {step.status}: {step.reason}"]
+    lines = [
+        f"{step.model}: {found.tokens:,} tokens in {found.proteins:,} proteins, {found.workload}; "
+        f"matrix rate {found.matrix_rate / 1e12:,.2f} TFLOP/s ({found.matrix_product})",
+        COLUMNS.format("contender", "dtype", "tokens/s", "spread", "x eager", "x HF", "of rate"),
+    ]
+    for row in rows_of(found):
+        timing = row.timing
+        if row.tokens_s is None:
+            lines.append(f"{timing.label:<58} {timing.dtype:>9} {timing.problem}")
+            continue
+        lines.append(
+            COLUMNS.format(
+                timing.label,
+                timing.dtype,
+                _number(row.tokens_s, ",.0f"),
+                _number(row.spread, ".0%"),
+                _number(row.of_eager, ".2f"),
+                _number(row.of_hugging_face, ".2f"),
+                _number(row.of_matrix_rate, ".2f"),
+            )
+            + (f"  {timing.problem}" if timing.problem else "")
+        )
+    return lines
+
+
+def _name(step: Step) -> str:
+    return " ".join(filter(None, (step.model, step.dtype, step.engine)))
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,88 @@
+"""One job in a process of its own, so that a crash of it costs no other.
+
+``python -m benchmarks.gpu_check.worker JOB RESULTS`` in the folder of all artifacts: JOB as JSON;
+each step is appended to the file RESULTS, one JSON a line, as soon as it is known.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.gpu_check.gate import Emit, artifact_with, run_gate
+from benchmarks.gpu_check.plan import Job
+from benchmarks.gpu_check.results import Benchmark, Status, Step, reason_of
+from exporter.errors import ExportError
+
+
+def run(job: Job, results: Path, work: Path) -> None:
+    """Does ``job`` and writes its steps."""
+
+    def emit(step: Step) -> None:
+        with results.open("ab") as file:
+            file.write(msgspec.json.encode(step) + b"\n")
+
+    if job.kind == "benchmark":
+        _benchmark(job, work, emit)
+        return
+    passed = []
+
+    def emit_verdict(step: Step) -> None:
+        emit(step)
+        if step.status == "passed":
+            passed.append(step.engine)
+
+    run_gate(job, work, emit_verdict)
+    for engine in job.engines:
+        _look_for_waits(job, engine, engine in passed, work, emit)
+
+
+def _look_for_waits(job: Job, engine: str, passed: bool, work: Path, emit: Emit) -> None:
+    from benchmarks.gpu_check.synchronisation import look_for_waits
+
+    step = Step("synchronisation", job.model.name, job.dtype, engine)
+    started = time.perf_counter()
+    if not passed:
+        step.reason = "the engine did not pass the gate"
+    else:
+        try:
+            folder = artifact_with(engine, job.model.name, job.dtype, work)
+            step.status, step.reason = look_for_waits(folder, engine, job.device)
+        except Exception as error:  # of any library that runs an engine
+            step.status, step.reason = "failed", reason_of(error)
+    step.seconds = time.perf_counter() - started
+    emit(step)
+
+
+def _benchmark(job: Job, work: Path, emit: Emit) -> None:
+    from benchmarks.gpu_check.throughput import measure
+
+    started = time.perf_counter()
+    found = measure(job, work, lambda line: print(line, flush=True))
+    step = Step("benchmark", job.model.name, seconds=time.perf_counter() - started, benchmark=found)
+    step.status, step.reason = status_of(found)
+    emit(step)
+
+
+def status_of(found: Benchmark) -> tuple[Status, str]:
+    """By the engines alone: peers may be missing, and a pack may be too large for a card."""
+    engines = [timing for timing in found.timings if timing.role in ("engine", "on card")]
+    wrong = [
+        timing
+        for timing in engines
+        if timing.problem and "out of memory" not in timing.problem.lower()
+    ]
+    if wrong:
+        return "failed", f"{wrong[0].label}: {wrong[0].problem}"
+    if not any(timing.tokens_s for timing in engines):
+        return "not run", engines[0].problem if engines else "there was no engine to measure"
+    return "passed", ""
+
+
+if __name__ == "__main__":
+    job_, results_ = sys.argv[1:]
+    try:
+        run(msgspec.json.decode(job_, type=Job), Path(results_), Path())
+    except ExportError as error_:
+        sys.exit(str(error_))
