@@ -19,6 +19,7 @@ from benchmarks.gpu_check.plan import (
     DTYPES,
     Job,
     Model,
+    attention_of,
     benchmarks_of,
     gates_of,
     models_of,
@@ -61,7 +62,8 @@ class Check:
         self._write()
         gates = gates_of(models, dtypes, device)
         at_once = max(1, min(MAX_BUILDS, usable_cores() // CORES_A_BUILD))
-        schedule.run(gates, at_once, self.born + GATE_SHARE * (end - self.born))
+        first = [attention_of(dtypes, device), *gates]
+        schedule.run(first, at_once, self.born + GATE_SHARE * (end - self.born))
         jobs = benchmarks_of(models, pack_tokens, device, self.report.steps)
         for number, job in enumerate(jobs, start=1):
             left = end - time.perf_counter()

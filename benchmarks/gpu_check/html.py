@@ -30,7 +30,7 @@ def render(report: Report) -> str:
     }
     by_kind = {
         kind: [step for step in report.steps if step.kind == kind]
-        for kind in ("gate", "synchronisation", "benchmark")
+        for kind in ("attention", "gate", "synchronisation", "benchmark")
     }
     return environment.get_template("gpu.html.j2").render(
         report=report,
@@ -38,6 +38,7 @@ def render(report: Report) -> str:
         counts=counts(report),
         aims=aims_of(report),
         waits={(s.model, s.dtype, s.engine): s for s in by_kind["synchronisation"]},
+        kernels=by_kind["attention"],
         gates=by_kind["gate"],
         benchmarks=by_kind["benchmark"],
         others=[step for step in report.steps if step.status != "passed"],

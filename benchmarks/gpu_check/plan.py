@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from benchmarks.gpu_check.attention import KERNELS
 from benchmarks.gpu_check.engines import OF_DEVICE, why_not
 from benchmarks.gpu_check.results import Step
 from exporter.weights import SourceKind
@@ -34,26 +35,33 @@ class Model(msgspec.Struct, frozen=True):
     value: str
 
 
+OP = Model("op", "synthetic", "")
+
+
 class Job(msgspec.Struct, frozen=True):
     """What one process does.
 
     Attributes:
-        kind: ``gate`` builds, judges and watches; ``benchmark`` measures.
+        kind: ``attention`` judges kernels; ``gate`` builds, judges and watches; ``benchmark``
+            measures.
         model: whose.
         device: ``cuda`` or ``cpu``.
         dtype: of a gate.
-        engines: of a gate: which. Of a benchmark: which, each with its dtype after a colon.
+        engines: of a gate, or of kernels: which. Of a benchmark: which, each with its dtype after a
+            colon.
         pack_tokens: of a benchmark: tokens of a pack.
         seconds: of a benchmark: for its rounds.
+        dtypes: of kernels: in which each is judged.
     """
 
-    kind: Literal["gate", "benchmark"]
+    kind: Literal["attention", "gate", "benchmark"]
     model: Model
     device: str
     dtype: str = ""
     engines: tuple[str, ...] = ()
     pack_tokens: tuple[int, ...] = ()
     seconds: float = 0.0
+    dtypes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -64,6 +72,12 @@ class Job(msgspec.Struct, frozen=True):
         """What it is to report."""
         if self.kind == "benchmark":
             return [Step("benchmark", self.model.name)]
+        if self.kind == "attention":
+            return [
+                Step("attention", self.model.name, dtype, kernel)
+                for kernel in self.engines
+                for dtype in self.dtypes
+            ]
         return [
             Step(kind, self.model.name, self.dtype, engine)
             for kind in ("gate", "synchronisation")
@@ -90,7 +104,9 @@ def models_of(names: Iterable[str]) -> list[Model]:
 
 def steps_of(models: Sequence[Model], dtypes: Sequence[str], device: str) -> list[Step]:
     """Everything that a check is to report, not run yet; engines that cannot run say why."""
-    steps = []
+    steps = attention_of(dtypes, device).steps()
+    for step in steps:
+        step.reason = NOT_REACHED
     for model, dtype in _gated(models, dtypes):
         for engine in OF_DEVICE[device]:
             reason = why_not(engine, dtype, device) or NOT_REACHED
@@ -100,6 +116,12 @@ def steps_of(models: Sequence[Model], dtypes: Sequence[str], device: str) -> lis
             ]
     names = [model.name for model in _ordered(models, BENCHMARK_ORDER)]
     return steps + [Step("benchmark", name, reason=NOT_REACHED) for name in names]
+
+
+def attention_of(dtypes: Sequence[str], device: str) -> Job:
+    """Every kernel of the op; no model takes part."""
+    ordered = tuple(sorted(dtypes, key=DTYPES.index))
+    return Job("attention", OP, device, dtypes=ordered, engines=KERNELS[device])
 
 
 def gates_of(models: Sequence[Model], dtypes: Sequence[str], device: str) -> list[Job]:

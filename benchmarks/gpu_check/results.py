@@ -9,7 +9,7 @@ FILE_NAME = "gpu-report.json"
 SCHEMA_VERSION = 1
 
 Status = Literal["passed", "failed", "not run"]
-Kind = Literal["gate", "synchronisation", "benchmark"]
+Kind = Literal["attention", "gate", "synchronisation", "benchmark"]
 
 
 class Parity(msgspec.Struct, frozen=True):
@@ -21,6 +21,22 @@ class Parity(msgspec.Struct, frozen=True):
     library: str
     device: str
     attention: str
+
+
+class Kernel(msgspec.Struct, frozen=True):
+    """What was measured of one attention kernel, over all head dims and proteins.
+
+    Attributes:
+        name: with its version.
+        head_dims: how many.
+        worst_relative_l2: of a protein, against float64.
+        worst_ratio_to_standard: over the error of standard attention in the same dtype.
+    """
+
+    name: str
+    head_dims: int
+    worst_relative_l2: float
+    worst_ratio_to_standard: float
 
 
 class Timing(msgspec.Struct):
@@ -74,12 +90,13 @@ class Step(msgspec.Struct):
 
     Attributes:
         kind: what.
-        model: ``8M``, ``650M``, ... or the name of a checkpoint.
+        model: ``8M``, ``650M``, ... or the name of a checkpoint; of a kernel, the op.
         dtype: of the engine; empty for a benchmark.
-        engine: its format; empty for a benchmark.
+        engine: its format, or the kernel's name; empty for a benchmark.
         status: ``not run`` always has a reason.
         reason: empty if it passed.
         seconds: that its process took, or the part of it that was this step's.
+        kernel: of an attention kernel that ran.
         parity: of a gate that compared something.
         benchmark: of a benchmark that measured something.
     """
@@ -91,6 +108,7 @@ class Step(msgspec.Struct):
     status: Status = "not run"
     reason: str = ""
     seconds: float = 0.0
+    kernel: Kernel | None = None
     parity: Parity | None = None
     benchmark: Benchmark | None = None
 

@@ -15,6 +15,8 @@ def table(report: Report) -> str:
         f"{machine.name}, compute capability {machine.compute_capability}, driver "
         f"{machine.driver}, torch {machine.versions.get('torch', 'none')}, {report.date}",
         "",
+        *_kernels(report.steps),
+        "",
         *_gates(report.steps),
     ]
     for step in report.steps:
@@ -37,6 +39,24 @@ def table(report: Report) -> str:
     counted = ", ".join(f"{number} {status}" for status, number in counts(report).items())
     verdict = "PASSED" if is_passed(report) else "FAILED"
     return "\n".join([*lines, "", f"{verdict}: {counted}, {report.took_minutes:.1f} min"])
+
+
+def _kernels(steps: Iterable[Step]) -> list[str]:
+    row = "{:<26} {:<9} {:>12} {:>10}  {}"
+    lines = [row.format("attention", "", "relative L2", "x standard", "kernel")]
+    for step in steps:
+        if step.kind == "attention":
+            measured = step.kernel
+            lines.append(
+                row.format(
+                    f"{step.engine} {step.dtype}",
+                    step.status,
+                    f"{measured.worst_relative_l2:.1e}" if measured else "",
+                    f"{measured.worst_ratio_to_standard:.2f}" if measured else "",
+                    measured.name if measured else "",
+                ).rstrip()
+            )
+    return lines
 
 
 def _gates(steps: Iterable[Step]) -> list[str]:

@@ -23,6 +23,9 @@ def run(job: Job, results: Path, work: Path) -> None:
         with results.open("ab") as file:
             file.write(msgspec.json.encode(step) + b"\n")
 
+    if job.kind == "attention":
+        _judge_kernels(job, emit)
+        return
     if job.kind == "benchmark":
         _benchmark(job, work, emit)
         return
@@ -36,6 +39,23 @@ def run(job: Job, results: Path, work: Path) -> None:
     run_gate(job, work, emit_verdict)
     for engine in job.engines:
         _look_for_waits(job, engine, engine in passed, work, emit)
+
+
+def _judge_kernels(job: Job, emit: Emit) -> None:
+    from benchmarks.gpu_check.attention import check_kernel
+
+    for step in job.steps():
+        started = time.perf_counter()
+        try:
+            step.status, step.reason, step.kernel = check_kernel(
+                step.engine,  # type: ignore[arg-type]
+                step.dtype,
+                job.device,
+            )
+        except Exception as error:  # of any library that has a kernel
+            step.status, step.reason = "failed", reason_of(error)
+        step.seconds = time.perf_counter() - started
+        emit(step)
 
 
 def _look_for_waits(job: Job, engine: str, passed: bool, work: Path, emit: Emit) -> None:
