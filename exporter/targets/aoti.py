@@ -23,7 +23,8 @@ from runtime.manifest import EngineEntry
 
 FILE_NAME = "model.pt2"
 LOWERING = "esm2::varlen_attention, everything around it compiled"
-CONSTANTS_OUTSIDE: dict[str, Any] = {
+# Those that this PyTorch does not know are left out: 2.11 writes no line tables in any case.
+OPTIONS: dict[str, Any] = {
     "aot_inductor.package_constants_in_so": False,
     "aot_inductor.enable_line_tables": False,
     # Headers and a probe of the processor pay for themselves in many builds, not in one.
@@ -77,12 +78,19 @@ def compile_package(
             )
         try:
             torch._inductor.aoti_compile_and_package(
-                program, package_path=str(path), inductor_configs={**CONSTANTS_OUTSIDE, **options}
+                program, package_path=str(path), inductor_configs={**_known(OPTIONS), **options}
             )
         except Exception as error:  # the compiler's output comes in a dozen classes
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ExportError(f"AOTInductor could not compile the model: {line}") from error
     _drop_sources(path)
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    from torch._inductor import config
+
+    known = config.get_config_copy()
+    return {name: value for name, value in options.items() if name in known}
 
 
 def _check_version() -> None:

@@ -23,6 +23,7 @@ from benchmarks.gpu_check.plan import (
     NAMES,
     Job,
     Model,
+    attention_of,
     benchmarks_of,
     gates_of,
     models_of,
@@ -81,10 +82,18 @@ def report(rehearsed: tuple[Path, subprocess.CompletedProcess[str]]) -> Report:
 def test_a_rehearsal_passes(rehearsed: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     out, ended = rehearsed
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "PASSED: 3 passed, 0 failed, 2 not run" in ended.stdout
+    assert "PASSED: 5 passed, 0 failed, 2 not run" in ended.stdout
     assert sorted(path.name for path in out.iterdir()) == [
         "gpu-report.html", "gpu-report.json", "logs",
     ]  # fmt: skip
+
+
+def test_kernels_were_judged(report: Report) -> None:
+    kernels = [step for step in report.steps if step.kind == "attention"]
+    assert {(step.engine, step.dtype): step.status for step in kernels} == {
+        ("auto", "float32"): "passed", ("standard", "float32"): "passed",
+    }  # fmt: skip
+    assert all(step.kernel and step.kernel.head_dims == 5 for step in kernels)
 
 
 def test_every_engine_went_through_the_whole_gate(report: Report) -> None:
@@ -159,7 +168,7 @@ def test_without_time_every_step_is_listed(tiny_checkpoint: Path, tmp_path: Path
     ended = run_tiny(tiny_checkpoint, tmp_path, "--minutes", 0)
     assert ended.returncode == 1
     report = results.read(tmp_path / results.FILE_NAME)
-    assert len(report.steps) == 5
+    assert len(report.steps) == 7
     assert {(step.status, step.reason) for step in report.steps} == {
         ("not run", "no time was left")
     }
@@ -225,8 +234,8 @@ def test_steps_are_those_of_the_jobs() -> None:
     models = models_of(["8M"])
     steps = steps_of(models, DTYPES, "cpu")
     keys = {step.key for step in steps}
-    assert len(keys) == len(steps) == 13
-    for job in gates_of(models, DTYPES, "cpu"):
+    assert len(keys) == len(steps) == 19
+    for job in [attention_of(DTYPES, "cpu"), *gates_of(models, DTYPES, "cpu")]:
         assert {step.key for step in job.steps()} <= keys
     (impossible,) = [
         step for step in steps if (step.kind, step.dtype) == ("gate", "bfloat16")

@@ -94,8 +94,8 @@ Tensor on_cuda(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
                             from(max_seqlen), from(max_seqlen), from(0.0), from(false), from(false),
                             from(scale), from(no_window), from(no_blocks), from(none), from(none)};
   // As of 2.11, whatever this file is compiled with: later torch adapts a longer schema to it.
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_flash_attention_forward", "", stack,
-                                                      TORCH_FEATURE_VERSION));
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::_flash_attention_forward", "", stack, TORCH_FEATURE_VERSION));
   Tensor out = to<Tensor>(stack[0]);
   for (int i = 1; i < 5; ++i) to<Tensor>(stack[i]);  // owned, and not needed
   return out;
