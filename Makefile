@@ -10,6 +10,8 @@ ARTIFACT ?= artifacts/esm2_t6_8M_UR50D-synthetic
 # For gpu-check: a folder with wheels of what is not installed, and options such as --with-3b.
 WHEELS   ?=
 GPU_ARGS ?=
+# Two workers, each with whole files: what is dear to make is made once (tests/conftest.py).
+TEST_ARGS ?= -n 2 --dist loadfile
 # For example: make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
 
@@ -59,7 +61,7 @@ verify: $(READY)    ## Compare the engines of ARTIFACT with eager fair-esm in fl
 	$(BIN)/esm2-export verify $(ARTIFACT) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
 
 test: $(READY)    ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TEST_ARGS)
 
 bench: $(READY) $(BENCH:%=artifacts/%-synthetic/manifest.json)    ## Measure every engine, the peers and the limit
 	$(BIN)/python -m benchmarks --plan bench --pip-args "$(PIP_ARGS)" --docs $(BENCH:%=artifacts/%-synthetic)

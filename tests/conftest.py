@@ -2,13 +2,14 @@ import argparse
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from exporter.build import BuildOptions, build
 from exporter.parity.cache import VARIABLE, Cache, default_folder
@@ -21,17 +22,42 @@ LAYERS = (0, 3, 6)
 COMMON_RESIDUES = "LAGVSERTIDPKQNFYMHWC"
 
 
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
+
 # Two layers are enough where a test is about the gate and not about the model.
 TINY = (2, 48, 4)
 
 
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all workers of pytest-xdist."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture(scope="session", autouse=True)
-def cache() -> Iterator[Cache]:
+def cache(session_folder: Path) -> Iterator[Cache]:
     """Eager fair-esm's answers of this session: commands in other processes share them."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ[VARIABLE] = folder
-        yield Cache(default_folder())
-        del os.environ[VARIABLE]
+    os.environ[VARIABLE] = str(session_folder / "cache")
+    yield Cache(default_folder())
+    del os.environ[VARIABLE]
+
+
+@pytest.fixture(scope="session")
+def made_once(session_folder: Path) -> MadeOnce:
+    """Makes what is dear to make once for all workers; tests must not change it."""
+
+    def made_once(name: str, make: Callable[[Path], object]) -> Path:
+        path = session_folder / name
+        with FileLock(session_folder / f"{name}.lock"):
+            if not path.exists():
+                aside = session_folder / f"{name}.aside" / name
+                aside.parent.mkdir(exist_ok=True)
+                make(aside)
+                aside.rename(path)
+        return path
+
+    return made_once
 
 
 @pytest.fixture(scope="session")
@@ -40,43 +66,38 @@ def reference() -> Reference:
 
 
 @pytest.fixture(scope="session")
-def artifact(tmp_path_factory: pytest.TempPathFactory, cache: Cache) -> Path:
-    """A verified artifact with several layers and a pooled output; tests must not change it."""
-    folder = tmp_path_factory.mktemp("artifacts") / "tiny"
-    options = BuildOptions(
-        WeightsSource("synthetic", ARCHITECTURE),
-        ("torchscript", "onnx"),
-        LAYERS,
-        "mean",
-        out=folder,
-    )
-    build(options, lambda line: None, cache)
-    return folder
+def artifact(made_once: MadeOnce, cache: Cache) -> Path:
+    """A verified artifact with several layers and a pooled output."""
+    source = WeightsSource("synthetic", ARCHITECTURE)
+    return made_once("tiny", built(source, ("torchscript", "onnx"), LAYERS, cache))
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_checkpoint(made_once: MadeOnce) -> Path:
     """A small model, saved as fair-esm's are."""
-    return save_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny.pt", TINY)
+    return made_once("tiny.pt", lambda path: save_checkpoint(path, TINY))
 
 
 @pytest.fixture(scope="session")
-def tiny_artifact(tiny_checkpoint: Path, cache: Cache) -> Path:
-    """A verified artifact of ``tiny_checkpoint``; tests must not change it."""
+def tiny_artifact(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) -> Path:
+    """A verified artifact of ``tiny_checkpoint``."""
     source = WeightsSource("checkpoint", str(tiny_checkpoint))
-    folder = tiny_checkpoint.parent / "artifact"
-    options = BuildOptions(source, ("torchscript", "onnx"), (0, 1, 2), "mean", out=folder)
-    build(options, lambda line: None, cache)
-    return folder
+    return made_once("artifact", built(source, ("torchscript", "onnx"), (0, 1, 2), cache))
 
 
 @pytest.fixture(scope="session")
-def compiled_artifact(tiny_checkpoint: Path, cache: Cache) -> Path:
-    """A verified artifact of ``tiny_checkpoint`` with AOTInductor alone; not to be changed."""
+def compiled_artifact(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) -> Path:
+    """A verified artifact of ``tiny_checkpoint`` with AOTInductor alone."""
     source = WeightsSource("checkpoint", str(tiny_checkpoint))
-    folder = tiny_checkpoint.parent / "compiled"
-    build(BuildOptions(source, ("aoti",), (0, 1, 2), "mean", out=folder), lambda line: None, cache)
-    return folder
+    return made_once("compiled", built(source, ("aoti",), (0, 1, 2), cache))
+
+
+def built(
+    source: WeightsSource, targets: tuple[str, ...], layers: tuple[int, ...], cache: Cache
+) -> Callable[[Path], object]:
+    """What builds an artifact with pooling into a folder."""
+    options = BuildOptions(source, targets, layers, "mean")
+    return lambda folder: build(replace(options, out=folder), lambda line: None, cache)
 
 
 def save_checkpoint(path: Path, shape: tuple[int, int, int], seed: int = 0) -> Path:

@@ -30,6 +30,7 @@ from runtime.engines.onnx_cuda import OnnxCudaEngine
 from runtime.errors import UnsupportedError
 from runtime.manifest import read
 from runtime.packing import PackedBatch
+from tests.conftest import MadeOnce, built
 
 pytestmark = pytest.mark.skipif(
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(),
@@ -38,13 +39,10 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def cuda_artifact(tiny_checkpoint: Path, cache: Cache) -> Path:
+def cuda_artifact(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) -> Path:
     """With an engine that is measured here, as every artifact must have."""
-    folder = tiny_checkpoint.parent / "cuda"
     source = WeightsSource("checkpoint", str(tiny_checkpoint))
-    options = BuildOptions(source, ("torchscript", "onnx-cuda"), (0, 1, 2), "mean", out=folder)
-    build(options, lambda line: None, cache)
-    return folder
+    return made_once("cuda", built(source, ("torchscript", "onnx-cuda"), (0, 1, 2), cache))
 
 
 @pytest.fixture
