@@ -225,6 +225,23 @@ class TestUserErrors:
         result = run("embed", fasta.parent, fasta, "-o", fasta.with_suffix(".npz"))
         assert "is not an artifact" in self.one_line(result)
 
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--v1-attention", "--attention", "flash"), "--v1-attention is --attention standard"),
+            (
+                ("--attention", "flash", "--device", "cpu"),
+                "with attention 'flash': it knows 'auto'",
+            ),
+            (("--cuda-graphs", "--device", "cpu"), "with CUDA graphs: "),
+        ],
+    )
+    def test_what_a_cpu_has_not(
+        self, artifact: Path, fasta: Path, options: tuple[str, ...], message: str
+    ) -> None:
+        result = run("embed", artifact, fasta, "-o", fasta.with_suffix(".npz"), *options)
+        assert message in self.one_line(result)
+
     def test_a_layer_that_was_not_exported(self, artifact: Path, fasta: Path) -> None:
         result = run("embed", artifact, fasta, "-o", fasta.with_suffix(".npz"), "--layer", 2)
         assert "exports [0, 3, 6]" in self.one_line(result)
