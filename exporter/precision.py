@@ -1,10 +1,11 @@
-"""Copies of a model in another floating dtype."""
+"""Copies of a model in another floating dtype, or on another device."""
 
 import copy
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -15,17 +16,17 @@ def cast_copy(module: Module, dtype: torch.dtype) -> Module:
     Buffers, the rotary frequencies above all, keep their dtype. Parameters that are in ``dtype``
     already are shared, and so are those that the original ties.
     """
-    rounded = {
-        id(parameter): nn.Parameter(parameter.to(dtype), requires_grad=False)
-        for parameter in module.parameters()
-    }
-    return copy.deepcopy(module, rounded)
+    return _copy(module, lambda parameter: parameter.to(dtype))
 
 
 def copy_on(module: Module, device: torch.device | str) -> Module:
     """A copy on another device; parameters are copied there once, and the original stays."""
-    moved = {
-        id(parameter): nn.Parameter(parameter.to(device), requires_grad=False)
+    return _copy(module, lambda parameter: parameter.to(device)).to(device)
+
+
+def _copy(module: Module, change: Callable[[Tensor], Tensor]) -> Module:
+    changed = {
+        id(parameter): nn.Parameter(change(parameter), requires_grad=False)
         for parameter in module.parameters()
     }
-    return copy.deepcopy(module, moved).to(device)
+    return copy.deepcopy(module, changed)

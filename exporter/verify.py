@@ -27,7 +27,6 @@ from exporter.parity.report import SCHEMA_VERSION, FaultVerdict, Report, is_pass
 from exporter.parity.verdict import WEIGHTS, Check, EngineVerdict, exact, judge
 from exporter.parity.without_card import STAND_INS, stand_in_artifact
 from exporter.weights import Reference, fair_esm_version
-from runtime import manifest as manifests
 from runtime.engine import Attention, load
 from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import Manifest
@@ -105,12 +104,9 @@ class Gate:
     ) -> EngineVerdict:
         """The verdict on engine ``name`` of the artifact in ``folder``."""
         try:
-            verdict = self._judge(folder, manifest, name, self.device, attention, threads)
+            return self._judge(folder, manifest, name, self.device, attention, threads)
         except UnsupportedError as error:
             return self._judge_stand_in(folder, manifest, name, str(error))
-        except EngineError as error:
-            return EngineVerdict(name, "failed", str(error))
-        return self._name_overflow(verdict)
 
     def _judge(
         self, folder: Path, manifest: Manifest, name: str, device: str, attention: Attention,
@@ -119,8 +115,14 @@ class Gate:
         is_int8 = manifest.engines[name].quantised is not None
         weights = self._judge_weights(folder, is_int8)
         eager = self._in_int8() if is_int8 else self._eager
-        with load(folder, name, device, attention, threads, check_files=False) as engine:
-            return judge(engine, folder, manifest, self.packs, self._oracle, eager, weights)
+        try:
+            with load(folder, name, device, attention, threads, check_files=False) as engine:
+                verdict = judge(engine, folder, manifest, self.packs, self._oracle, eager, weights)
+        except UnsupportedError:
+            raise
+        except EngineError as error:
+            return EngineVerdict(name, "failed", str(error))
+        return self._name_overflow(verdict)
 
     def _judge_stand_in(
         self, folder: Path, manifest: Manifest, name: str, why: str
@@ -129,10 +131,8 @@ class Gate:
         if name not in STAND_INS:
             return EngineVerdict(name, "not measured", why)
         with stand_in_artifact(folder, manifest, name) as (copy, described):
-            manifests.write(described, copy)
             verdict = self._judge(copy, described, STAND_INS[name], "cpu", "standard", None)
         if verdict.status == "failed":
-            verdict = self._name_overflow(verdict)
             return msgspec.structs.replace(
                 verdict, engine=name, reason=f"without its attention kernel: {verdict.reason}"
             )

@@ -355,15 +355,9 @@ class Planter:
                 self._manifest, dtype="float32", engines={}, files={}
             )
             self._in_float32 = Planter(
-                folder,
-                manifest,
-                self._reference,
-                workspace,
-                self._attention,
-                self._cache,
-                self._threads,
-                self._device,
-            )
+                folder, manifest, self._reference, workspace, self._attention, self._cache,
+                self._threads, self._device,
+            )  # fmt: skip
         self._in_float32._add_engine(engine)
         return self._in_float32
 

@@ -13,6 +13,7 @@ import onnx
 from exporter.shared_weights import FILE_NAME as WEIGHTS_FILE
 from exporter.targets.onnx_attention import ONNX_DTYPES
 from exporter.targets.onnx_packed_attention import with_reference_attention
+from runtime import manifest as manifests
 from runtime.manifest import Manifest
 
 # Engine -> the one that can run its graph here.
@@ -43,7 +44,9 @@ def stand_in_artifact(
         onnx.save(model, copy / entry.file)
         for file in (WEIGHTS_FILE, manifest.golden.file):
             _link(folder / file, copy / file)
-        yield copy, msgspec.structs.replace(manifest, engines={STAND_INS[name]: entry})
+        described = msgspec.structs.replace(manifest, engines={STAND_INS[name]: entry})
+        manifests.write(described, copy)
+        yield copy, described
 
 
 def _link(source: Path, target: Path) -> None:

@@ -51,23 +51,29 @@ def export(packed: PackedESM2, folder: Path) -> EngineEntry:
     compiler = compiler_command()
     _check_version()
     instructions = PORTABLE.get(platform.machine())
-    compile_package(packed, "cpu", folder / FILE_NAME, _options(instructions), compiler)
+    compile_package(packed, folder / FILE_NAME, _options(instructions), compiler)
     return EngineEntry(
         file=FILE_NAME,
         lowering=LOWERING,
         built_with={"torch": str(torch.__version__)},
-        instructions=instructions or f"those of {platform.processor() or platform.machine()}",
+        instructions=instructions or instructions_of_this_machine(),
     )
 
 
+def instructions_of_this_machine() -> str:
+    """Where the compiler is told of no instruction set, it takes all that the processor has."""
+    return f"those of {platform.processor() or platform.machine()}"
+
+
 def compile_package(
-    packed: PackedESM2, device: str, path: Path, options: dict[str, Any], compiler: list[str]
+    packed: PackedESM2, path: Path, options: dict[str, Any], compiler: list[str]
 ) -> None:
-    """Compiles ``packed``, which lies on ``device``, into ``path``.
+    """Compiles ``packed`` into ``path``, for the device that it lies on.
 
     Raises:
         ExportError: the compiler failed; its first line.
     """
+    device = packed.embed_tokens.weight.device
     input_ids, cu_seqlens, max_seqlen = tracing_pack()
     # The host's max_seqlen stays there: it is a size.
     pack = input_ids.to(device), cu_seqlens.to(device), max_seqlen

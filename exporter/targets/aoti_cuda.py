@@ -4,7 +4,6 @@ Its kernels fuse what PyTorch runs one by one around linears and attention: rota
 and residuals, which are bound by the card's memory.
 """
 
-import platform
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from exporter.errors import ExportError
 from exporter.native import compiler_command
 from exporter.packed_forward import PackedESM2
 from exporter.precision import copy_on
-from exporter.targets.aoti import LOWERING, compile_package
+from exporter.targets.aoti import LOWERING, compile_package, instructions_of_this_machine
 from runtime.engines.aoti_cuda import capability_of_this_gpu
 from runtime.manifest import EngineEntry
 
@@ -38,7 +37,7 @@ def export(packed: PackedESM2, folder: Path) -> EngineEntry:
             "--target"
         )
     compiler = compiler_command()
-    compile_package(copy_on(packed, "cuda"), "cuda", folder / FILE_NAME, {}, compiler)
+    compile_package(copy_on(packed, "cuda"), folder / FILE_NAME, {}, compiler)
     return EngineEntry(
         file=FILE_NAME,
         lowering=LOWERING,
@@ -47,6 +46,6 @@ def export(packed: PackedESM2, folder: Path) -> EngineEntry:
             "CUDA": str(torch.version.cuda),
             "GPU": torch.cuda.get_device_name(),
         },
-        instructions=f"those of {platform.processor() or platform.machine()}",
+        instructions=instructions_of_this_machine(),
         compute_capability=capability_of_this_gpu(),
     )

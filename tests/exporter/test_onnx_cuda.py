@@ -154,6 +154,10 @@ def values_of_the_first_layer_everywhere(model: onnx.ModelProto) -> None:
     second.input[2] = first.input[2]
 
 
+def an_op_that_nobody_knows(model: onnx.ModelProto) -> None:
+    next(node for node in model.graph.node if node.op_type == "Gelu").op_type = "Gelo"
+
+
 class TestGate:
     def verdict(self, folder: Path, checkpoint: Path, cache: Cache) -> EngineVerdict:
         reference = load_reference(WeightsSource("checkpoint", str(checkpoint)))
@@ -177,6 +181,7 @@ class TestGate:
             (scale_off_by_a_percent, "relative L2"),
             (values_of_the_first_layer_everywhere, "relative L2"),
             (padding_one_place_too_far, "token_offset"),
+            (an_op_that_nobody_knows, "Gelo"),
         ],
     )
     def test_a_wrong_graph_fails(
