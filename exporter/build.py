@@ -22,6 +22,7 @@ from exporter.parity.report import Report, write_report
 from exporter.precision import cast_copy
 from exporter.publish import staged
 from exporter.targets import OP_LIBRARIES, TARGETS, exporter_of
+from exporter.targets.plan_options import PlanOptions
 from exporter.verify import Proof, ProofOptions, verify
 from exporter.weights import Reference, WeightsSource, fair_esm_version, load_reference
 from runtime import manifest as manifests
@@ -44,6 +45,7 @@ class BuildOptions:
         out: the artifact's folder; None takes ``artifacts/<name>``.
         device: where engines are verified, as in ``runtime.load``; ``"cuda"`` runs eager fair-esm
             there too.
+        plans: of the target ``tensorrt``.
     """
 
     source: WeightsSource
@@ -54,6 +56,7 @@ class BuildOptions:
     prove: ProofOptions | None = None
     out: Path | None = None
     device: str = "auto"
+    plans: PlanOptions = PlanOptions()
 
 
 def build(
@@ -91,7 +94,8 @@ def build(
         engines = {}
         for target in options.targets:
             say(f"exporting {target}")
-            entry = exporter_of(target)(packed, folder)
+            more = {"options": options.plans} if target == "tensorrt" else {}
+            entry = exporter_of(target)(packed, folder, **more)
             engines[target] = msgspec.structs.replace(
                 entry, op_library=op_libraries.get(OP_LIBRARIES.get(target, ""))
             )

@@ -88,6 +88,24 @@ def main() -> None:
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help=JOBS_HELP)
 @device_option
 @click.option(
+    "--compute-capability",
+    help="Cards to build TensorRT plans for, such as 8.0,8.9,12.0.  [default: this machine's]",
+)
+@click.option(
+    "--max-tokens",
+    default=16_384,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Of a pack that a TensorRT plan takes whole.",
+)
+@click.option(
+    "--max-seqlen",
+    default=2_050,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Tokens of the longest protein that a TensorRT plan takes.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="The artifact's folder.  [default: artifacts/NAME]",
@@ -96,7 +114,8 @@ def main() -> None:
 def build(
     model: str | None, checkpoint: str | None, synthetic: str | None, seed: int, target: str,
     layers: str | None, pool: str | None, dtype: str, prove: bool, prove_in: str | None,
-    jobs: int, device: str, out: Path | None,
+    jobs: int, device: str, compute_capability: str | None, max_tokens: int, max_seqlen: int,
+    out: Path | None,
 ) -> None:  # fmt: skip
     """Build an artifact: engines that passed parity, their weights, and a manifest."""
     source = _source(model, checkpoint, synthetic, seed)
@@ -106,6 +125,7 @@ def build(
     from exporter.build import build as run_build
     from exporter.parity.cache import Cache, default_folder
     from exporter.parity.terminal import summary
+    from exporter.targets.plan_options import PlanOptions
     from exporter.verify import ProofOptions
 
     if source.kind == "synthetic":
@@ -116,7 +136,9 @@ def build(
     started = time.perf_counter()
     targets = _formats(target) or []
     proof = ProofOptions(jobs, _formats(prove_in)) if prove else None
-    options = BuildOptions(source, targets, wanted_layers, pool, dtype, proof, out, device)
+    cards = tuple(_formats(compute_capability) or ())
+    plans = PlanOptions(cards, max_tokens, max_seqlen, default_folder() / "tensorrt")
+    options = BuildOptions(source, targets, wanted_layers, pool, dtype, proof, out, device, plans)
     try:
         folder, report = run_build(
             options, lambda line: click.echo(line, err=True), Cache(default_folder())
@@ -125,7 +147,7 @@ def build(
         click.secho(f"error: {error}", err=True, fg="red")
         sys.exit(FAILED_PARITY)
     click.echo("\n".join(summary(report)))
-    size = sum(path.stat().st_size for path in folder.iterdir())
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     click.echo(f"{folder}: {size / 1e6:.1f} MB, built in {time.perf_counter() - started:.0f} s")
 
 

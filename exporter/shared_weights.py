@@ -1,8 +1,5 @@
 """``weights.safetensors``: the parameters that every engine of an artifact reads, stored once."""
 
-import json
-import struct
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,16 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from exporter.packed_forward import PackedESM2
-
-FILE_NAME = "weights.safetensors"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor's bytes lie in the file."""
-
-    offset: int
-    length: int
+from runtime.weights_file import FILE_NAME
 
 
 def write(packed: PackedESM2, folder: Path) -> None:
@@ -27,22 +15,6 @@ def write(packed: PackedESM2, folder: Path) -> None:
     save_file(packed.state_dict(), folder / FILE_NAME)
     # safetensors writes through a private temporary file; an artifact is as readable as its folder.
     (folder / FILE_NAME).chmod(folder.stat().st_mode & 0o666)
-
-
-def read_places(path: Path) -> dict[str, Place]:
-    """Offsets from the start of the file; only the header is read.
-
-    Source: safetensors README, "Format": 8 bytes little-endian length, JSON header, data.
-    """
-    with path.open("rb") as file:
-        (header_length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(header_length))
-    header.pop("__metadata__", None)
-    data = 8 + header_length
-    return {
-        name: Place(offset=data + begin, length=end - begin)
-        for name, (begin, end) in ((n, entry["data_offsets"]) for n, entry in header.items())
-    }
 
 
 def differences(packed: PackedESM2, folder: Path, dtype: torch.dtype) -> list[str]:

@@ -25,12 +25,14 @@ from exporter.parity.overflow import find_overflow
 from exporter.parity.packs import Pack, as_batch, parity_packs
 from exporter.parity.report import SCHEMA_VERSION, FaultVerdict, Report, is_passed
 from exporter.parity.verdict import WEIGHTS, Check, EngineVerdict, exact, judge
-from exporter.parity.without_card import STAND_INS, stand_in_artifact
+from exporter.parity.without_card import STAND_INS, profiles_here, stand_in_artifact
 from exporter.weights import Reference, fair_esm_version
-from runtime.engine import Attention, load
+from runtime.engine import Attention, Engine, load
+from runtime.engines.parts import InParts
 from runtime.errors import EngineError, UnsupportedError
-from runtime.manifest import Manifest
+from runtime.manifest import Manifest, Profile
 from runtime.pooling import Pool
+from runtime.weights_file import FILE_NAME as WEIGHTS_FILE
 
 
 @dataclass(frozen=True)
@@ -110,13 +112,14 @@ class Gate:
 
     def _judge(
         self, folder: Path, manifest: Manifest, name: str, device: str, attention: Attention,
-        threads: int | None,
+        threads: int | None, profiles: Sequence[Profile] = (),
     ) -> EngineVerdict:  # fmt: skip
         is_int8 = manifest.engines[name].quantised is not None
         weights = self._judge_weights(folder, is_int8)
         eager = self._in_int8() if is_int8 else self._eager
         try:
-            with load(folder, name, device, attention, threads, check_files=False) as engine:
+            with load(folder, name, device, attention, threads, check_files=False) as whole:
+                engine: Engine = InParts(whole, profiles) if profiles else whole
                 verdict = judge(engine, folder, manifest, self.packs, self._oracle, eager, weights)
         except UnsupportedError:
             raise
@@ -131,7 +134,10 @@ class Gate:
         if name not in STAND_INS:
             return EngineVerdict(name, "not measured", why)
         with stand_in_artifact(folder, manifest, name) as (copy, described):
-            verdict = self._judge(copy, described, STAND_INS[name], "cpu", "standard", None)
+            profiles = profiles_here(manifest.engines[name])
+            verdict = self._judge(
+                copy, described, STAND_INS[name], "cpu", "standard", None, profiles
+            )
         if verdict.status == "failed":
             return msgspec.structs.replace(
                 verdict, engine=name, reason=f"without its attention kernel: {verdict.reason}"
@@ -198,7 +204,7 @@ def verify(
     wanted = _formats_to_plant_in(prove, chosen)
     if names := shared_weights.not_finite(folder):
         raise ExportError(
-            f"{folder / shared_weights.FILE_NAME} holds NaN or Inf in {len(names)} tensors "
+            f"{folder / WEIGHTS_FILE} holds NaN or Inf in {len(names)} tensors "
             f"({', '.join(names[:3])}): build it again from whole weights"
         )
     packs = {**parity_packs(seed), **(own_packs or {})}

@@ -30,6 +30,7 @@ ATTENTION_CHOICES: tuple[str, ...] = get_args(Attention)
 ENGINES = {
     "aoti-cuda": "runtime.engines.aoti_cuda",
     "onnx-cuda": "runtime.engines.onnx_cuda",
+    "tensorrt": "runtime.engines.tensorrt",
     "onnx": "runtime.engines.onnx",
     "aoti": "runtime.engines.aoti",
     "torchscript": "runtime.engines.torchscript",

@@ -10,7 +10,7 @@ import msgspec
 from runtime.errors import ArtifactError
 
 FILE_NAME = "manifest.json"
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _SEAL = re.compile(rb'("manifest_sha256": ")([0-9a-f]{64})(")')
 _UNSEALED = b"0" * 64
@@ -75,6 +75,46 @@ class Quantisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     budget: dict[str, float]
 
 
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The largest pack that a plan takes: T, N and the longest protein; the least is 1 of each."""
+
+    max_tokens: int
+    max_proteins: int
+    max_seqlen: int
+
+    def holds(self, num_tokens: int, num_proteins: int, max_seqlen: int) -> bool:
+        """Whether such a pack is within it."""
+        return (
+            num_tokens <= self.max_tokens
+            and num_proteins <= self.max_proteins
+            and max_seqlen <= self.max_seqlen
+        )
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An engine of TensorRT for one kind of card and one version of the library.
+
+    Attributes:
+        file: the serialized engine.
+        library: ``tensorrt`` or ``tensorrt_rtx``.
+        version: of the library; no other reads the plan.
+        compute_capability: of the card, such as ``8.9``.
+        attention: the rung of ``docs/tensorrt.md`` that its attention took.
+        profiles: in ascending order of ``max_seqlen``.
+        refit: the plan holds no weights, they are read from ``weights.safetensors``.
+        refused: what the builder did not take, each with its own sentence.
+    """
+
+    file: str
+    library: str
+    version: str
+    compute_capability: str
+    attention: str
+    profiles: list[Profile]
+    refit: bool
+    refused: dict[str, str]
+
+
 class EngineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One engine.
 
@@ -86,6 +126,7 @@ class EngineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         instructions: that the processor must have, such as ``x86-64-v3``; None where any will do.
         compute_capability: of the GPU that it was compiled for, such as ``9.0``; None: any will do.
         quantised: how the linears were, or None where they are in the artifact's dtype.
+        plans: what TensorRT built from ``file``, one for each kind of card.
     """
 
     file: str
@@ -95,6 +136,7 @@ class EngineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     instructions: str | None = None
     compute_capability: str | None = None
     quantised: Quantisation | None = None
+    plans: list[Plan] = []
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -23,6 +23,7 @@ from exporter.parity.rotation import positions_in
 from exporter.targets.onnx_attention import OP_TYPE
 from exporter.targets.onnx_fusion import ROTARY_OP_TYPE
 from exporter.targets.onnx_packed_attention import PACKED_OP_TYPE
+from exporter.targets.tensorrt_graph import LENGTHS, tensor_name
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
 
@@ -35,11 +36,14 @@ class Internals:
         positions: each ``[T]`` that was multiplied with the rotary frequencies.
         calls: ``(cu_seqlens, max_seqlen)`` of each call of the attention op.
         token_offsets: ``[N, max_seqlen]`` that packed attention of ONNX Runtime gets, each once.
+        grids: ``sources`` ``[N, max_seqlen]`` and ``cells`` ``[T]`` by which TensorRT's graph pads
+            and comes back (``exporter.targets.tensorrt_graph``), each once.
     """
 
     positions: list[NDArray[Any]] = field(default_factory=list)
     calls: list[tuple[list[int], int]] = field(default_factory=list)
     token_offsets: list[NDArray[Any]] = field(default_factory=list)
+    grids: list[tuple[NDArray[Any], NDArray[Any]]] = field(default_factory=list)
 
 
 Observe = Callable[[Path, Manifest, PackedBatch], AbstractContextManager[Internals]]
@@ -70,7 +74,23 @@ def problems(seen: Internals, answers: Answers, num_layers: int) -> list[str]:
         places = token_offset_of(answers.cu_seqlens)
         if not np.array_equal(offsets, places):
             found.append(f"token_offset {_differing(offsets.reshape(-1), places.reshape(-1))}")
+    for grid in seen.grids:
+        for name, actual, right in zip(
+            ("sources", "cells"), grid, grid_of(answers.cu_seqlens), strict=True
+        ):
+            if not np.array_equal(actual, right):
+                found.append(f"{name} {_differing(actual.reshape(-1), right.reshape(-1))}")
     return found
+
+
+def grid_of(cu_seqlens: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """By their definition: the token in each cell of a padded batch, padding taking those that
+    follow, ``[N, L]``; and the cell of each token, ``[T]``.
+    """
+    lengths = np.diff(cu_seqlens)
+    columns = np.arange(lengths.max())
+    sources = np.minimum(cu_seqlens[:-1, None] + columns, cu_seqlens[-1] - 1)
+    return sources, np.flatnonzero(columns < lengths[:, None])
 
 
 def token_offset_of(cu_seqlens: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -157,16 +177,37 @@ def observe_onnx(
     ]
     calls = [n.input[3:5] for n in nodes if n.op_type in (OP_TYPE, ROTARY_OP_TYPE)]
     packed = [(n.input[5], n.input[4]) for n in nodes if n.op_type == PACKED_OP_TYPE]
-    wanted = list(dict.fromkeys([*positions, *(name for c in [*calls, *packed] for name in c)]))
+    padded = _padded_attentions(model)
+    names = [*positions, *(name for c in [*calls, *packed, *padded] for name in c)]
+    wanted = list(dict.fromkeys(names))
     values = dict(zip(wanted, _evaluate(model, wanted, batch), strict=True))
     yield Internals(
         positions=[values[name] for name in positions],
         calls=[
             *((values[bounds].tolist(), int(values[longest])) for bounds, longest in calls),
             *((values[bounds].tolist(), values[offset].shape[1]) for bounds, offset in packed),
+            *(
+                ([0, *values[lengths].cumsum().tolist()], values[sources].shape[1])
+                for sources, _, lengths in padded
+            ),
         ],
         token_offsets=[values[name] for name in dict.fromkeys(offset for _, offset in packed)],
+        grids=[
+            (values[sources], values[cells])
+            for sources, cells in dict.fromkeys(names[:2] for names in padded)
+        ],
     )
+
+
+def _padded_attentions(model: onnx.ModelProto) -> list[tuple[str, str, str]]:
+    """Of each attention on padded proteins: the names of its sources, cells and lengths."""
+    gathers = [node for node in model.graph.node if node.op_type == "Gather"]
+    by_rows = {node.input[0]: node.input[1] for node in gathers}
+    by_output = {node.output[0]: node.input[1] for node in gathers}
+    found = []
+    while (q := tensor_name(len(found), "q")) in by_rows:
+        found.append((by_rows[q], by_output[tensor_name(len(found), "out")], LENGTHS))
+    return found
 
 
 def _evaluate(model: onnx.ModelProto, names: list[str], batch: PackedBatch) -> list[Any]:
@@ -207,4 +248,5 @@ OBSERVERS: dict[str, Observe] = {
     "aoti-cuda": observe_aoti,
     "onnx-int8": partial(observe_onnx, engine="onnx-int8"),
     "onnx-cuda": partial(observe_onnx, engine="onnx-cuda"),
+    "tensorrt": partial(observe_onnx, engine="tensorrt"),
 }

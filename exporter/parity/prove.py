@@ -41,6 +41,8 @@ from runtime import manifest as manifests
 from runtime.engine import Attention, usable_cores
 from runtime.errors import Esm2Error
 from runtime.manifest import Architecture, Manifest
+from runtime.weights_file import FILE_NAME as WEIGHTS_FILE
+from runtime.weights_file import read_places
 
 # Where a fault is planted that the rounding of an engine hides.
 _IN_FLOAT32 = {"onnx-int8": "onnx"}
@@ -306,9 +308,9 @@ class Planter:
 
     @contextmanager
     def _with_weights(self, fault: WeightsFault, engine: str) -> Iterator[None]:
-        state = load_file(self._folder / shared_weights.FILE_NAME)
+        state = load_file(self._folder / WEIGHTS_FILE)
         changed = fault.change(state, self._manifest.architecture)
-        path = self._faulty / shared_weights.FILE_NAME
+        path = self._faulty / WEIGHTS_FILE
         try:
             _overwrite(path, {name: x.to(state[name].dtype) for name, x in changed.items()})
             quantised = self._manifest.engines[engine].quantised
@@ -391,7 +393,7 @@ def _write_changed_manifest(fault: ManifestFault, manifest: Manifest, folder: Pa
 
 def _overwrite(path: Path, tensors: dict[str, Tensor]) -> None:
     """Replaces tensors of a safetensors file in place; dtypes and shapes are the file's."""
-    places = shared_weights.read_places(path)
+    places = read_places(path)
     with path.open("r+b") as file:
         for name, tensor in tensors.items():
             data = tensor.contiguous().view(-1).view(torch.uint8)

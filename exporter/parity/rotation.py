@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
-from exporter.shared_weights import FILE_NAME
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
 from runtime.tokenizer import TOKENS
+from runtime.weights_file import FILE_NAME
 
 # Relative error of a query: rounding stays far below, a position that is off by one far above.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}

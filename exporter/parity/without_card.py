@@ -10,14 +10,18 @@ from pathlib import Path
 import msgspec
 import onnx
 
-from exporter.shared_weights import FILE_NAME as WEIGHTS_FILE
 from exporter.targets.onnx_attention import ONNX_DTYPES
 from exporter.targets.onnx_packed_attention import with_reference_attention
+from exporter.targets.plan_options import profiles_of
 from runtime import manifest as manifests
-from runtime.manifest import Manifest
+from runtime.manifest import EngineEntry, Manifest, Profile, Signature
+from runtime.weights_file import FILE_NAME as WEIGHTS_FILE
+
+# Cells of the padded grid that fit into this machine's memory beside their scores.
+CPU_CELLS = 8_192
 
 # Engine -> the one that can run its graph here.
-STAND_INS = {"onnx-cuda": "onnx"}
+STAND_INS = {"onnx-cuda": "onnx", "tensorrt": "onnx"}
 
 
 @contextmanager
@@ -26,8 +30,8 @@ def stand_in_artifact(
 ) -> Iterator[tuple[Path, Manifest]]:
     """The artifact with one engine, ``STAND_INS[name]``, which runs the graph of ``name``.
 
-    Its packed attention is a function of standard ops; every other node, and the weights, are the
-    engine's own.
+    ``onnx-cuda``'s packed attention becomes a function of standard ops; every other node, and the
+    weights, are the engine's own. ``tensorrt``'s graph is of standard ops as it is.
 
     Args:
         folder: the artifact; a temporary folder is made beside it.
@@ -40,13 +44,33 @@ def stand_in_artifact(
         model = onnx.load(folder / entry.file, load_external_data=False)
         shape = manifest.architecture
         dtype = ONNX_DTYPES[manifest.dtype]
-        with_reference_attention(model, dtype, shape.num_heads, shape.head_dim)
+        if name == "onnx-cuda":
+            with_reference_attention(model, dtype, shape.num_heads, shape.head_dim)
         onnx.save(model, copy / entry.file)
         for file in (WEIGHTS_FILE, manifest.golden.file):
             _link(folder / file, copy / file)
-        described = msgspec.structs.replace(manifest, engines={STAND_INS[name]: entry})
+        described = msgspec.structs.replace(
+            manifest, engines={STAND_INS[name]: entry}, signature=_signature_of(model, manifest)
+        )
         manifests.write(described, copy)
         yield copy, described
+
+
+def profiles_here(entry: EngineEntry) -> list[Profile]:
+    """Of an engine with plans, for a CPU, which keeps the scores that a plan need not keep."""
+    largest = [plan.profiles[-1] for plan in entry.plans[:1]]
+    return [
+        profile
+        for last in largest
+        for profile in profiles_of("masked", last.max_tokens, last.max_seqlen, CPU_CELLS)
+    ]
+
+
+def _signature_of(model: onnx.ModelProto, manifest: Manifest) -> Signature:
+    """The manifest's, with the outputs that the graph has: TensorRT's does not pool."""
+    names = {output.name for output in model.graph.output}
+    outputs = [output for output in manifest.signature.outputs if output.name in names]
+    return msgspec.structs.replace(manifest.signature, outputs=outputs)
 
 
 def _link(source: Path, target: Path) -> None:

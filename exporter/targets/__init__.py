@@ -1,14 +1,14 @@
 """One module per format, each with ``export(packed, folder) -> EngineEntry``.
 
+Only ``tensorrt`` takes more: which plans to build (``exporter.targets.plan_options``).
+
 ``weights.safetensors`` lies in ``folder`` already; an engine file refers to it.
 """
 
 import importlib
 from collections.abc import Callable
-from pathlib import Path
 
 from exporter.native import ONNXRUNTIME_LIBRARY, TORCH_LIBRARY
-from exporter.packed_forward import PackedESM2
 from runtime.manifest import EngineEntry
 
 TARGETS = {
@@ -18,6 +18,7 @@ TARGETS = {
     "onnx-int8": "exporter.targets.onnx_int8",
     "onnx-cuda": "exporter.targets.onnx_cuda",
     "aoti-cuda": "exporter.targets.aoti_cuda",
+    "tensorrt": "exporter.targets.tensorrt",
 }
 
 # The native attention op that each loads; none for the kernels of ONNX Runtime.
@@ -30,9 +31,7 @@ OP_LIBRARIES = {
 }
 
 
-def exporter_of(target: str) -> Callable[[PackedESM2, Path], EngineEntry]:
+def exporter_of(target: str) -> Callable[..., EngineEntry]:
     """The ``export`` function of a target; its libraries are imported now."""
-    export: Callable[[PackedESM2, Path], EngineEntry] = importlib.import_module(
-        TARGETS[target]
-    ).export
+    export: Callable[..., EngineEntry] = importlib.import_module(TARGETS[target]).export
     return export

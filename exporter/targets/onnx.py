@@ -10,8 +10,6 @@ import onnxscript
 import torch
 
 from exporter.packed_forward import PackedESM2
-from exporter.shared_weights import FILE_NAME as WEIGHTS_FILE
-from exporter.shared_weights import read_places
 from exporter.targets.onnx_attention import (
     DOMAIN,
     ONNX_DTYPES,
@@ -24,6 +22,8 @@ from exporter.targets.onnx_attention import (
 from exporter.targets.onnx_fusion import fuse_rotary
 from exporter.targets.tracing import dynamic_shapes, exporting, tracing_pack
 from runtime.manifest import EngineEntry
+from runtime.weights_file import FILE_NAME as WEIGHTS_FILE
+from runtime.weights_file import read_places
 
 FILE_NAME = "model.onnx"
 INPUT_NAMES = ("input_ids", "cu_seqlens", "max_seqlen")

@@ -15,10 +15,10 @@ from exporter import int8_weights
 from exporter.errors import ExportError
 from exporter.packed_forward import PackedESM2
 from exporter.parity.budgets import budgets_for
-from exporter.shared_weights import Place, read_places
 from exporter.targets import onnx as onnx_float
 from exporter.targets.onnx_attention import DOMAIN, OPSET
 from runtime.manifest import EngineEntry, Quantisation
+from runtime.weights_file import Place, read_places
 
 FILE_NAME = "model.int8.onnx"
 

@@ -14,6 +14,7 @@ from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool, pool
+from runtime.weights_file import FILE_NAME
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,7 @@ def read_weights(folder: Path, device: str) -> "dict[str, torch.Tensor]":
     from safetensors.torch import load_file
 
     try:
-        return load_file(folder / "weights.safetensors", device)
+        return load_file(folder / FILE_NAME, device)
     except SafetensorError as error:
         raise OSError(str(error)) from error
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from exporter.packed_forward import PackedESM2
-from exporter.shared_weights import read_places
 from exporter.targets.tracing import tracing_pack
 from exporter.weights import Reference
+from runtime.weights_file import read_places
 from tests.conftest import LAYERS
 
 Pack = tuple[Tensor, Tensor, Tensor]

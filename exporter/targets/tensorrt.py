@@ -1,0 +1,122 @@
+"""``model.trt.onnx`` and the plans that TensorRT or TensorRT-RTX builds from it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from exporter.errors import ExportError
+from exporter.packed_forward import PackedESM2
+from exporter.targets import onnx as onnx_cpu
+from exporter.targets import tensorrt_graph
+from exporter.targets.plan_options import PlanOptions, profiles_of
+from exporter.targets.tensorrt_attention import RUNGS, RefusedError
+from exporter.targets.tensorrt_plan import PlanRecipe, build_plan
+from runtime.engines.tensorrt_library import LIBRARIES, import_library
+from runtime.errors import UnsupportedError
+from runtime.manifest import EngineEntry, Plan
+from runtime.weights_file import FILE_NAME as WEIGHTS_FILE
+from runtime.weights_file import read_places
+
+FOLDER = "tensorrt"
+# Weights outside the plan come first, but TensorRT compiles what reads them on a card.
+REFITS = True, False
+
+
+def export(packed: PackedESM2, folder: Path, options: PlanOptions | None = None) -> EngineEntry:
+    """Writes the graph and its plans into ``folder``, where ``weights.safetensors`` lies already.
+
+    Args:
+        packed: on the CPU, in the dtype to export.
+        folder: where ``model.trt.onnx`` and ``tensorrt/`` go.
+        options: which plans; None takes the defaults.
+
+    Raises:
+        ExportError: the library is missing, knows no such card, or refused every rung.
+    """
+    options = options or PlanOptions()
+    _check(options)
+    trt = _library(options)
+    cards = options.compute_capabilities or (_this_card(),)
+    graph = folder / tensorrt_graph.FILE_NAME
+    onnx.save(tensorrt_graph.lower(packed, folder), graph)
+    # By path, so that the checker follows the external data.
+    onnx.checker.check_model(graph, full_check=True)
+    plans = [_first_that_builds(trt, packed, folder, card, options) for card in cards]
+    return EngineEntry(
+        file=tensorrt_graph.FILE_NAME,
+        lowering="; ".join(dict.fromkeys(RUNGS[plan.attention] for plan in plans)),
+        built_with={**onnx_cpu.built_with(), trt.__name__: str(trt.__version__)},
+        plans=plans,
+    )
+
+
+def _first_that_builds(
+    trt: Any, packed: PackedESM2, folder: Path, card: str, options: PlanOptions
+) -> Plan:
+    """Down the ladder: the best attention that builds, its weights outside where that builds."""
+    refused: dict[str, str] = {}
+    weights = [name for name in read_places(folder / WEIGHTS_FILE) if name != "inv_freq"]
+    name = f"{trt.__name__.replace('_', '-')}-{trt.__version__}"
+    sm = f"sm{card.replace('.', '')}"
+    # TensorRT-RTX measures nothing when it builds.
+    keeps = options.timing_caches if trt.__name__ == "tensorrt" else None
+    cache = keeps / f"{sm}-{name}.timings" if keeps else None
+    for rung in RUNGS:
+        profiles = profiles_of(rung, options.max_tokens, options.max_seqlen)
+        for refit in REFITS if torch.cuda.is_available() else REFITS[1:]:
+            recipe = PlanRecipe(
+                folder / tensorrt_graph.FILE_NAME, packed.num_layers, weights, card, rung,
+                profiles, refit, cache,
+            )  # fmt: skip
+            try:
+                plan = build_plan(trt, recipe)
+            except RefusedError as refusal:
+                refused[f"{rung}, weights outside" if refit else rung] = str(refusal)
+                continue
+            file = f"{FOLDER}/{sm}-{name}.plan"
+            (folder / FOLDER).mkdir(exist_ok=True)
+            (folder / file).write_bytes(plan)
+            return Plan(
+                file, trt.__name__, str(trt.__version__), card, rung, profiles, refit, refused
+            )
+    sentences = "; ".join(f"{what}: {why}" for what, why in refused.items())
+    raise ExportError(f"target tensorrt, compute capability {card}: {sentences}")
+
+
+def _check(options: PlanOptions) -> None:
+    wrong = [c for c in options.compute_capabilities if not re.fullmatch(r"\d+\.\d", c)]
+    if wrong:
+        raise ExportError(f"a compute capability is written as 8.9, got {', '.join(wrong)}")
+    if not 1 <= options.max_seqlen <= options.max_tokens:
+        raise ExportError(
+            f"a pack of at most {options.max_tokens} tokens cannot hold a protein of "
+            f"{options.max_seqlen}: --max-seqlen must be between 1 and --max-tokens"
+        )
+
+
+def _library(options: PlanOptions) -> Any:
+    """TensorRT for the card that is here; TensorRT-RTX, which needs none, for others."""
+    here = {_this_card()} if torch.cuda.is_available() else set()
+    problems = []
+    for module in LIBRARIES:
+        if module == "tensorrt" and (not here or set(options.compute_capabilities) - here):
+            problems.append("TensorRT builds on the card that it builds for")
+            continue
+        try:
+            return import_library(module)
+        except UnsupportedError as error:
+            problems.append(str(error))
+    raise ExportError(f"target tensorrt: {'; '.join(problems)}")
+
+
+def _this_card() -> str:
+    if not torch.cuda.is_available():
+        raise ExportError(
+            "target tensorrt builds for the card of this machine, and there is none: name others, "
+            "such as --compute-capability 8.0,8.9"
+        )
+    major, minor = torch.cuda.get_device_capability()
+    return f"{major}.{minor}"

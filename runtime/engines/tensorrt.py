@@ -1,0 +1,200 @@
+"""TensorRT and TensorRT-RTX: a plan of ``tensorrt/``, built for one kind of card."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.engine import EngineSpec, Outputs, Settings
+from runtime.engines import cuda_memory
+from runtime.engines.parts import InParts, holding
+from runtime.engines.tensorrt_library import (
+    LIBRARIES,
+    choose_plan,
+    collecting_logger,
+    first_error,
+    import_library,
+    installed_versions,
+)
+from runtime.engines.tensorrt_refit import refit
+from runtime.errors import EngineError, UnsupportedError
+from runtime.manifest import EngineEntry, Manifest, Plan, Profile
+from runtime.packing import PackedBatch
+from runtime.pooling import Pool, pool
+from runtime.weights_file import FILE_NAME as WEIGHTS_FILE
+
+FORMAT = "tensorrt"
+
+
+def reason_against(entry: EngineEntry, device: str) -> str | None:
+    """Why "auto" should take another engine, in a sentence, or None."""
+    if device == "cpu":
+        return "it runs on CUDA alone"
+    try:
+        choose_plan(entry.plans, installed_versions(entry.plans), cuda_memory.compute_capability())
+    except UnsupportedError as error:
+        return str(error)
+    return None
+
+
+def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> InParts:
+    """See ``runtime.load``."""
+    cannot = f"cannot load engine {FORMAT!r} of {manifest.name!r}"
+    entry = manifest.engines[FORMAT]
+    if reason := reason_against(entry, device):
+        raise UnsupportedError(f"{cannot}: {reason}")
+    plan = choose_plan(
+        entry.plans, installed_versions(entry.plans), cuda_memory.compute_capability()
+    )
+    _refuse(settings, cannot)
+    trt = import_library(plan.library)
+    logger = collecting_logger(trt)
+    engine = deserialize(trt, logger, folder / plan.file)
+    if plan.refit:
+        refit(trt, logger, engine, folder / WEIGHTS_FILE)
+    # Plans do not pool, InParts does.
+    outputs = [output.name for output in manifest.signature.outputs if output.name != "pooled"]
+    spec = _spec(manifest, plan)
+    whole = TensorRTEngine(trt, logger, engine, spec, outputs, plan.profiles)
+    return InParts(whole, plan.profiles)
+
+
+def deserialize(trt: Any, logger: Any, path: Path) -> Any:
+    """The ``ICudaEngine`` of a plan.
+
+    Raises:
+        EngineError: it is damaged, or for another card or version; the library's own sentence.
+    """
+    engine = trt.Runtime(logger).deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        raise EngineError(
+            f"{trt.__name__} {trt.__version__} cannot read {path}: {first_error(logger)}"
+        )
+    return engine
+
+
+def _refuse(settings: Settings, cannot: str) -> None:
+    """Raises UnsupportedError for what was decided when the plan was built."""
+    if settings.attention != "auto":
+        raise UnsupportedError(
+            f"{cannot} with attention {settings.attention!r}: the plan was built with its own. "
+            "Take attention 'auto', or another engine"
+        )
+    for asked, what in ((settings.tf32, "TF32"), (settings.cuda_graphs, "CUDA graphs")):
+        if asked:
+            raise UnsupportedError(f"{cannot} with {what}: take engine 'onnx-cuda' or 'aoti-cuda'")
+
+
+def _spec(manifest: Manifest, plan: Plan) -> EngineSpec:
+    return EngineSpec(
+        format=FORMAT,
+        artifact=manifest.name,
+        device="cuda",
+        dtype=manifest.dtype,
+        layers=tuple(manifest.layers),
+        pool=manifest.pool,
+        attention=f"{LIBRARIES[plan.library][0]} {plan.attention}",
+        attention_reason="; ".join(f"{rung}: {why}" for rung, why in plan.refused.items()),
+        library=f"{LIBRARIES[plan.library][0]} {plan.version}",
+        synthetic=manifest.weights.kind == "synthetic",
+    )
+
+
+class TensorRTEngine:
+    """An execution context that takes packs which one of its profiles holds."""
+
+    concurrency = 1
+
+    def __init__(
+        self, trt: Any, logger: Any, engine: Any, spec: EngineSpec, output_names: list[str],
+        profiles: Sequence[Profile],
+    ):  # fmt: skip
+        self.spec = spec
+        self._trt = trt
+        self._logger = logger
+        self._engine = engine
+        self._output_names = output_names
+        self._profiles = profiles
+        # Memory for the largest pack of one profile at a time, not of all of them.
+        strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+        self._context = engine.create_execution_context(strategy)
+        if self._context is None:
+            raise EngineError(f"{spec.library} cannot run its plan: {first_error(logger)}")
+        self._stream = cuda_memory.Stream()
+
+    def unsupported_reasons(self, batch: PackedBatch) -> list[str]:
+        """See ``Engine``: a pack that no profile holds."""
+        if holding(self._profiles, batch) is not None:
+            return []
+        return [
+            f"no profile of the plan holds {batch.num_tokens} tokens, {batch.num_proteins} "
+            f"proteins and a protein of {batch.max_seqlen} tokens"
+        ]
+
+    def run(self, batch: PackedBatch) -> Outputs:
+        """See ``Engine.run``."""
+        return Outputs.from_arrays(self._output_names, self._fetch(batch, self._output_names))
+
+    def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
+        """See ``Engine.embed``."""
+        rows = self._fetch(batch, [f"representations.{layer}"])[0]
+        return rows if how == "none" else pool(rows, batch.cu_seqlens, how)
+
+    def _fetch(self, batch: PackedBatch, names: list[str]) -> list[NDArray[np.floating]]:
+        """Runs one pack; these outputs come to the host."""
+        context, stream = self._context, self._stream
+        if context is None:
+            raise EngineError("this engine is closed: load it again")
+        if reasons := self.unsupported_reasons(batch):
+            raise UnsupportedError("; ".join(reasons))
+        self._logger.errors.clear()
+        context.set_optimization_profile_async(holding(self._profiles, batch), stream.handle)
+        # A shape tensor, read on the host while the work is queued.
+        max_seqlen = np.array(batch.max_seqlen, np.int64)
+        context.set_tensor_address("max_seqlen", max_seqlen.ctypes.data)
+        inputs: dict[str, NDArray[Any]] = {
+            "input_ids": np.ascontiguousarray(batch.input_ids),
+            "cu_seqlens": np.ascontiguousarray(batch.cu_seqlens),
+        }
+        for name, array in inputs.items():
+            context.set_input_shape(name, array.shape)
+            context.set_tensor_address(name, stream.send(name, array))
+        shapes = {}
+        for name in self._output_names:
+            shapes[name] = tuple(context.get_tensor_shape(name))
+            size = self._trt.volume(shapes[name]) * self._engine.get_tensor_dtype(name).itemsize
+            context.set_tensor_address(name, stream.buffer(name, size))
+        if not context.execute_async_v3(stream.handle):
+            raise EngineError(
+                f"{self.spec.library} failed on a pack of {batch.num_proteins} proteins, "
+                f"{batch.num_tokens} tokens: {first_error(self._logger)}"
+            )
+        arrays = [stream.fetch(name, shapes[name], self._dtype(name)) for name in names]
+        stream.wait()
+        return [widen_bfloat16(array) for array in arrays]
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        dtype = self._engine.get_tensor_dtype(name)
+        is_bfloat16 = dtype == self._trt.bfloat16
+        return np.dtype(np.uint16 if is_bfloat16 else self._trt.nptype(dtype))
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        if self._context is not None:
+            self._stream.close()
+        self._context = self._engine = None
+
+    def __enter__(self) -> "TensorRTEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def widen_bfloat16(array: NDArray[Any]) -> NDArray[np.floating]:
+    """Bits of bfloat16 (uint16) as float32, which holds each exactly; other arrays as they are."""
+    if array.dtype != np.uint16:
+        return array
+    return (array.astype(np.uint32) << 16).view(np.float32)

@@ -1,0 +1,102 @@
+"""TensorRT and TensorRT-RTX: one API under two names."""
+
+import importlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from runtime.errors import UnsupportedError
+from runtime.manifest import Plan
+
+# Module -> what people call it, and the extra that installs it.
+LIBRARIES = {
+    "tensorrt": ("TensorRT", "tensorrt"),
+    "tensorrt_rtx": ("TensorRT-RTX", "tensorrt-rtx"),
+}
+
+
+def import_library(module: str) -> Any:
+    """The library.
+
+    Args:
+        module: key of ``LIBRARIES``.
+
+    Raises:
+        UnsupportedError: it is not installed, or does not load here.
+    """
+    name, extra = LIBRARIES[module]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(module)
+    except ImportError as error:
+        raise UnsupportedError(
+            f"{name} is not installed ({error}): pip install 'esm2-engines[{extra}]'"
+        ) from None
+    except OSError as error:  # its wheels load their libraries when they are imported
+        raise UnsupportedError(f"{name} does not load: {error}") from None
+
+
+def collecting_logger(trt: Any) -> Any:
+    """A logger whose ``errors`` are the library's own sentences, in order."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                self.errors.append(" ".join(message.split()))
+
+    return Logger()
+
+
+def first_error(logger: Any) -> str:
+    """What a ``collecting_logger`` heard first, which is what the others follow from."""
+    return logger.errors[0] if logger.errors else "it gave no reason"
+
+
+def choose_plan(plans: Sequence[Plan], versions: dict[str, str], card: str) -> Plan:
+    """The plan for this card and an installed library.
+
+    Args:
+        plans: of the artifact.
+        versions: of the installed libraries, by module.
+        card: its compute capability.
+
+    Raises:
+        UnsupportedError: there is none; says which there are and what is here.
+    """
+    for plan in plans:
+        if plan.compute_capability == card and versions.get(plan.library) == plan.version:
+            return plan
+    there = ", ".join(
+        f"{LIBRARIES[plan.library][0]} {plan.version} on compute capability "
+        f"{plan.compute_capability}"
+        for plan in plans
+    )
+    here = " and ".join(
+        f"{LIBRARIES[module][0]} {version}" for module, version in sorted(versions.items())
+    )
+    raise UnsupportedError(
+        f"its plans are for {there or 'no card'}; here are {here or 'no TensorRT'} and a card of "
+        f"compute capability {card}. Build one here: 'esm2-export build --target tensorrt'"
+    )
+
+
+def installed_versions(plans: Sequence[Plan]) -> dict[str, str]:
+    """Versions of those libraries that the plans are for and that are installed, by module.
+
+    Raises:
+        UnsupportedError: none is.
+    """
+    versions, problems = {}, []
+    for module in dict.fromkeys(plan.library for plan in plans):
+        try:
+            versions[module] = str(import_library(module).__version__)
+        except UnsupportedError as error:
+            problems.append(str(error))
+    if not versions:
+        raise UnsupportedError("; ".join(problems) or "it holds no plan")
+    return versions

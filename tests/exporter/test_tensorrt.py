@@ -1,0 +1,362 @@
+"""The engine ``tensorrt`` without a card: built by TensorRT-RTX, judged by its graph."""
+
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache as cached
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import runtime
+from exporter import shared_weights
+from exporter.build import BuildOptions, build
+from exporter.errors import ExportError
+from exporter.packed_forward import PackedESM2
+from exporter.parity.cache import Cache
+from exporter.parity.internals import grid_of
+from exporter.parity.verdict import EngineVerdict
+from exporter.precision import cast_copy
+from exporter.targets import tensorrt, tensorrt_attention, tensorrt_graph, tensorrt_plan
+from exporter.targets.plan_options import PlanOptions, profiles_of
+from exporter.targets.tensorrt_attention import RUNGS, RefusedError
+from exporter.targets.tensorrt_graph import tensor_name
+from exporter.targets.tensorrt_plan import PlanRecipe, build_plan, describe_network
+from exporter.verify import verify
+from exporter.weights import WeightsSource, load_reference
+from runtime.engines.tensorrt import deserialize
+from runtime.engines.tensorrt_library import collecting_logger, import_library
+from runtime.errors import ArtifactError, EngineError, UnsupportedError
+from runtime.manifest import EngineEntry, Profile, read
+from runtime.weights_file import read_places
+from tests.conftest import TINY, MadeOnce
+
+trt = import_library("tensorrt_rtx")
+CARDS = ("8.0", "8.9", "12.0")
+
+without_card = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="describes a machine without a card"
+)
+
+
+@pytest.fixture(scope="module")
+def trt_artifact(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) -> Path:
+    """With an engine that is measured here, as every artifact must have."""
+    options = BuildOptions(
+        WeightsSource("checkpoint", str(tiny_checkpoint)), ("onnx", "tensorrt"), (0, 1, 2), "mean",
+        plans=PlanOptions(("8.9",), max_tokens=4096, max_seqlen=1200),
+    )  # fmt: skip
+
+    def make(folder: Path) -> None:
+        build(replace(options, out=folder), lambda line: None, cache)
+
+    return made_once("tensorrt", make)
+
+
+@cached
+def model_8m(dtype: str) -> PackedESM2:
+    reference = load_reference(WeightsSource("synthetic", "esm2_t6_8M_UR50D"))
+    packed = PackedESM2(reference.model, [6], "mean").eval()
+    return packed if dtype == "float32" else cast_copy(packed, getattr(torch, dtype))
+
+
+@pytest.fixture(scope="module", params=["float32", "float16"])
+def built_8m(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, EngineEntry]:
+    """8M for three kinds of card: its dtype, folder and entry of the manifest."""
+    folder = tmp_path_factory.mktemp(request.param)
+    packed = model_8m(request.param)
+    shared_weights.write(packed, folder)
+    return (
+        request.param,
+        folder,
+        tensorrt.export(packed, folder, PlanOptions(CARDS, max_seqlen=1_024)),
+    )
+
+
+class TestPlans:
+    def test_one_for_each_card_with_the_weights_inside(
+        self, built_8m: tuple[str, Path, EngineEntry]
+    ) -> None:
+        _, folder, entry = built_8m
+        assert [plan.compute_capability for plan in entry.plans] == list(CARDS)
+        assert len({(folder / plan.file).read_bytes()[:4096] for plan in entry.plans}) == 3
+        weights = (folder / "weights.safetensors").stat().st_size
+        for plan in entry.plans:
+            sm = plan.compute_capability.replace(".", "")
+            assert plan.file == f"tensorrt/sm{sm}-tensorrt-rtx-{trt.__version__}.plan"
+            assert not plan.refit
+            assert (folder / plan.file).stat().st_size > weights
+
+    def test_the_ladder_and_the_builders_own_sentences(
+        self, built_8m: tuple[str, Path, EngineEntry]
+    ) -> None:
+        _, _, entry = built_8m
+        for plan in entry.plans:
+            assert plan.attention == "padded"
+            assert list(plan.refused) == ["packed"]
+            assert "no fused kernel is available on this target" in plan.refused["packed"]
+            assert plan.profiles == profiles_of("padded", 16_384, 1_024)
+        assert entry.lowering == RUNGS["padded"]
+
+    def test_inputs_and_outputs(self, built_8m: tuple[str, Path, EngineEntry]) -> None:
+        dtype, folder, entry = built_8m
+        number = {"float32": "FLOAT", "float16": "HALF"}[dtype]
+        assert describe_network(trt, folder / entry.file) == {
+            "input_ids": ("INT64", (-1,)),
+            "cu_seqlens": ("INT32", (-1,)),
+            "max_seqlen": ("INT64", ()),
+            "logits": (number, (-1, 33)),
+            "representations.6": (number, (-1, 320)),
+        }
+
+    def test_deserialized(self, built_8m: tuple[str, Path, EngineEntry]) -> None:
+        dtype, folder, entry = built_8m
+        logger = collecting_logger(trt)
+        try:
+            engine = deserialize(trt, logger, folder / entry.plans[0].file)
+        except EngineError as error:
+            assert "CUDA driver version is insufficient" in str(error)
+            pytest.skip(f"TensorRT reads a plan only where there is an NVIDIA driver: {error}")
+        names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
+        assert {name: engine.get_tensor_dtype(name).name for name in names} == {
+            name: kind for name, (kind, _) in describe_network(trt, folder / entry.file).items()
+        }
+        for place, profile in enumerate(entry.plans[0].profiles):
+            assert engine.get_tensor_profile_shape("input_ids", place)[2] == (profile.max_tokens,)
+            bounds = engine.get_tensor_profile_shape("cu_seqlens", place)[2]
+            assert bounds == (profile.max_proteins + 1,)
+            longest = engine.get_tensor_profile_values(place, "max_seqlen")[2]
+            assert list(longest) == [profile.max_seqlen]
+
+    @without_card
+    def test_without_a_driver_the_library_says_so(
+        self, built_8m: tuple[str, Path, EngineEntry]
+    ) -> None:
+        _, folder, entry = built_8m
+        path = folder / entry.plans[0].file
+        with pytest.raises(EngineError, match=r"cannot read .*CUDA driver version is insufficient"):
+            deserialize(trt, collecting_logger(trt), path)
+
+    @without_card
+    def test_every_weight_can_be_refitted_by_name_but_the_builder_wants_a_card(
+        self, built_8m: tuple[str, Path, EngineEntry]
+    ) -> None:
+        dtype, folder, entry = built_8m
+        names = [n for n in read_places(folder / "weights.safetensors") if n != "inv_freq"]
+        assert len(names) == len(model_8m(dtype).state_dict()) - 1 > 100
+        recipe = PlanRecipe(
+            folder / entry.file, 6, names, "8.9", "padded", entry.plans[0].profiles[:1], True, None
+        )
+        with pytest.raises(RefusedError, match="CUDA_SUCCESS"):
+            build_plan(trt, recipe)
+        with pytest.raises(RefusedError, match="cannot be refitted by name: nothing.weight"):
+            build_plan(trt, replace(recipe, weights=["nothing.weight"]))
+
+
+class TestAttentionLayers:
+    """What TensorRT is given, read back from its network."""
+
+    def network(self, folder: Path, rung: str) -> tuple[Any, ...]:
+        logger = collecting_logger(trt)
+        builder = trt.Builder(logger)
+        network, parser = tensorrt_plan._parsed(
+            trt, builder, logger, folder / tensorrt_graph.FILE_NAME
+        )
+        tensorrt_attention.lower_attention(trt, network, rung, TINY[0])
+        return network, parser, builder, logger
+
+    def readers(self, network: Any) -> set[str]:
+        return {
+            tensor.name
+            for layer in tensorrt_attention._layers(network)
+            for place in range(layer.num_inputs)
+            if (tensor := layer.get_input(place)) is not None
+        }
+
+    @pytest.mark.parametrize(("rung", "suffix"), [("packed", ""), ("padded", "_grid")])
+    def test_stand_where_the_written_out_attention_stood(
+        self, trt_artifact: Path, rung: str, suffix: str
+    ) -> None:
+        network, *_alive = self.network(trt_artifact, rung)
+        kinds = [layer.type for layer in tensorrt_attention._layers(network)]
+        assert kinds.count(trt.LayerType.ATTENTION_INPUT) == TINY[0]
+        read = self.readers(network)
+        for layer in range(TINY[0]):
+            assert tensor_name(layer, "q" + suffix) in read
+            assert tensor_name(layer, "out" + suffix) not in read
+
+    def test_the_written_out_attention_stays_where_nothing_is_lowered(
+        self, trt_artifact: Path
+    ) -> None:
+        network, *_alive = self.network(trt_artifact, "masked")
+        kinds = [layer.type for layer in tensorrt_attention._layers(network)]
+        assert trt.LayerType.ATTENTION_INPUT not in kinds
+        assert kinds.count(trt.LayerType.SOFTMAX) == TINY[0]
+
+    def test_every_rung_but_the_packed_one_builds(self, trt_artifact: Path) -> None:
+        for rung in ("padded", "masked"):
+            recipe = PlanRecipe(
+                trt_artifact / tensorrt_graph.FILE_NAME, TINY[0], (), "8.0", rung,
+                [Profile(512, 8, 128)], False, None,
+            )  # fmt: skip
+            assert len(bytes(build_plan(trt, recipe))) > 100_000
+
+
+def read_one_place_before(model: onnx.ModelProto, output: str) -> None:
+    (node,) = (n for n in model.graph.node if output in n.output)
+    assert node.op_type == "Gather"
+    planted = [
+        onnx.helper.make_node("Sub", [node.input[1], "planted_one"], ["planted_before"]),
+        onnx.helper.make_node("Max", ["planted_before", "planted_zero"], ["planted_place"]),
+    ]
+    for name, value in (("planted_one", 1), ("planted_zero", 0)):
+        tensor = onnx.numpy_helper.from_array(np.array(value, np.int64), name)
+        model.graph.initializer.append(tensor)
+    place = list(model.graph.node).index(node)
+    for new in reversed(planted):
+        model.graph.node.insert(place, new)
+    node.input[1] = "planted_place"
+
+
+def keys_of_the_token_before(model: onnx.ModelProto) -> None:
+    read_one_place_before(model, gathered(model, "k"))
+
+
+def cells_of_the_token_before(model: onnx.ModelProto) -> None:
+    read_one_place_before(model, tensor_name(1, "out"))
+
+
+def gathered(model: onnx.ModelProto, role: str) -> str:
+    (node,) = (n for n in model.graph.node if n.input and n.input[0] == tensor_name(0, role))
+    return str(node.output[0])
+
+
+def padding_attends(model: onnx.ModelProto) -> None:
+    (less,) = (n for n in model.graph.node if n.op_type == "Less")
+    less.op_type = "LessOrEqual"
+
+
+def no_scale(model: onnx.ModelProto) -> None:
+    (node,) = (n for n in model.graph.node if tensor_name(0, "q") in n.output)
+    node.op_type = "Identity"
+    del node.input[1:]
+
+
+class TestGate:
+    def verdict(self, folder: Path, checkpoint: Path, cache: Cache) -> EngineVerdict:
+        reference = load_reference(WeightsSource("checkpoint", str(checkpoint)))
+        manifest = read(folder, check_files=False)
+        return verify(folder, manifest, reference, ["tensorrt"], cache=cache).engines[0]
+
+    @without_card
+    def test_the_graph_passes_here_and_is_not_called_measured(
+        self, trt_artifact: Path, tiny_checkpoint: Path, cache: Cache
+    ) -> None:
+        verdict = self.verdict(trt_artifact, tiny_checkpoint, cache)
+        assert verdict.status == "not measured"
+        assert "it needs an NVIDIA GPU and its driver" in verdict.reason
+        assert "passed on the CPU with attention in standard ops" in verdict.reason
+
+    @pytest.mark.parametrize(
+        ("fault", "named"),
+        [
+            (keys_of_the_token_before, "relative L2"),
+            (cells_of_the_token_before, "cells"),
+            (padding_attends, "relative L2"),
+            (no_scale, "relative L2"),
+        ],
+    )
+    def test_a_wrong_graph_fails(
+        self, trt_artifact: Path, tiny_checkpoint: Path, cache: Cache, tmp_path: Path,
+        fault: Callable[[onnx.ModelProto], None], named: str,
+    ) -> None:  # fmt: skip
+        folder = tmp_path / "faulty"
+        shutil.copytree(trt_artifact, folder)
+        path = folder / tensorrt_graph.FILE_NAME
+        model = onnx.load(path, load_external_data=False)
+        fault(model)
+        onnx.save(model, path)
+        verdict = self.verdict(folder, tiny_checkpoint, cache)
+        assert verdict.status == "failed"
+        assert verdict.engine == "tensorrt"
+        assert named in verdict.reason
+
+    def test_the_grid_by_its_definition(self) -> None:
+        sources, cells = grid_of(np.array([0, 3, 4], np.int32))
+        assert sources.tolist() == [[0, 1, 2], [3, 3, 3]]
+        assert cells.tolist() == [0, 1, 2, 3]
+
+
+class TestRefusals:
+    @without_card
+    def test_no_card(self, trt_artifact: Path) -> None:
+        with pytest.raises(UnsupportedError, match=r"it needs an NVIDIA GPU and its driver: CUDA"):
+            runtime.load(trt_artifact, "tensorrt")
+        with pytest.raises(UnsupportedError, match="runs on CUDA alone"):
+            runtime.load(trt_artifact, "tensorrt", device="cpu")
+        with runtime.load(trt_artifact) as engine:
+            assert engine.spec.format == "onnx"
+
+    def test_a_flipped_byte_of_a_plan(self, trt_artifact: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "damaged"
+        shutil.copytree(trt_artifact, folder)
+        (path,) = (folder / "tensorrt").iterdir()
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(ArtifactError, match=rf"tensorrt/{path.name} was changed"):
+            runtime.load(folder, "tensorrt")
+
+    @without_card
+    @pytest.mark.parametrize(
+        ("plans", "message"),
+        [
+            (PlanOptions(), "there is none: name others, such as --compute-capability 8.0,8.9"),
+            (PlanOptions(("9.0",)), "builds for compute capabilities 7.5, 8.0.*not 9.0"),
+            (PlanOptions(("sm89",)), "is written as 8.9, got sm89"),
+            (PlanOptions(("8.9",), max_tokens=100), "cannot hold a protein of 2050"),
+        ],
+    )
+    def test_plans_that_cannot_be_built(
+        self, tiny_checkpoint: Path, tmp_path: Path, plans: PlanOptions, message: str
+    ) -> None:
+        source = WeightsSource("checkpoint", str(tiny_checkpoint))
+        options = BuildOptions(source, ("tensorrt",), out=tmp_path / "x", plans=plans)
+        with pytest.raises(ExportError, match=message):
+            build(options, lambda line: None)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_runtime_calls_exists() -> None:
+    """Nothing of it can run here, but a name that is wrong can be seen."""
+    from cuda.bindings import runtime as cudart
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        names = {
+            trt: ("Runtime", "Refitter", "Weights", "volume", "nptype", "bfloat16", "ILogger"),
+            trt.ExecutionContextAllocationStrategy: ("ON_PROFILE_CHANGE",),
+            trt.Runtime: ("deserialize_cuda_engine",),
+            trt.ICudaEngine: ("create_execution_context", "get_tensor_dtype"),
+            trt.IExecutionContext: (
+                "set_optimization_profile_async", "set_tensor_address", "set_input_shape",
+                "get_tensor_shape", "execute_async_v3",
+            ),
+            trt.Refitter: (
+                "get_all_weights", "set_named_weights", "get_missing_weights", "refit_cuda_engine",
+            ),
+            cudart: (
+                "cudaGetDevice", "cudaDeviceGetAttribute", "cudaStreamCreate", "cudaStreamDestroy",
+                "cudaStreamSynchronize", "cudaMalloc", "cudaFree", "cudaMemcpyAsync",
+            ),
+            cudart.cudaMemcpyKind: ("cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost"),
+        }  # fmt: skip
+        missing = [name for owner, of in names.items() for name in of if not hasattr(owner, name)]
+    assert missing == []
