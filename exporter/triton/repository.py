@@ -148,15 +148,13 @@ def _write_model(
         keep_trailing_newline=True,
     )
     text = environment.get_template(f"{CONFIG_FILE}.j2").render(
-        manifest=manifest,
-        engine=engine,
         name=name,
-        backend=backend.name,
-        kind=backend.kind,
-        cuda_options=backend.cuda_options,
-        data_type=DATA_TYPES[manifest.dtype],
+        artifact=manifest.name,
+        engine=engine,
+        backend=backend,
         max_batch_size=max_batch_size,
-        preload=library if backend.name == "pytorch" else None,
-        operations=library if backend.name == "onnxruntime" else None,
+        outputs=manifest.signature.outputs,
+        data_type=DATA_TYPES[manifest.dtype],
+        library=library,
     )
     (repository / name / CONFIG_FILE).write_text(text, encoding="utf-8")
