@@ -278,6 +278,37 @@ def divergence(
         click.echo(text, nl=False)
 
 
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The repository: a folder that is empty or does not exist.",
+)
+@click.option("--engine", help="Only this one.  [default: every engine that Triton can serve]")
+@click.option(
+    "--max-batch-size",
+    default=16,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Proteins that may share a pack.",
+)
+@one_line_errors(ExportError, Esm2Error, OSError)
+def triton(artifact: Path, out: Path, engine: str | None, max_batch_size: int) -> None:
+    """Write a model repository for Triton Inference Server from ARTIFACT."""
+    from exporter.triton.repository import launch_line, write_repository
+
+    models = write_repository(
+        artifact, out, engine, max_batch_size, lambda line: click.echo(line, err=True)
+    )
+    for model in models:
+        size = sum(path.stat().st_size for path in model.rglob("*") if path.is_file())
+        click.echo(f"{model}: {size / 1e6:.1f} MB")
+    click.echo(f"serve with: {launch_line(out.resolve(), [m.resolve() for m in models])}")
+
+
 def _own_packs(fasta: str | None) -> "dict[str, Pack] | None":
     if fasta is None:
         return None

@@ -43,6 +43,14 @@ def staged(destination: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """One file under two names; a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
 def _publish(folder: Path, destination: Path) -> None:
     if not destination.exists():
         folder.rename(destination)

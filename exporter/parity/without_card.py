@@ -1,7 +1,5 @@
 """Engines for a card on a machine without one: all of their graph but the attention kernel."""
 
-import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +8,7 @@ from pathlib import Path
 import msgspec
 import onnx
 
+from exporter.publish import link_or_copy
 from exporter.targets.onnx_attention import ONNX_DTYPES
 from exporter.targets.onnx_packed_attention import with_reference_attention
 from exporter.targets.plan_options import profiles_of
@@ -48,7 +47,7 @@ def stand_in_artifact(
             with_reference_attention(model, dtype, shape.num_heads, shape.head_dim)
         onnx.save(model, copy / entry.file)
         for file in (WEIGHTS_FILE, manifest.golden.file):
-            _link(folder / file, copy / file)
+            link_or_copy(folder / file, copy / file)
         described = msgspec.structs.replace(
             manifest, engines={STAND_INS[name]: entry}, signature=_signature_of(model, manifest)
         )
@@ -71,10 +70,3 @@ def _signature_of(model: onnx.ModelProto, manifest: Manifest) -> Signature:
     names = {output.name for output in model.graph.output}
     outputs = [output for output in manifest.signature.outputs if output.name in names]
     return msgspec.structs.replace(manifest.signature, outputs=outputs)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)

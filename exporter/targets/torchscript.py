@@ -26,7 +26,7 @@ def export(packed: PackedESM2, folder: Path) -> EngineEntry:
     path = folder / FILE_NAME
     with _parameters_stripped(traced):
         traced.save(str(path))
-    _drop_debug_records(path)
+    drop_debug_records(path)
     return EngineEntry(
         file=FILE_NAME,
         lowering="esm2::varlen_attention",
@@ -53,6 +53,6 @@ def _parameters_stripped(module: torch.jit.ScriptModule) -> Iterator[None]:
             parameter.data = kept[name]
 
 
-def _drop_debug_records(path: Path) -> None:
+def drop_debug_records(path: Path) -> None:
     """Removes the records with source lines: they hold this machine's paths."""
     rewrite(path, lambda name, data: None if name.endswith(".debug_pkl") else data)

@@ -1,0 +1,1 @@
+"""A Triton Inference Server model repository: clients send proteins, Triton makes the packs."""

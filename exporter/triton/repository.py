@@ -1,0 +1,160 @@
+"""The model repository: one model for each engine of an artifact that a Triton backend serves."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from exporter.errors import ExportError
+from exporter.native import ONNXRUNTIME_LIBRARY, TORCH_LIBRARY
+from exporter.publish import link_or_copy, staged
+from exporter.triton import onnx_model, torchscript_model
+from runtime import manifest as manifests
+from runtime.engines.onnx_cuda import SDPA_KERNELS
+from runtime.manifest import Manifest
+
+CONFIG_FILE = "config.pbtxt"
+VERSION = "1"
+# In NVIDIA's containers.
+PYTORCH_BACKEND_FOLDER = "/opt/tritonserver/backends/pytorch"
+
+# The backends convert no bfloat16 (onnxruntime_utils.cc, libtorch_utils.cc).
+DATA_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16"}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """How Triton serves an engine.
+
+    Attributes:
+        name: of the backend.
+        write: the model file, from the engine's own, into the folder of a version.
+        kind: of the instances, as in ``ModelInstanceGroup``.
+        cuda_options: of ONNX Runtime's CUDA provider.
+    """
+
+    name: str
+    write: Callable[[Path, Path], None]
+    kind: str = "KIND_CPU"
+    cuda_options: dict[str, str] = field(default_factory=dict)
+
+
+BACKENDS = {
+    "onnx": Backend("onnxruntime", onnx_model.write),
+    "onnx-int8": Backend("onnxruntime", onnx_model.write),
+    "onnx-cuda": Backend(
+        "onnxruntime",
+        onnx_model.write,
+        "KIND_GPU",
+        {"use_tf32": "0", "sdpa_kernel": str(SDPA_KERNELS["auto"])},
+    ),
+    "torchscript": Backend("pytorch", torchscript_model.write),
+}
+
+
+def write_repository(
+    artifact: Path,
+    out: Path,
+    engine: str | None = None,
+    max_batch_size: int = 16,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Writes a model repository, whole or not at all.
+
+    Args:
+        artifact: the folder that ``esm2-export build`` wrote; every file is checked.
+        out: the repository, a folder that is empty or does not exist.
+        engine: the only one; None takes every engine of the artifact that Triton can serve.
+        max_batch_size: proteins that may share a pack.
+        say: receives one line for each engine that is left out.
+
+    Returns:
+        The folder of each model, ``<artifact's name>-<engine>``.
+
+    Raises:
+        ArtifactError: the artifact is missing or damaged.
+        ExportError: Triton cannot serve it, or ``out`` holds something.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(
+            f"cannot write model repository {out}: it exists and is not an empty folder. "
+            "Choose another --out"
+        )
+    manifest = manifests.read(artifact)
+    reasons = {
+        name: reason_against(name, manifest) for name in ([engine] if engine else manifest.engines)
+    }
+    served = [name for name, reason in reasons.items() if reason is None]
+    left_out = [f"{name}: {reason}" for name, reason in reasons.items() if reason is not None]
+    if not served:
+        raise ExportError(f"Triton cannot serve artifact {artifact}: {'; '.join(left_out)}")
+    for line in left_out:
+        say(f"left out {line}")
+    with staged(out) as folder:
+        for name in served:
+            _write_model(artifact, manifest, name, folder, max_batch_size)
+    return [out / _model_name(manifest, name) for name in served]
+
+
+def reason_against(engine: str, manifest: Manifest) -> str | None:
+    """Why Triton cannot serve an engine of an artifact, or None."""
+    if engine not in manifest.engines:
+        return f"the artifact does not hold it, it holds {', '.join(manifest.engines)}"
+    if engine not in BACKENDS:
+        return f"only {', '.join(BACKENDS)} can be served. Build with --target onnx"
+    backend = BACKENDS[engine]
+    if manifest.dtype not in DATA_TYPES:
+        return (
+            f"the {backend.name} backend knows no {manifest.dtype}. "
+            f"Build with --dtype {' or '.join(DATA_TYPES)}"
+        )
+    if backend.name == "pytorch" and manifest.engines[engine].op_library is None:
+        return "the artifact was built without a C++ compiler, so nothing registers its attention"
+    return None
+
+
+def launch_line(repository: Path, models: list[Path]) -> str:
+    """How to start the server: the native attention op of each model must be found."""
+    versions = [model / VERSION for model in models]
+    preloads = [str(path) for folder in versions for path in folder.glob(TORCH_LIBRARY)]
+    folders = [str(folder) for folder in versions if (folder / ONNXRUNTIME_LIBRARY).exists()]
+    folders += [PYTORCH_BACKEND_FOLDER] if preloads else []
+    variables = [f"LD_LIBRARY_PATH={':'.join(folders)}:$LD_LIBRARY_PATH"] if folders else []
+    variables += [f"LD_PRELOAD={':'.join(preloads)}"] if preloads else []
+    return " ".join([*variables, f"tritonserver --model-repository={repository}"])
+
+
+def _model_name(manifest: Manifest, engine: str) -> str:
+    return f"{manifest.name}-{engine}"
+
+
+def _write_model(
+    artifact: Path, manifest: Manifest, engine: str, repository: Path, max_batch_size: int
+) -> None:
+    backend, entry = BACKENDS[engine], manifest.engines[engine]
+    name = _model_name(manifest, engine)
+    folder = repository / name / VERSION
+    folder.mkdir(parents=True)
+    backend.write(artifact / entry.file, folder)
+    library = None
+    if entry.op_library is not None:
+        library = Path(entry.op_library).name
+        link_or_copy(artifact / entry.op_library, folder / library)
+    environment = Environment(
+        loader=PackageLoader("exporter.triton"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    text = environment.get_template(f"{CONFIG_FILE}.j2").render(
+        name=name,
+        artifact=manifest.name,
+        engine=engine,
+        backend=backend,
+        max_batch_size=max_batch_size,
+        outputs=manifest.signature.outputs,
+        data_type=DATA_TYPES[manifest.dtype],
+        library=library,
+    )
+    (repository / name / CONFIG_FILE).write_text(text, encoding="utf-8")

@@ -1,0 +1,438 @@
+"""The Triton model repository: its configs against NVIDIA's schema, and its models run by them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import runtime
+from exporter import shared_weights
+from exporter.cli import main
+from exporter.packed_forward import PackedESM2
+from exporter.parity.cache import Cache
+from exporter.targets import exporter_of
+from exporter.targets.onnx_attention import ONNX_DTYPES
+from exporter.targets.onnx_packed_attention import with_reference_attention
+from exporter.triton import onnx_model
+from exporter.triton.repository import PYTORCH_BACKEND_FOLDER, launch_line, write_repository
+from exporter.weights import WeightsSource, load_reference
+from runtime import manifest as manifests
+from runtime.packing import PackedBatch
+from runtime.tokenizer import tokenize
+from tests.conftest import MadeOnce, built, random_sequence
+from tests.exporter.triton_server import (
+    BACKENDS,
+    SCHEMA,
+    RefusedError,
+    Tensors,
+    read_config,
+    serve,
+)
+
+LIMIT = 2e-6  # relative L2, the float32 budget of the gate
+ENGINES = ("onnx", "torchscript")
+
+
+@pytest.fixture(scope="module")
+def repository(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("triton") / "models"
+    write_repository(tiny_artifact, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[Tensors]:
+    """Proteins of different lengths, one a request but for the third: two of one length."""
+    random = np.random.default_rng(5)
+    lengths = [[33], [1], [40, 40], [150], [61]]
+    drawn = [[random_sequence(random, n) for n in request] for request in lengths]
+    drawn.append(["MK<mask>AYIA<mask>QR"])
+    return [{"input_ids": np.stack([tokenize(s) for s in request])} for request in drawn]
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_artifact: Path, requests: list[Tensors]) -> dict[str, list[Tensors]]:
+    """Of each engine, as a client gets it: ``[B, L, width]``, and ``pooled`` ``[B, E]``."""
+    return {name: answers(tiny_artifact, name, requests) for name in ENGINES}
+
+
+def answers(artifact: Path, engine: str, requests: list[Tensors]) -> list[Tensors]:
+    proteins = [row for request in requests for row in request["input_ids"]]
+    batch = PackedBatch.from_tokens(proteins)
+    with runtime.load(artifact, engine, device="cpu") as loaded:
+        outputs = loaded.run(batch).named()
+    per_protein = {
+        name: list(values) if name == "pooled" else np.split(values, batch.cu_seqlens[1:-1])
+        for name, values in outputs.items()
+    }
+    found, first = [], 0
+    for request in requests:
+        last = first + len(request["input_ids"])
+        found.append({name: np.stack(rows[first:last]) for name, rows in per_protein.items()})
+        first = last
+    return found
+
+
+def compare(got: list[Tensors], wanted: list[Tensors]) -> None:
+    assert len(got) == len(wanted)
+    for one, other in zip(got, wanted, strict=True):
+        assert set(one) == set(other)
+        for name, values in other.items():
+            assert one[name].shape == values.shape, name
+            assert one[name].dtype == values.dtype, name
+            error = np.linalg.norm(one[name] - values) / np.linalg.norm(values)
+            assert error < LIMIT, f"{name}: relative L2 {error:.1e}"
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def model(repository: Path, engine: str) -> Path:
+    return repository / f"artifact-{engine}"
+
+
+def check(model: Path, config: Any, batches: list[list[Tensors]], expected: list[Tensors]) -> None:
+    """Every answer is the engine's, in a shape that the config promises."""
+    backend = BACKENDS[config.backend](model, config)
+    responses = [response for batch in batches for response in serve(config, backend, batch)]
+    compare(responses, expected)
+    for response in responses:
+        for tensor in config.output:
+            shape = response[tensor.name].shape[1:]
+            assert len(shape) == len(tensor.dims), tensor.name
+            fits = zip(tensor.dims, shape, strict=True)
+            assert all(wanted in (-1, size) for wanted, size in fits), tensor.name
+
+
+class TestServing:
+    def test_a_ragged_batch_is_answered_as_the_engine_answers(
+        self, model: Path, engine: str, requests: list[Tensors],
+        expected: dict[str, list[Tensors]],
+    ) -> None:  # fmt: skip
+        check(model, read_config(model), [requests], expected[engine])
+
+    def test_every_request_alone(
+        self, model: Path, engine: str, requests: list[Tensors],
+        expected: dict[str, list[Tensors]],
+    ) -> None:  # fmt: skip
+        check(model, read_config(model), [[one] for one in requests], expected[engine])
+
+
+def outputs_in_another_order(config: Any) -> None:
+    outputs = list(config.output)
+    del config.output[:]
+    config.output.extend(reversed(outputs))
+
+
+MUTATIONS: dict[str, Callable[[Any], None]] = {
+    # Every count of elements is one for each request, and the third request holds two proteins.
+    "elements of each request": lambda c: setattr(
+        c.batch_input[0], "kind", SCHEMA.BatchInput.BATCH_ELEMENT_COUNT
+    ),
+    "accumulated": lambda c: setattr(
+        c.batch_input[0], "kind", SCHEMA.BatchInput.BATCH_ACCUMULATED_ELEMENT_COUNT
+    ),
+    "accumulated with zero": lambda c: setattr(
+        c.batch_input[0], "kind", SCHEMA.BatchInput.BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO
+    ),
+    "batch input as a table": lambda c: setattr(
+        c.batch_input[0], "kind", SCHEMA.BatchInput.BATCH_ITEM_SHAPE
+    ),
+    "batch input unnamed": lambda c: c.batch_input[0].target_name.__setitem__(0, "cu_seqlens"),
+    "batch input of nothing": lambda c: c.batch_input[0].source_input.__setitem__(0, "ids"),
+    "no batch input": lambda c: c.ClearField("batch_input"),
+    "not ragged": lambda c: setattr(c.input[0], "allow_ragged_batch", False),
+    "input of int32": lambda c: setattr(c.input[0], "data_type", SCHEMA.TYPE_INT32),
+    "input of two dimensions": lambda c: c.input[0].dims.append(-1),
+    "input renamed": lambda c: setattr(c.input[0], "name", "tokens"),
+    "output renamed": lambda c: setattr(c.output[0], "name", "logit"),
+    "output of float16": lambda c: setattr(c.output[0], "data_type", SCHEMA.TYPE_FP16),
+    "output turned": lambda c: c.output[0].dims.reverse(),
+    "output too wide": lambda c: c.output[0].dims.__setitem__(1, 34),
+    "output without tokens": lambda c: c.output[0].dims.pop(0),
+    "output not scattered": lambda c: c.batch_output.pop(0),
+    "pooled with tokens": lambda c: c.output[len(c.output) - 1].dims.insert(0, -1),
+    "no batches": lambda c: setattr(c, "max_batch_size", 0),
+    "small batches": lambda c: setattr(c, "max_batch_size", 3),
+}
+
+
+class TestProof:
+    """What this file calls right must be able to be wrong."""
+
+    @pytest.mark.parametrize("mutation", MUTATIONS)
+    def test_a_wrong_config_is_found(
+        self, model: Path, engine: str, mutation: str, requests: list[Tensors],
+        expected: dict[str, list[Tensors]],
+    ) -> None:  # fmt: skip
+        config = read_config(model)
+        MUTATIONS[mutation](config)
+        with pytest.raises((RefusedError, AssertionError)):
+            check(model, config, [requests], expected[engine])
+
+    def test_pytorch_knows_outputs_by_their_order(
+        self, repository: Path, requests: list[Tensors], expected: dict[str, list[Tensors]]
+    ) -> None:
+        model = repository / "artifact-torchscript"
+        config = read_config(model)
+        outputs_in_another_order(config)
+        with pytest.raises((RefusedError, AssertionError)):
+            check(model, config, [requests], expected["torchscript"])
+
+
+# Loads both models as Triton's backends do, by what the config and the environment say.
+HOST = """
+import json, sys
+sys.modules.update(dict.fromkeys(("runtime", "exporter", "esm")))
+import numpy as np, onnxruntime, torch
+options = onnxruntime.SessionOptions()
+options.register_custom_ops_library(sys.argv[3])
+tensors = {"input_ids": np.load(sys.argv[4]), "seqlens": np.load(sys.argv[5])}
+session = onnxruntime.InferenceSession(sys.argv[1], options)
+module = torch.jit.load(sys.argv[2])
+with torch.inference_mode():
+    outputs = module(*(torch.from_numpy(tensors[name]) for name in ("input_ids", "seqlens")))
+np.savez(sys.argv[6], onnx=session.run(["logits"], tensors)[0], torchscript=outputs[0].numpy())
+"""
+
+
+class TestLaunchLine:
+    @pytest.fixture
+    def models(self, repository: Path) -> list[Path]:
+        return [repository / f"artifact-{name}" for name in ENGINES]
+
+    def test_gives_a_process_without_our_code_all_it_needs(
+        self, repository: Path, models: list[Path], tmp_path: Path, tiny_artifact: Path
+    ) -> None:
+        (library,) = read_config(models[0]).model_operations.op_library_filename
+        tokens = [tokenize("MKTAYIAKQR"), tokenize("GGAVL")]
+        np.save(tmp_path / "ids.npy", np.concatenate(tokens))
+        np.save(tmp_path / "seqlens.npy", np.array([len(t) for t in tokens], np.int32))
+        command, _ = launch_line(repository, models).split("tritonserver ")
+        command = command.replace(PYTORCH_BACKEND_FOLDER, f"{Path(torch.__file__).parent}/lib")
+        arguments = [models[0] / "1/model.onnx", models[1] / "1/model.pt", library]
+        arguments += ["ids.npy", "seqlens.npy", "out.npz"]
+        (tmp_path / "host.py").write_text(HOST)
+        result = subprocess.run(
+            ["sh", "-c", f'{command} exec "$@"', "sh", sys.executable, "host.py", *arguments],
+            cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        outputs = np.load(tmp_path / "out.npz")
+        for name in ENGINES:
+            with runtime.load(tiny_artifact, name, device="cpu") as loaded:
+                logits = loaded.run(PackedBatch.from_tokens(tokens)).logits
+            assert np.linalg.norm(outputs[name] - logits) / np.linalg.norm(logits) < LIMIT
+
+    def test_without_its_variables_neither_op_is_found(self, models: list[Path]) -> None:
+        (library,) = read_config(models[0]).model_operations.op_library_filename
+        with pytest.raises(Exception, match="cannot open shared object file"):
+            onnxruntime.SessionOptions().register_custom_ops_library(library)
+        load = f"import torch; torch.jit.load({str(models[1] / '1/model.pt')!r})"
+        result = subprocess.run([sys.executable, "-c", load], capture_output=True, text=True)
+        assert result.returncode and "esm2::varlen_attention" in result.stderr
+
+    def test_one_engine_asks_for_its_own_variables_alone(self, tiny_artifact: Path) -> None:
+        # Nothing is read but which libraries lie there.
+        assert launch_line(tiny_artifact, []) == f"tritonserver --model-repository={tiny_artifact}"
+
+
+class TestFiles:
+    def test_weights_are_stored_once(self, tiny_artifact: Path, repository: Path) -> None:
+        for file, stored in {
+            "weights.safetensors": "artifact-onnx/1/weights.safetensors",
+            "lib/libesm2_ort.so": "artifact-onnx/1/libesm2_ort.so",
+            "lib/libesm2_ops.so": "artifact-torchscript/1/libesm2_ops.so",
+        }.items():
+            assert (tiny_artifact / file).samefile(repository / stored)
+
+    def test_every_file_of_the_repository(self, repository: Path) -> None:
+        files = {str(p.relative_to(repository)) for p in repository.rglob("*") if p.is_file()}
+        assert files == {
+            "artifact-onnx/config.pbtxt",
+            "artifact-onnx/1/model.onnx",
+            "artifact-onnx/1/weights.safetensors",
+            "artifact-onnx/1/libesm2_ort.so",
+            "artifact-torchscript/config.pbtxt",
+            "artifact-torchscript/1/model.pt",
+            "artifact-torchscript/1/libesm2_ops.so",
+        }
+
+    def test_no_path_of_this_machine(self, repository: Path) -> None:
+        here = os.fsencode(Path(onnx_model.__file__).parents[2])
+        for path in repository.rglob("*"):
+            assert not path.is_file() or here not in path.read_bytes(), path
+
+    def test_model_pt_runs_unoptimised(self, repository: Path) -> None:
+        parameters = read_config(repository / "artifact-torchscript").parameters
+        assert parameters["DISABLE_OPTIMIZED_EXECUTION"].string_value == "true"
+
+    def test_one_session_for_each_model(self, model: Path) -> None:
+        (group,) = read_config(model).instance_group
+        assert (group.count, group.kind) == (1, SCHEMA.ModelInstanceGroup.KIND_CPU)
+        assert read_config(model).HasField("dynamic_batching")
+
+
+@pytest.fixture(scope="module")
+def cuda_artifact(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) -> Path:
+    source = WeightsSource("checkpoint", str(tiny_checkpoint))
+    return made_once("cuda", built(source, ("torchscript", "onnx-cuda"), (0, 1, 2), cache))
+
+
+class TestOtherEngines:
+    def test_int8_keeps_its_two_files_of_weights(
+        self, tiny_checkpoint: Path, tmp_path: Path, requests: list[Tensors]
+    ) -> None:
+        reference = load_reference(WeightsSource("checkpoint", str(tiny_checkpoint)))
+        packed = PackedESM2(reference.model, (2,)).eval()
+        shared_weights.write(packed, tmp_path)
+        file = exporter_of("onnx-int8")(packed, tmp_path).file
+        (tmp_path / "1").mkdir()
+        onnx_model.write(tmp_path / file, tmp_path / "1")
+        assert {p.name for p in (tmp_path / "1").iterdir()} == {
+            "model.onnx", "weights.safetensors", "weights.int8.safetensors",
+        }  # fmt: skip
+        batch = PackedBatch.from_tokens([r for x in requests for r in x["input_ids"]])
+        lengths = np.diff(batch.cu_seqlens)
+        (got,) = onnxruntime.InferenceSession(tmp_path / "1/model.onnx").run(
+            ["logits"], {"input_ids": batch.input_ids, "seqlens": lengths}
+        )
+        (wanted,) = onnxruntime.InferenceSession(tmp_path / file).run(
+            ["logits"],
+            {
+                "input_ids": batch.input_ids,
+                "cu_seqlens": batch.cu_seqlens,
+                "max_seqlen": np.array(lengths.max(), np.int64),
+            },
+        )
+        assert np.array_equal(got, wanted)
+
+    def test_for_a_card_but_its_attention_kernel(
+        self, cuda_artifact: Path, tmp_path: Path, requests: list[Tensors],
+        expected: dict[str, list[Tensors]],
+    ) -> None:  # fmt: skip
+        write_repository(cuda_artifact, tmp_path / "models", "onnx-cuda")
+        model = tmp_path / "models" / "cuda-onnx-cuda"
+        config = read_config(model)
+        (group,) = config.instance_group
+        assert group.kind == SCHEMA.ModelInstanceGroup.KIND_GPU
+        (cuda,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+        assert cuda.name == "cuda"
+        assert dict(cuda.parameters) == {"use_tf32": "0", "sdpa_kernel": "19"}
+        manifest = manifests.read(cuda_artifact)
+        heads = manifest.architecture.num_heads, manifest.architecture.head_dim
+        graph = onnx.load(model / "1/model.onnx", load_external_data=False)
+        onnx.save(with_reference_attention(graph, ONNX_DTYPES["float32"], *heads),
+                  model / "1/model.onnx")  # fmt: skip
+        check(model, config, [requests], expected["onnx"])
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["triton", *map(str, arguments)])
+
+
+def changed(artifact: Path, folder: Path, **fields: Any) -> Path:
+    """A copy of the manifest alone, whose files are those of ``artifact``, with other fields."""
+    manifest = msgspec.structs.replace(manifests.read(artifact), files={}, **fields)
+    folder.mkdir()
+    manifests.write(manifest, folder)
+    return folder
+
+
+class TestCommand:
+    def test_says_what_it_wrote_and_how_to_serve_it(
+        self, tiny_artifact: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "models"
+        result = run(tiny_artifact, "--out", out, "--engine", "onnx", "--max-batch-size", 3)
+        assert result.exit_code == 0, result.output
+        assert [path.name for path in out.iterdir()] == ["artifact-onnx"]
+        assert read_config(out / "artifact-onnx").max_batch_size == 3
+        written, serving = result.stdout.splitlines()
+        assert written.startswith(f"{out}/artifact-onnx: ")
+        assert serving == (
+            f"serve with: LD_LIBRARY_PATH={out}/artifact-onnx/1:$LD_LIBRARY_PATH "
+            f"tritonserver --model-repository={out}"
+        )
+
+    def test_names_what_it_leaves_out(self, tiny_artifact: Path, tmp_path: Path) -> None:
+        engines = dict(manifests.read(tiny_artifact).engines)
+        engines["torchscript"] = msgspec.structs.replace(engines["torchscript"], op_library=None)
+        artifact = changed(tiny_artifact, tmp_path / "artifact", engines=engines)
+        for file in ("model.onnx", "weights.safetensors", "lib"):
+            (artifact / file).symlink_to(tiny_artifact / file)
+        result = run(artifact, "--out", tmp_path / "models")
+        assert result.exit_code == 0, result.output
+        assert "left out torchscript: the artifact was built without a C++" in result.stderr
+        assert [path.name for path in (tmp_path / "models").iterdir()] == ["artifact-onnx"]
+
+    def test_an_engine_that_is_not_there(self, tiny_artifact: Path, tmp_path: Path) -> None:
+        refused(
+            run(tiny_artifact, "--out", tmp_path / "models", "--engine", "aoti"),
+            "aoti: the artifact does not hold it, it holds onnx, torchscript",
+        )
+        assert not list(tmp_path.iterdir())
+
+    def test_an_artifact_that_triton_cannot_serve(
+        self, tiny_artifact: Path, tmp_path: Path
+    ) -> None:
+        entry = manifests.read(tiny_artifact).engines["torchscript"]
+        artifact = changed(tiny_artifact, tmp_path / "artifact", engines={"aoti": entry})
+        refused(
+            run(artifact, "--out", tmp_path / "models"),
+            "aoti: only onnx, onnx-int8, onnx-cuda, torchscript can be served",
+        )
+        assert not (tmp_path / "models").exists()
+
+    def test_bfloat16(self, tiny_artifact: Path, tmp_path: Path) -> None:
+        artifact = changed(tiny_artifact, tmp_path / "artifact", dtype="bfloat16")
+        refused(
+            run(artifact, "--out", tmp_path / "models"),
+            "knows no bfloat16. Build with --dtype float32 or float16",
+        )
+
+    def test_not_an_artifact(self, tmp_path: Path) -> None:
+        refused(run(tmp_path, "--out", tmp_path / "models"), "is not an artifact")
+
+    @pytest.mark.parametrize("taken", ["a folder with a file", "a file", "an artifact"])
+    def test_an_output_that_exists(self, tiny_artifact: Path, tmp_path: Path, taken: str) -> None:
+        out = tmp_path / "models"
+        if taken == "a file":
+            out.write_text("mine")
+        elif taken == "an artifact":
+            changed(tiny_artifact, out)
+        else:
+            out.mkdir()
+            (out / "mine").write_text("mine")
+        before = sorted(out.parent.rglob("*"))
+        refused(run(tiny_artifact, "--out", out), "it exists and is not an empty folder")
+        assert sorted(out.parent.rglob("*")) == before
+
+    def test_a_failure_leaves_nothing(
+        self, tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(source: Path, target: Path) -> None:
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr("exporter.triton.repository.link_or_copy", full)
+        refused(run(tiny_artifact, "--out", tmp_path / "models"), "No space left on device")
+        assert not list(tmp_path.iterdir())
+
+
+def refused(result: Result, message: str) -> None:
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert message in line
