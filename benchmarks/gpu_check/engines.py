@@ -4,11 +4,15 @@ from collections.abc import Callable
 
 from benchmarks.gpu_check.packages import is_installed
 from exporter.targets import TARGETS
+from exporter.targets.tensorrt_plan import known_cards
 from runtime.engine import ENGINES
+from runtime.engines.aoti_cuda import capability_of_this_gpu
+from runtime.engines.tensorrt_library import LIBRARIES, import_library
+from runtime.errors import UnsupportedError
 
 # Of a device, in the order in which they are built.
 OF_DEVICE = {
-    "cuda": ("torchscript", "onnx-cuda", "aoti-cuda"),
+    "cuda": ("torchscript", "onnx-cuda", "aoti-cuda", "tensorrt"),
     "cpu": ("torchscript", "onnx"),
 }
 
@@ -42,9 +46,27 @@ def _compiled(dtype: str, device: str) -> str:
     return "" if is_installed("triton") else "triton, which compiles for GPUs, is not installed"
 
 
+def _tensorrt(dtype: str, device: str) -> str:
+    if not is_installed("cuda"):
+        return "cuda-bindings is not installed"
+    problems = []
+    for module, (name, _) in LIBRARIES.items():
+        try:
+            trt = import_library(module)
+        except UnsupportedError as error:
+            problems.append(str(error))
+            continue
+        card = capability_of_this_gpu()
+        if module == "tensorrt" or card in known_cards(trt):
+            return ""
+        problems.append(f"{name} {trt.__version__} does not build for compute capability {card}")
+    return "; ".join(problems)
+
+
 CHECKS: dict[str, Callable[[str, str], str]] = {
     "torchscript": _torch,
     "onnx": _onnx,
     "onnx-cuda": _onnx,
     "aoti-cuda": _compiled,
+    "tensorrt": _tensorrt,
 }

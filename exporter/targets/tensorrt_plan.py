@@ -111,17 +111,20 @@ def _target(trt: Any, config: Any, compute_capability: str) -> None:
     """TensorRT-RTX builds for the card that it is told; TensorRT for the one that is here."""
     if not hasattr(config, "set_compute_capability"):
         return
-    name = f"SM{compute_capability.replace('.', '')}"
-    if name not in trt.ComputeCapability.__members__:
-        known = [
-            f"{sm[2:-1]}.{sm[-1]}" for sm in trt.ComputeCapability.__members__ if sm[:2] == "SM"
-        ]
+    cards = known_cards(trt)
+    if compute_capability not in cards:
         raise RefusedError(
             f"{trt.__name__} {trt.__version__} builds for compute capabilities "
-            f"{', '.join(known)}, not {compute_capability}"
+            f"{', '.join(cards)}, not {compute_capability}"
         )
     config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(trt.ComputeCapability, name), 0)
+    config.set_compute_capability(cards[compute_capability], 0)
+
+
+def known_cards(trt: Any) -> dict[str, Any]:
+    """The compute capabilities that TensorRT-RTX builds for, such as ``8.9``, to its names."""
+    members = trt.ComputeCapability.__members__
+    return {f"{sm[2:-1]}.{sm[-1]}": members[sm] for sm in members if sm.startswith("SM")}
 
 
 def _profile(builder: Any, largest: Profile) -> Any:

@@ -227,7 +227,7 @@ def test_the_order_in_which_gates_matter(monkeypatch: pytest.MonkeyPatch) -> Non
     order = [(job.model.name, job.dtype) for job in jobs]
     assert order[:6] == [(name, dtype) for name in ("8M", "650M") for dtype in DTYPES]
     assert [name for name, _ in order[6::3]] == ["35M", "150M", "3B"]
-    assert {job.engines for job in jobs} == {("torchscript", "onnx-cuda", "aoti-cuda")}
+    assert {job.engines for job in jobs} == {("torchscript", "onnx-cuda", "aoti-cuda", "tensorrt")}
 
 
 def test_steps_are_those_of_the_jobs() -> None:
