@@ -84,7 +84,10 @@ class Image:
 
 
 class Layers:
-    """Where the layers of several builds are; equal steps on equal layers run once."""
+    """Where the layers of several builds are; equal steps on equal layers run once.
+
+    Files to copy must not change meanwhile.
+    """
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -106,14 +109,16 @@ class Layers:
         say(f"{image} is not used, in its place: {base.description}")
         return base
 
-    def changed(self, step: dockerfile.Command, image: Image, change: Change, *other: Root) -> Root:
-        """``image.root`` and a layer with what ``change`` does to it.
+    def changed(
+        self, step: dockerfile.Command, image: Image, change: Change, copied: Hashable = None
+    ) -> Root:
+        """``image.root`` and a layer with what ``change`` does to it; ``copied`` is where from.
 
         Raises:
             StepError: ``change`` failed.
         """
         variables = tuple(image.variables.items())
-        key = (step.original, image.root, image.user, image.folder, variables, other)
+        key = (step.original, image.root, image.user, image.folder, variables, copied)
         if key not in self._made:
             root = image.root.with_layer(Path(tempfile.mkdtemp(dir=self._folder)))
             result = change(root)
@@ -252,7 +257,7 @@ class _Builder:
             if name == source or name.startswith(f"{source}/")
             if (self._context / name).is_file()
         ]
-        image.root = self._layers.changed(step, image, lambda root: root.copy(files))
+        image.root = self._layers.changed(step, image, lambda root: root.copy(files), self._context)
 
     def _run_command(self, image: Image, step: dockerfile.Command) -> None:
         mounts = [_cache_mount(step, flag) for flag in step.flags]
