@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from runtime.packing import PackedBatch
 from runtime.pooling import Pool, pool
 
 logger = logging.getLogger(__name__)
+
+# From 1.29 on, onnxruntime tells Microsoft the model's name, hashes and timings, unless this is set
+# when it is first imported. ORT_DISABLE_TELEMETRY=0 in the environment lets it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 FUNCTION = "standard (model-local function)"
 

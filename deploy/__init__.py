@@ -1,0 +1,1 @@
+"""Containers of the runtime, and their steps run without a container engine."""
