@@ -2,3 +2,8 @@
 
 Start reading in ``exporter.build``; the model that is traced is in ``exporter.packed_forward``.
 """
+
+import os
+
+# As runtime.engines.onnx does: from 1.29 on onnxruntime tells Microsoft the model's name and hashes.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

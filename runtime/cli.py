@@ -114,8 +114,8 @@ def info(artifact: Path, as_json: bool) -> None:
     "--engine",
     default="auto",
     show_default=True,
-    help="aoti-cuda, onnx-cuda, onnx, aoti, torchscript, onnx-int8, or auto: the first one that "
-    "runs here, never int8.",
+    help="aoti-cuda, onnx-cuda, tensorrt, onnx, aoti, torchscript, onnx-int8, or auto: the first "
+    "one that runs here, never int8.",
 )
 @click.option(
     "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
@@ -339,6 +339,12 @@ def _describe(manifest: "Manifest") -> Iterator[str]:
             )
         )
         yield f"  engine        {name}: {entry.file}, {verdict}"
+        for plan in entry.plans:
+            yield (
+                f"    plan        {plan.file}: compute capability {plan.compute_capability}, "
+                f"attention {plan.attention}, proteins of up to {plan.profiles[-1].max_seqlen} "
+                "tokens"
+            )
     total = sum(entry.bytes for entry in manifest.files.values())
     yield f"  files         {len(manifest.files)} unchanged, {total / 1e6:.1f} MB"
 
