@@ -5,5 +5,5 @@ Start reading in ``exporter.build``; the model that is traced is in ``exporter.p
 
 import os
 
-# As runtime.engines.onnx does: from 1.29 on onnxruntime tells Microsoft the model's name and hashes.
+# As runtime.engines.onnx does: from 1.29 on onnxruntime tells Microsoft what it loads.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

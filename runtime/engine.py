@@ -173,8 +173,8 @@ def load(
     Args:
         artifact: the folder that ``esm2-export build`` wrote.
         engine: ``"aoti-cuda"``, ``"onnx-cuda"``, ``"tensorrt"``, ``"onnx"``, ``"aoti"``,
-            ``"torchscript"``, or ``"auto"``: the first of them that the artifact holds and that can run here.
-            ``"onnx-int8"`` is taken by name only.
+            ``"torchscript"``, or ``"auto"``: the first of them that the artifact holds and that
+            can run here. ``"onnx-int8"`` is taken by name only.
         device: ``"cpu"``, ``"cuda"``, or ``"auto"``: cuda where the engine's library sees a GPU.
         attention: ``"auto"``, the fastest kernel; ``"standard"``, the reference's arithmetic; or,
             on CUDA, ``"flash-attn"``, ``"flash"`` or ``"memory-efficient"``. None takes
