@@ -56,8 +56,8 @@ def _tensorrt(dtype: str, device: str) -> str:
         except UnsupportedError as error:
             problems.append(str(error))
             continue
-        card = capability_of_this_gpu()
-        if module == "tensorrt" or card in known_cards(trt):
+        card, known = capability_of_this_gpu(), known_cards(trt)
+        if not known or card in known:
             return ""
         problems.append(f"{name} {trt.__version__} does not build for compute capability {card}")
     return "; ".join(problems)

@@ -1,6 +1,7 @@
 """``model.trt.onnx`` and the plans that TensorRT or TensorRT-RTX builds from it."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from exporter.targets import onnx as onnx_cpu
 from exporter.targets import tensorrt_graph
 from exporter.targets.plan_options import PlanOptions, profiles_of
 from exporter.targets.tensorrt_attention import RUNGS, RefusedError
-from exporter.targets.tensorrt_plan import PlanRecipe, build_plan
+from exporter.targets.tensorrt_plan import PlanRecipe, build_plan, known_cards
+from runtime.engines.aoti_cuda import capability_of_this_gpu
 from runtime.engines.tensorrt_library import LIBRARIES, import_library
 from runtime.errors import UnsupportedError
 from runtime.manifest import EngineEntry, Plan
@@ -21,8 +23,6 @@ from runtime.weights_file import FILE_NAME as WEIGHTS_FILE
 from runtime.weights_file import read_places
 
 FOLDER = "tensorrt"
-# Weights outside the plan come first, but TensorRT compiles what reads them on a card.
-REFITS = True, False
 
 
 def export(packed: PackedESM2, folder: Path, options: PlanOptions | None = None) -> EngineEntry:
@@ -40,6 +40,7 @@ def export(packed: PackedESM2, folder: Path, options: PlanOptions | None = None)
     _check(options)
     trt = _library(options)
     cards = options.compute_capabilities or (_this_card(),)
+    _check_known(trt, cards)
     graph = folder / tensorrt_graph.FILE_NAME
     onnx.save(tensorrt_graph.lower(packed, folder), graph)
     # By path, so that the checker follows the external data.
@@ -64,9 +65,11 @@ def _first_that_builds(
     # TensorRT-RTX measures nothing when it builds.
     keeps = options.timing_caches if trt.__name__ == "tensorrt" else None
     cache = keeps / f"{sm}-{name}.timings" if keeps else None
+    # TensorRT compiles what reads weights from outside the plan on a card.
+    refits = (True, False) if torch.cuda.is_available() else (False,)
     for rung in RUNGS:
         profiles = profiles_of(rung, options.max_tokens, options.max_seqlen)
-        for refit in REFITS if torch.cuda.is_available() else REFITS[1:]:
+        for refit in refits:
             recipe = PlanRecipe(
                 folder / tensorrt_graph.FILE_NAME, packed.num_layers, weights, card, rung,
                 profiles, refit, cache,
@@ -97,6 +100,15 @@ def _check(options: PlanOptions) -> None:
         )
 
 
+def _check_known(trt: Any, cards: Sequence[str]) -> None:
+    known = known_cards(trt)
+    if known and (unknown := [card for card in cards if card not in known]):
+        raise ExportError(
+            f"{LIBRARIES[trt.__name__][0]} {trt.__version__} builds for compute capabilities "
+            f"{', '.join(known)}, not {', '.join(unknown)}. Build with TensorRT on such a card"
+        )
+
+
 def _library(options: PlanOptions) -> Any:
     """TensorRT for the card that is here; TensorRT-RTX, which needs none, for others."""
     here = {_this_card()} if torch.cuda.is_available() else set()
@@ -118,5 +130,4 @@ def _this_card() -> str:
             "target tensorrt builds for the card of this machine, and there is none: name others, "
             "such as --compute-capability 8.0,8.9"
         )
-    major, minor = torch.cuda.get_device_capability()
-    return f"{major}.{minor}"
+    return capability_of_this_gpu()

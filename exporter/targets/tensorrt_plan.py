@@ -69,25 +69,6 @@ def build_plan(trt: Any, recipe: PlanRecipe) -> Any:
     return serialized
 
 
-def describe_network(trt: Any, graph: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Inputs and outputs as the parser reads them: name to dtype and shape, -1 where it varies.
-
-    Raises:
-        RefusedError: it cannot read the graph.
-    """
-    logger = collecting_logger(trt)
-    with _quiet():
-        builder = trt.Builder(logger)
-        network, parser = _parsed(trt, builder, logger, graph)
-        inputs = [network.get_input(place) for place in range(network.num_inputs)]
-        outputs = [network.get_output(place) for place in range(network.num_outputs)]
-        described = {
-            tensor.name: (tensor.dtype.name, tuple(tensor.shape)) for tensor in [*inputs, *outputs]
-        }
-        del parser
-    return described
-
-
 def _parsed(trt: Any, builder: Any, logger: Any, graph: Path) -> tuple[Any, Any]:
     # Strongly typed: in the dtypes of the graph. TensorRT 11 knows no other networks.
     strongly_typed = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
@@ -109,21 +90,19 @@ def _leave_weights_out(trt: Any, network: Any, config: Any, names: Sequence[str]
 
 def _target(trt: Any, config: Any, compute_capability: str) -> None:
     """TensorRT-RTX builds for the card that it is told; TensorRT for the one that is here."""
-    if not hasattr(config, "set_compute_capability"):
-        return
     cards = known_cards(trt)
-    if compute_capability not in cards:
-        raise RefusedError(
-            f"{trt.__name__} {trt.__version__} builds for compute capabilities "
-            f"{', '.join(cards)}, not {compute_capability}"
-        )
+    if not cards:
+        return
     config.num_compute_capabilities = 1
     config.set_compute_capability(cards[compute_capability], 0)
 
 
 def known_cards(trt: Any) -> dict[str, Any]:
-    """The compute capabilities that TensorRT-RTX builds for, such as ``8.9``, to its names."""
-    members = trt.ComputeCapability.__members__
+    """The compute capabilities that TensorRT-RTX builds for, such as ``8.9``, to its names.
+
+    Empty for TensorRT, which builds for the card that is here.
+    """
+    members = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
     return {f"{sm[2:-1]}.{sm[-1]}": members[sm] for sm in members if sm.startswith("SM")}
 
 

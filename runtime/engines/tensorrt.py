@@ -33,7 +33,7 @@ def reason_against(entry: EngineEntry, device: str) -> str | None:
     if device == "cpu":
         return "it runs on CUDA alone"
     try:
-        choose_plan(entry.plans, installed_versions(entry.plans), cuda_memory.compute_capability())
+        _plan_for_here(entry)
     except UnsupportedError as error:
         return str(error)
     return None
@@ -45,9 +45,7 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> I
     entry = manifest.engines[FORMAT]
     if reason := reason_against(entry, device):
         raise UnsupportedError(f"{cannot}: {reason}")
-    plan = choose_plan(
-        entry.plans, installed_versions(entry.plans), cuda_memory.compute_capability()
-    )
+    plan = _plan_for_here(entry)
     _refuse(settings, cannot)
     trt = import_library(plan.library)
     logger = collecting_logger(trt)
@@ -73,6 +71,11 @@ def deserialize(trt: Any, logger: Any, path: Path) -> Any:
             f"{trt.__name__} {trt.__version__} cannot read {path}: {first_error(logger)}"
         )
     return engine
+
+
+def _plan_for_here(entry: EngineEntry) -> Plan:
+    versions = installed_versions(entry.plans)
+    return choose_plan(entry.plans, versions, cuda_memory.compute_capability())
 
 
 def _refuse(settings: Settings, cannot: str) -> None:

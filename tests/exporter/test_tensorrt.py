@@ -26,7 +26,7 @@ from exporter.targets import tensorrt, tensorrt_attention, tensorrt_graph, tenso
 from exporter.targets.plan_options import PlanOptions, profiles_of
 from exporter.targets.tensorrt_attention import RUNGS, RefusedError
 from exporter.targets.tensorrt_graph import tensor_name
-from exporter.targets.tensorrt_plan import PlanRecipe, build_plan, describe_network
+from exporter.targets.tensorrt_plan import PlanRecipe, build_plan
 from exporter.verify import verify
 from exporter.weights import WeightsSource, load_reference
 from runtime.engines.tensorrt import deserialize
@@ -80,6 +80,16 @@ def built_8m(
     )
 
 
+def described(graph: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Inputs and outputs as TensorRT's parser reads them: dtype and shape, -1 where it varies."""
+    logger = collecting_logger(trt)
+    builder = trt.Builder(logger)
+    network, _alive = tensorrt_plan._parsed(trt, builder, logger, graph)
+    tensors = [network.get_input(place) for place in range(network.num_inputs)]
+    tensors += [network.get_output(place) for place in range(network.num_outputs)]
+    return {tensor.name: (tensor.dtype.name, tuple(tensor.shape)) for tensor in tensors}
+
+
 class TestPlans:
     def test_one_for_each_card_with_the_weights_inside(
         self, built_8m: tuple[str, Path, EngineEntry]
@@ -108,7 +118,7 @@ class TestPlans:
     def test_inputs_and_outputs(self, built_8m: tuple[str, Path, EngineEntry]) -> None:
         dtype, folder, entry = built_8m
         number = {"float32": "FLOAT", "float16": "HALF"}[dtype]
-        assert describe_network(trt, folder / entry.file) == {
+        assert described(folder / entry.file) == {
             "input_ids": ("INT64", (-1,)),
             "cu_seqlens": ("INT32", (-1,)),
             "max_seqlen": ("INT64", ()),
@@ -126,7 +136,7 @@ class TestPlans:
             pytest.skip(f"TensorRT reads a plan only where there is an NVIDIA driver: {error}")
         names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
         assert {name: engine.get_tensor_dtype(name).name for name in names} == {
-            name: kind for name, (kind, _) in describe_network(trt, folder / entry.file).items()
+            name: kind for name, (kind, _) in described(folder / entry.file).items()
         }
         for place, profile in enumerate(entry.plans[0].profiles):
             assert engine.get_tensor_profile_shape("input_ids", place)[2] == (profile.max_tokens,)
@@ -319,7 +329,10 @@ class TestRefusals:
         ("plans", "message"),
         [
             (PlanOptions(), "there is none: name others, such as --compute-capability 8.0,8.9"),
-            (PlanOptions(("9.0",)), "builds for compute capabilities 7.5, 8.0.*not 9.0"),
+            (
+                PlanOptions(("9.0",)),
+                "TensorRT-RTX .* builds for compute capabilities 7.5, 8.0.*not 9.0",
+            ),
             (PlanOptions(("sm89",)), "is written as 8.9, got sm89"),
             (PlanOptions(("8.9",), max_tokens=100), "cannot hold a protein of 2050"),
         ],
