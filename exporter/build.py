@@ -18,6 +18,7 @@ from exporter.parity.cache import Cache
 from exporter.parity.device import reference_device
 from exporter.parity.golden import write_golden
 from exporter.parity.oracle import layer_norm_of
+from exporter.parity.packs import LONGEST
 from exporter.parity.report import Report, write_report
 from exporter.precision import cast_copy
 from exporter.publish import staged
@@ -82,6 +83,11 @@ def build(
         raise ExportError(f"targets must be of {', '.join(TARGETS)}, got {unknown or 'none'}")
     if options.dtype not in DTYPES:
         raise ExportError(f"dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
+    if "tensorrt" in options.targets and options.plans.max_seqlen < LONGEST:
+        raise ExportError(
+            f"--max-seqlen must be at least {LONGEST}, the longest protein of the parity gate, got "
+            f"{options.plans.max_seqlen}"
+        )
     on = reference_device(options.device)
     say(f"loading {options.source.kind} {options.source.value}")
     reference = load_reference(options.source)

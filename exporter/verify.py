@@ -134,10 +134,15 @@ class Gate:
         if name not in STAND_INS:
             return EngineVerdict(name, "not measured", why)
         with stand_in_artifact(folder, manifest, name) as (copy, described):
-            profiles = profiles_here(manifest.engines[name])
-            verdict = self._judge(
-                copy, described, STAND_INS[name], "cpu", "standard", None, profiles
-            )
+            profiles = profiles_here(manifest, name)
+            try:
+                verdict = self._judge(
+                    copy, described, STAND_INS[name], "cpu", "standard", None, profiles
+                )
+            except UnsupportedError as error:
+                return EngineVerdict(
+                    name, "not measured", f"{why}. Nor can its graph run here: {error}"
+                )
         if verdict.status == "failed":
             return msgspec.structs.replace(
                 verdict, engine=name, reason=f"without its attention kernel: {verdict.reason}"
@@ -201,7 +206,7 @@ def verify(
         ExportError: the weights hold NaN or Inf, or there is nothing to compare.
     """
     chosen = list(manifest.engines if engines is None else engines)
-    wanted = _formats_to_plant_in(prove, chosen)
+    wanted = _formats_to_plant_in(prove, chosen, manifest)
     if names := shared_weights.not_finite(folder):
         raise ExportError(
             f"{folder / WEIGHTS_FILE} holds NaN or Inf in {len(names)} tensors "
@@ -256,12 +261,17 @@ def _budgets(manifest: Manifest, engines: Iterable[str]) -> list[Budget]:
     return list(dict.fromkeys(rules))
 
 
-def _formats_to_plant_in(prove: Proof | None, chosen: Sequence[str]) -> Sequence[str]:
+def _formats_to_plant_in(
+    prove: Proof | None, chosen: Sequence[str], manifest: Manifest
+) -> Sequence[str]:
+    # A plan takes minutes to build, and there would be one for each fault and kind of card.
+    possible = [name for name in chosen if not manifest.engines[name].plans]
     if prove is None or prove.options.engines is None:
-        return chosen
+        return possible
     wanted = prove.options.engines
-    if not wanted or set(wanted) - set(chosen):
+    if not wanted or set(wanted) - set(possible):
         raise ExportError(
-            f"faults can be planted in {', '.join(chosen)}, got {', '.join(wanted) or 'none'}"
+            f"faults can be planted in {', '.join(possible) or 'no engine that was chosen'}, "
+            f"got {', '.join(wanted) or 'none'}"
         )
     return wanted

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache as cached
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ import torch
 from filelock import FileLock
 
 from exporter.build import BuildOptions, build
+from exporter.packed_forward import PackedESM2
 from exporter.parity.cache import VARIABLE, Cache, default_folder
+from exporter.precision import cast_copy
 from exporter.synthetic import synthetic_state
+from exporter.targets.plan_options import PlanOptions
 from exporter.weights import Reference, WeightsSource, load_reference
 from runtime.packing import PackedBatch
 
@@ -90,6 +94,28 @@ def compiled_artifact(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) 
     """A verified artifact of ``tiny_checkpoint`` with AOTInductor alone."""
     source = WeightsSource("checkpoint", str(tiny_checkpoint))
     return made_once("compiled", built(source, ("aoti",), (0, 1, 2), cache))
+
+
+@pytest.fixture(scope="session")
+def trt_artifact(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) -> Path:
+    """A verified artifact of ``tiny_checkpoint`` with TensorRT, and with ONNX, which runs here."""
+    options = BuildOptions(
+        WeightsSource("checkpoint", str(tiny_checkpoint)), ("onnx", "tensorrt"), (0, 1, 2), "mean",
+        plans=PlanOptions(("8.9",), max_tokens=4096, max_seqlen=1200),
+    )  # fmt: skip
+
+    def make(folder: Path) -> None:
+        build(replace(options, out=folder), lambda line: None, cache)
+
+    return made_once("tensorrt", make)
+
+
+@cached
+def model_8m(dtype: str) -> PackedESM2:
+    """The true 8M architecture with random weights, on the CPU; do not change it."""
+    reference = load_reference(WeightsSource("synthetic", ARCHITECTURE))
+    packed = PackedESM2(reference.model, [6], "mean").eval()
+    return packed if dtype == "float32" else cast_copy(packed, getattr(torch, dtype))
 
 
 def built(

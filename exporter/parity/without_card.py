@@ -13,11 +13,11 @@ from exporter.targets.onnx_attention import ONNX_DTYPES
 from exporter.targets.onnx_packed_attention import with_reference_attention
 from exporter.targets.plan_options import profiles_of
 from runtime import manifest as manifests
-from runtime.manifest import EngineEntry, Manifest, Profile, Signature
+from runtime.manifest import Manifest, Profile, Signature
 from runtime.weights_file import FILE_NAME as WEIGHTS_FILE
 
-# Cells of the padded grid that fit into this machine's memory beside their scores.
-CPU_CELLS = 8_192
+# Of attention written out: half a GiB in float32, several times.
+CPU_SCORES = 1 << 27
 
 # Engine -> the one that can run its graph here.
 STAND_INS = {"onnx-cuda": "onnx", "tensorrt": "onnx"}
@@ -55,13 +55,14 @@ def stand_in_artifact(
         yield copy, described
 
 
-def profiles_here(entry: EngineEntry) -> list[Profile]:
-    """Of an engine with plans, for a CPU, which keeps the scores that a plan need not keep."""
-    largest = [plan.profiles[-1] for plan in entry.plans[:1]]
+def profiles_here(manifest: Manifest, name: str) -> list[Profile]:
+    """Of an engine with plans, for a CPU, which keeps all scores; others have none."""
+    largest = [plan.profiles[-1] for plan in manifest.engines[name].plans[:1]]
+    heads = manifest.architecture.num_heads
     return [
         profile
         for last in largest
-        for profile in profiles_of("masked", last.max_tokens, last.max_seqlen, CPU_CELLS)
+        for profile in profiles_of("masked", last.max_tokens, last.max_seqlen, heads, CPU_SCORES)
     ]
 
 

@@ -7,6 +7,8 @@ from runtime.manifest import Profile
 
 # Cells of the padded grid for each token of the largest pack: what padding may cost.
 CELLS_PER_TOKEN = 2
+# 2 GiB in float32.
+MAX_SCORES = 1 << 29
 SHORTEST_PROFILE, PROFILE_STEP = 64, 4
 
 
@@ -28,26 +30,34 @@ class PlanOptions:
 
 
 def profiles_of(
-    rung: str, max_tokens: int, max_seqlen: int, max_cells: int | None = None
+    rung: str, max_tokens: int, max_seqlen: int, num_heads: int, max_scores: int = MAX_SCORES
 ) -> list[Profile]:
     """The largest packs of a plan, in ascending order of the longest protein.
 
-    Where the graph pads, each profile holds so many proteins that the padded grid has at most
-    ``max_cells`` cells: its memory is bounded whatever the lengths are.
+    Where the graph pads, a profile holds so many proteins that neither the padded grid nor the
+    scores ``[N, H, max_seqlen, max_seqlen]`` exceed a bound, whatever the lengths are.
 
     Args:
         rung: key of ``exporter.targets.tensorrt_attention.RUNGS``.
         max_tokens: of a pack.
         max_seqlen: tokens of the longest protein.
-        max_cells: None takes ``CELLS_PER_TOKEN`` for each token.
+        num_heads: H.
+        max_scores: how many scores may be kept, which not every kernel does.
     """
     if rung == "packed":
         return [Profile(max_tokens, max_tokens, max_seqlen)]
-    cells = CELLS_PER_TOKEN * max_tokens if max_cells is None else max_cells
     lengths = []
     length = SHORTEST_PROFILE
     while length < max_seqlen:
         lengths.append(length)
         length *= PROFILE_STEP
     lengths.append(max_seqlen)
-    return [Profile(max_tokens, max(1, cells // length), length) for length in lengths]
+    cells = CELLS_PER_TOKEN * max_tokens
+    return [
+        Profile(
+            max_tokens,
+            max(1, min(cells // length, max_scores // (num_heads * length**2))),
+            length,
+        )
+        for length in lengths
+    ]

@@ -16,8 +16,9 @@ from exporter.targets.plan_options import PlanOptions, profiles_of
 from exporter.targets.tensorrt_attention import RUNGS, RefusedError
 from exporter.targets.tensorrt_plan import PlanRecipe, build_plan, known_cards
 from runtime.engines.aoti_cuda import capability_of_this_gpu
+from runtime.engines.tensorrt import open_plan
 from runtime.engines.tensorrt_library import LIBRARIES, import_library
-from runtime.errors import UnsupportedError
+from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import EngineEntry, Plan
 from runtime.weights_file import FILE_NAME as WEIGHTS_FILE
 from runtime.weights_file import read_places
@@ -62,31 +63,37 @@ def _first_that_builds(
     weights = [name for name in read_places(folder / WEIGHTS_FILE) if name != "inv_freq"]
     name = f"{trt.__name__.replace('_', '-')}-{trt.__version__}"
     sm = f"sm{card.replace('.', '')}"
-    # TensorRT-RTX measures nothing when it builds.
-    keeps = options.timing_caches if trt.__name__ == "tensorrt" else None
-    cache = keeps / f"{sm}-{name}.timings" if keeps else None
+    file = f"{FOLDER}/{sm}-{name}.plan"
+    (folder / FOLDER).mkdir(exist_ok=True)
     # TensorRT compiles what reads weights from outside the plan on a card.
-    refits = (True, False) if torch.cuda.is_available() else (False,)
+    has_card = torch.cuda.is_available()
     for rung in RUNGS:
-        profiles = profiles_of(rung, options.max_tokens, options.max_seqlen)
-        for refit in refits:
+        profiles = profiles_of(rung, options.max_tokens, options.max_seqlen, packed.num_heads)
+        for refit in (True, False) if has_card else (False,):
             recipe = PlanRecipe(
                 folder / tensorrt_graph.FILE_NAME, packed.num_layers, weights, card, rung,
-                profiles, refit, cache,
+                profiles, refit, _timings(trt, name, options),
             )  # fmt: skip
-            try:
-                plan = build_plan(trt, recipe)
-            except RefusedError as refusal:
-                refused[f"{rung}, weights outside" if refit else rung] = str(refusal)
-                continue
-            file = f"{FOLDER}/{sm}-{name}.plan"
-            (folder / FOLDER).mkdir(exist_ok=True)
-            (folder / file).write_bytes(plan)
-            return Plan(
+            plan = Plan(
                 file, trt.__name__, str(trt.__version__), card, rung, profiles, refit, refused
             )
+            try:
+                (folder / file).write_bytes(build_plan(trt, recipe))
+                if has_card and card == _this_card():
+                    open_plan(folder, plan)
+            except (RefusedError, EngineError) as refusal:
+                refused[f"{rung}, weights outside" if refit else rung] = str(refusal)
+            else:
+                return plan
     sentences = "; ".join(f"{what}: {why}" for what, why in refused.items())
     raise ExportError(f"target tensorrt, compute capability {card}: {sentences}")
+
+
+def _timings(trt: Any, name: str, options: PlanOptions) -> Path | None:
+    """Where TensorRT's measurements on this card are kept; TensorRT-RTX measures nothing."""
+    if trt.__name__ != "tensorrt" or options.timing_caches is None:
+        return None
+    return options.timing_caches / f"{torch.cuda.get_device_name()} {name}.timings"
 
 
 def _check(options: PlanOptions) -> None:

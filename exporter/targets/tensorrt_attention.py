@@ -9,6 +9,9 @@ from typing import Any
 
 from exporter.targets.tensorrt_graph import LENGTHS, tensor_name
 
+# Where the written-out attention is cut out for a layer of TensorRT.
+CUT_AT = {"packed": "", "padded": "_grid"}
+
 # Best first, with what the manifest says of each. The last is the graph as it stands.
 RUNGS = {
     "packed": "IAttention on the pack itself, bounds from cu_seqlens",
@@ -22,20 +25,21 @@ class RefusedError(Exception):
 
 
 def lower_attention(trt: Any, network: Any, rung: str, num_layers: int) -> None:
-    """Puts the attention layers of ``rung`` into a parsed ``model.trt.onnx``.
+    """Puts the attention layers of ``rung`` into a parsed network.
 
     Args:
         trt: the library, ``tensorrt`` or ``tensorrt_rtx``.
-        network: its ``INetworkDefinition``; changed in place.
+        network: its ``INetworkDefinition``, of ``model.trt.onnx`` cut at ``CUT_AT``; changed in
+            place.
         rung: key of ``RUNGS``.
         num_layers: of the model.
 
     Raises:
-        RefusedError: this version has no such layer.
+        RefusedError: this version has no such layer, or does not take what it is given.
     """
-    if rung == "masked":
+    if rung not in CUT_AT:
         return
-    if not hasattr(trt, "AttentionIOForm"):
+    if not hasattr(trt, "AttentionIOForm") or not hasattr(network, "add_attention_v2"):
         raise RefusedError(
             f"{trt.__name__} {trt.__version__} has no attention layer that takes lengths"
         )
@@ -45,22 +49,27 @@ def lower_attention(trt: Any, network: Any, rung: str, num_layers: int) -> None:
 
 
 def _attend(trt: Any, network: Any, tensors: dict[str, Any], layer: int, rung: str) -> None:
-    suffix = "" if rung == "packed" else "_grid"
+    suffix = CUT_AT[rung]
     q, k, v, written_out = (
         tensors[tensor_name(layer, role + suffix)] for role in ("q", "k", "v", "out")
     )
     attention = network.add_attention_v2(
         q, k, v, trt.AttentionNormalizationOp.SOFTMAX, trt.CausalMaskKind.NONE
     )
+    if attention is None:
+        raise RefusedError(f"{trt.__name__} {trt.__version__} does not take q, k and v as they are")
     attention.name = tensor_name(layer, rung)
-    if rung == "packed":
-        form, lengths = trt.AttentionIOForm.PACKED_NHD, tensors["cu_seqlens"]
-        attention.query_form, attention.query_lengths = form, lengths
-    else:
-        form, lengths = trt.AttentionIOForm.PADDED_BHND, tensors[LENGTHS]
-        # float32 has no fused kernel.
-        attention.decomposable = True
-    attention.key_value_form, attention.key_value_lengths = form, lengths
+    try:
+        if rung == "packed":
+            form, lengths = trt.AttentionIOForm.PACKED_NHD, tensors["cu_seqlens"]
+            attention.query_form, attention.query_lengths = form, lengths
+        else:
+            form, lengths = trt.AttentionIOForm.PADDED_BHND, tensors[LENGTHS]
+            # float32 has no fused kernel.
+            attention.decomposable = True
+        attention.key_value_form, attention.key_value_lengths = form, lengths
+    except RuntimeError as error:  # how the bindings refuse a property
+        raise RefusedError(str(error)) from None
     if attention.key_value_lengths is None or attention.key_value_form != form:
         raise RefusedError(f"{trt.__name__} {trt.__version__} dropped the lengths of its attention")
     _redirect(network, written_out.name, attention.get_output(0))

@@ -122,6 +122,40 @@ def lower(packed: PackedESM2, folder: Path) -> ModelProto:
     return _inlined(proto)
 
 
+def without_written_out_attention(model: ModelProto, suffix: str) -> ModelProto:
+    """A copy with a sum of all that it reads where attention stood, for a layer to replace.
+
+    Not left to TensorRT as dead code: a shape that only dead code reads fails its builder.
+
+    Args:
+        model: as ``lower`` made it.
+        suffix: of the roles between which it is cut, ``""`` or ``"_grid"``.
+    """
+    graph_model = ir.from_proto(model)
+    graph = graph_model.graph
+    dtype = model.graph.output[0].type.tensor_type.elem_type
+    values = {value.name: value for node in graph for value in node.outputs}
+    layer = 0
+    while (out := values.get(tensor_name(layer, "out" + suffix))) is not None:
+        read = [values[tensor_name(layer, role + suffix)] for role in ("q", "k", "v")]
+        new = []
+        if suffix:
+            axes = ir.node("Constant", [], {"value_ints": [1, 2, 3]})
+            rows = ir.node("Unsqueeze", [values[LENGTHS], axes.outputs[0]])
+            cast = ir.node("Cast", rows.outputs, {"to": dtype})
+            new = [axes, rows, cast]
+            read.append(cast.outputs[0])
+        total = ir.node("Sum", read)
+        after = total.outputs[0]
+        after.shape, after.type = out.shape, out.type
+        node = out.producer()
+        ir.convenience.replace_nodes_and_values(graph, node, [node], [*new, total], [out], [after])
+        after.name = tensor_name(layer, "out" + suffix)
+        layer += 1
+    RemoveUnusedNodesPass()(graph_model)
+    return ir.to_proto(graph_model)
+
+
 def _attend_on_grid(model: ir.Model, dtype: int) -> None:
     """Replaces every ``esm2::VarlenAttention`` by padding, attention and its way back."""
     graph = model.graph

@@ -1,13 +1,17 @@
 """One plan: ``model.trt.onnx`` parsed, its attention lowered, and built for one kind of card."""
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.targets.tensorrt_attention import RefusedError, lower_attention
+import onnx
+
+from exporter.targets.tensorrt_attention import CUT_AT, RefusedError, lower_attention
+from exporter.targets.tensorrt_graph import without_written_out_attention
 from runtime.engines.tensorrt_library import collecting_logger, first_error
 from runtime.manifest import Profile
 
@@ -51,7 +55,7 @@ def build_plan(trt: Any, recipe: PlanRecipe) -> Any:
     with _quiet():
         builder = trt.Builder(logger)
         # The network's weights lie in the parser's memory, so the parser must live.
-        network, parser = _parsed(trt, builder, logger, recipe.graph)
+        network, parser = _parsed(trt, builder, logger, recipe.graph, recipe.rung)
         lower_attention(trt, network, recipe.rung, recipe.num_layers)
         config = builder.create_builder_config()
         # TF32, the default, would cost the float32 budget a thousandfold.
@@ -69,13 +73,16 @@ def build_plan(trt: Any, recipe: PlanRecipe) -> Any:
     return serialized
 
 
-def _parsed(trt: Any, builder: Any, logger: Any, graph: Path) -> tuple[Any, Any]:
+def _parsed(trt: Any, builder: Any, logger: Any, graph: Path, rung: str) -> tuple[Any, Any]:
     # Strongly typed: in the dtypes of the graph. TensorRT 11 knows no other networks.
     strongly_typed = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(strongly_typed))
     parser = trt.OnnxParser(network, logger)
-    # By path, so that it finds weights.safetensors.
-    if not parser.parse_from_file(str(graph)):
+    model = onnx.load(graph, load_external_data=False)
+    if rung in CUT_AT:
+        model = without_written_out_attention(model, CUT_AT[rung])
+    # By its path it finds weights.safetensors.
+    if not parser.parse(model.SerializeToString(), str(graph)):
         raise RefusedError(" ".join(parser.get_error(0).desc().split()))
     return network, parser
 
@@ -92,6 +99,8 @@ def _target(trt: Any, config: Any, compute_capability: str) -> None:
     """TensorRT-RTX builds for the card that it is told; TensorRT for the one that is here."""
     cards = known_cards(trt)
     if not cards:
+        # Else a plan would be for this model of card alone, and say so only by a warning.
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
         return
     config.num_compute_capabilities = 1
     config.set_compute_capability(cards[compute_capability], 0)
@@ -107,12 +116,14 @@ def known_cards(trt: Any) -> dict[str, Any]:
 
 
 def _profile(builder: Any, largest: Profile) -> Any:
+    """Kernels are chosen for half of the tokens, in proteins half as long as the longest."""
     profile = builder.create_optimization_profile()
     tokens, proteins, longest = largest.max_tokens, largest.max_proteins, largest.max_seqlen
-    usual = max(1, tokens // 2), max(1, proteins // 2), max(1, longest // 2)
-    profile.set_shape("input_ids", (1,), (usual[0],), (tokens,))
-    profile.set_shape("cu_seqlens", (2,), (usual[1] + 1,), (proteins + 1,))
-    profile.set_shape_input("max_seqlen", [1], [usual[2]], [longest])
+    usual_tokens = max(1, min(tokens, proteins * longest) // 2)
+    usual_proteins = max(1, min(proteins, 2 * usual_tokens // longest))
+    profile.set_shape("input_ids", (1,), (usual_tokens,), (tokens,))
+    profile.set_shape("cu_seqlens", (2,), (usual_proteins + 1,), (proteins + 1,))
+    profile.set_shape_input("max_seqlen", [1], [longest], [longest])
     return profile
 
 
@@ -123,10 +134,17 @@ def _kept_timings(config: Any, path: Path | None) -> Iterator[None]:
         yield
         return
     known = path.read_bytes() if path.is_file() else b""
-    config.set_timing_cache(config.create_timing_cache(known), False)
+    # One of another card or version, or a damaged one, is not taken: then it starts anew.
+    for content in (known, b""):
+        timings = config.create_timing_cache(content)
+        if timings is not None and config.set_timing_cache(timings, False):
+            break
     yield
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(bytes(config.get_timing_cache().serialize()))
+    if (measured := config.get_timing_cache()) is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(f".{os.getpid()}")
+        aside.write_bytes(measured.serialize())
+        aside.replace(path)
 
 
 @contextlib.contextmanager

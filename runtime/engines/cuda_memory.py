@@ -3,6 +3,7 @@
 By NVIDIA's bindings of the CUDA runtime, cuda-bindings, which needs no PyTorch.
 """
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,15 @@ class Stream:
 
     def __init__(self) -> None:
         self._api = cudart()
+        self._device = _checked(self._api.cudaGetDevice())
         self.handle: int = int(_checked(self._api.cudaStreamCreate()))
         self._buffers: dict[str, tuple[int, int]] = {}
+        # What is dropped without close() frees its memory too.
+        self.close = weakref.finalize(self, _free, self._api, self.handle, self._buffers)
+
+    def use_device(self) -> None:
+        """Makes the stream's card the calling thread's own, which may be another's."""
+        _checked(self._api.cudaSetDevice(self._device))
 
     def buffer(self, name: str, num_bytes: int) -> int:
         """The address of at least ``num_bytes`` on the card; what was in it may be lost."""
@@ -92,12 +100,12 @@ class Stream:
         """Returns when all work of the stream is done."""
         _checked(self._api.cudaStreamSynchronize(self.handle))
 
-    def close(self) -> None:
-        """Frees the buffers and the stream."""
-        for address, _ in self._buffers.values():
-            self._api.cudaFree(address)
-        self._buffers.clear()
-        self._api.cudaStreamDestroy(self.handle)
+
+def _free(api: Any, stream: int, buffers: dict[str, tuple[int, int]]) -> None:
+    for address, _ in buffers.values():
+        api.cudaFree(address)
+    buffers.clear()
+    api.cudaStreamDestroy(stream)
 
 
 def _checked(answer: tuple[Any, ...]) -> Any:

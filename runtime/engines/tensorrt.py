@@ -47,16 +47,27 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> I
         raise UnsupportedError(f"{cannot}: {reason}")
     plan = _plan_for_here(entry)
     _refuse(settings, cannot)
-    trt = import_library(plan.library)
-    logger = collecting_logger(trt)
-    engine = deserialize(trt, logger, folder / plan.file)
-    if plan.refit:
-        refit(trt, logger, engine, folder / WEIGHTS_FILE)
+    trt, logger, engine = open_plan(folder, plan)
     # Plans do not pool, InParts does.
     outputs = [output.name for output in manifest.signature.outputs if output.name != "pooled"]
     spec = _spec(manifest, plan)
     whole = TensorRTEngine(trt, logger, engine, spec, outputs, plan.profiles)
     return InParts(whole, plan.profiles)
+
+
+def open_plan(folder: Path, plan: Plan) -> tuple[Any, Any, Any]:
+    """The library, its logger, and the ``ICudaEngine`` of a plan with its weights.
+
+    Raises:
+        UnsupportedError: the library is not installed.
+        EngineError: it does not take the plan or the weights; the library's own sentence.
+    """
+    trt = import_library(plan.library)
+    logger = collecting_logger(trt)
+    engine = deserialize(trt, logger, folder / plan.file)
+    if plan.refit:
+        refit(trt, logger, engine, folder / WEIGHTS_FILE)
+    return trt, logger, engine
 
 
 def deserialize(trt: Any, logger: Any, path: Path) -> Any:
@@ -120,12 +131,11 @@ class TensorRTEngine:
         self._engine = engine
         self._output_names = output_names
         self._profiles = profiles
+        self._stream = cuda_memory.Stream()
         # Memory for the largest pack of one profile at a time, not of all of them.
         strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
         self._context = engine.create_execution_context(strategy)
-        if self._context is None:
-            raise EngineError(f"{spec.library} cannot run its plan: {first_error(logger)}")
-        self._stream = cuda_memory.Stream()
+        self._require(self._context is not None, "cannot run its plan")
 
     def unsupported_reasons(self, batch: PackedBatch) -> list[str]:
         """See ``Engine``: a pack that no profile holds."""
@@ -153,30 +163,42 @@ class TensorRTEngine:
         if reasons := self.unsupported_reasons(batch):
             raise UnsupportedError("; ".join(reasons))
         self._logger.errors.clear()
-        context.set_optimization_profile_async(holding(self._profiles, batch), stream.handle)
+        stream.use_device()
+        pack = f"on a pack of {batch.num_proteins} proteins, {batch.num_tokens} tokens"
+        profile = holding(self._profiles, batch)
+        if context.active_optimization_profile != profile:
+            switched = context.set_optimization_profile_async(profile, stream.handle)
+            self._require(switched, f"could not switch to profile {profile} {pack}")
         # A shape tensor, read on the host while the work is queued.
         max_seqlen = np.array(batch.max_seqlen, np.int64)
-        context.set_tensor_address("max_seqlen", max_seqlen.ctypes.data)
+        self._bind("max_seqlen", max_seqlen.ctypes.data)
         inputs: dict[str, NDArray[Any]] = {
             "input_ids": np.ascontiguousarray(batch.input_ids),
             "cu_seqlens": np.ascontiguousarray(batch.cu_seqlens),
         }
         for name, array in inputs.items():
-            context.set_input_shape(name, array.shape)
-            context.set_tensor_address(name, stream.send(name, array))
+            self._require(context.set_input_shape(name, array.shape), f"refused {name} {pack}")
+            self._bind(name, stream.send(name, array))
         shapes = {}
         for name in self._output_names:
-            shapes[name] = tuple(context.get_tensor_shape(name))
-            size = self._trt.volume(shapes[name]) * self._engine.get_tensor_dtype(name).itemsize
-            context.set_tensor_address(name, stream.buffer(name, size))
-        if not context.execute_async_v3(stream.handle):
-            raise EngineError(
-                f"{self.spec.library} failed on a pack of {batch.num_proteins} proteins, "
-                f"{batch.num_tokens} tokens: {first_error(self._logger)}"
-            )
+            shape = shapes[name] = tuple(context.get_tensor_shape(name))
+            self._require(min(shape) >= 0, f"cannot tell the shape of {name} {pack}")
+            self._bind(name, stream.buffer(name, int(np.prod(shape)) * self._itemsize(name)))
+        self._require(context.execute_async_v3(stream.handle), f"failed {pack}")
         arrays = [stream.fetch(name, shapes[name], self._dtype(name)) for name in names]
         stream.wait()
         return [widen_bfloat16(array) for array in arrays]
+
+    def _bind(self, name: str, address: int) -> None:
+        taken = self._context.set_tensor_address(name, address)
+        self._require(taken, f"refused the address of {name}")
+
+    def _require(self, succeeded: bool, otherwise: str) -> None:
+        if not succeeded:
+            raise EngineError(f"{self.spec.library} {otherwise}: {first_error(self._logger)}")
+
+    def _itemsize(self, name: str) -> int:
+        return int(self._engine.get_tensor_dtype(name).itemsize)
 
     def _dtype(self, name: str) -> np.dtype[Any]:
         dtype = self._engine.get_tensor_dtype(name)

@@ -3,6 +3,7 @@
 import importlib
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from runtime.errors import UnsupportedError
@@ -37,8 +38,9 @@ def import_library(module: str) -> Any:
         raise UnsupportedError(f"{name} does not load: {error}") from None
 
 
-def collecting_logger(trt: Any) -> Any:
-    """A logger whose ``errors`` are the library's own sentences, in order."""
+@cache
+def _logger_of(trt: Any) -> Any:
+    """One of each library, which keeps the first that it is given."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -50,6 +52,13 @@ def collecting_logger(trt: Any) -> Any:
                 self.errors.append(" ".join(message.split()))
 
     return Logger()
+
+
+def collecting_logger(trt: Any) -> Any:
+    """The library's logger, with no ``errors`` yet: its own sentences from now on, in order."""
+    logger = _logger_of(trt)
+    logger.errors.clear()
+    return logger
 
 
 def first_error(logger: Any) -> str:

@@ -4,10 +4,9 @@ import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache as cached
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -17,24 +16,22 @@ import runtime
 from exporter import shared_weights
 from exporter.build import BuildOptions, build
 from exporter.errors import ExportError
-from exporter.packed_forward import PackedESM2
 from exporter.parity.cache import Cache
 from exporter.parity.internals import grid_of
 from exporter.parity.verdict import EngineVerdict
-from exporter.precision import cast_copy
-from exporter.targets import tensorrt, tensorrt_attention, tensorrt_graph, tensorrt_plan
+from exporter.targets import tensorrt, tensorrt_graph, tensorrt_plan
 from exporter.targets.plan_options import PlanOptions, profiles_of
 from exporter.targets.tensorrt_attention import RUNGS, RefusedError
 from exporter.targets.tensorrt_graph import tensor_name
 from exporter.targets.tensorrt_plan import PlanRecipe, build_plan
-from exporter.verify import verify
+from exporter.verify import Proof, ProofOptions, verify
 from exporter.weights import WeightsSource, load_reference
 from runtime.engines.tensorrt import deserialize
 from runtime.engines.tensorrt_library import collecting_logger, import_library
 from runtime.errors import ArtifactError, EngineError, UnsupportedError
-from runtime.manifest import EngineEntry, Profile, read
+from runtime.manifest import EngineEntry, read
 from runtime.weights_file import read_places
-from tests.conftest import TINY, MadeOnce
+from tests.conftest import model_8m
 
 trt = import_library("tensorrt_rtx")
 CARDS = ("8.0", "8.9", "12.0")
@@ -42,27 +39,6 @@ CARDS = ("8.0", "8.9", "12.0")
 without_card = pytest.mark.skipif(
     torch.cuda.is_available(), reason="describes a machine without a card"
 )
-
-
-@pytest.fixture(scope="module")
-def trt_artifact(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) -> Path:
-    """With an engine that is measured here, as every artifact must have."""
-    options = BuildOptions(
-        WeightsSource("checkpoint", str(tiny_checkpoint)), ("onnx", "tensorrt"), (0, 1, 2), "mean",
-        plans=PlanOptions(("8.9",), max_tokens=4096, max_seqlen=1200),
-    )  # fmt: skip
-
-    def make(folder: Path) -> None:
-        build(replace(options, out=folder), lambda line: None, cache)
-
-    return made_once("tensorrt", make)
-
-
-@cached
-def model_8m(dtype: str) -> PackedESM2:
-    reference = load_reference(WeightsSource("synthetic", "esm2_t6_8M_UR50D"))
-    packed = PackedESM2(reference.model, [6], "mean").eval()
-    return packed if dtype == "float32" else cast_copy(packed, getattr(torch, dtype))
 
 
 @pytest.fixture(scope="module", params=["float32", "float16"])
@@ -73,18 +49,15 @@ def built_8m(
     folder = tmp_path_factory.mktemp(request.param)
     packed = model_8m(request.param)
     shared_weights.write(packed, folder)
-    return (
-        request.param,
-        folder,
-        tensorrt.export(packed, folder, PlanOptions(CARDS, max_seqlen=1_024)),
-    )
+    entry = tensorrt.export(packed, folder, PlanOptions(CARDS, max_seqlen=1_024))
+    return request.param, folder, entry
 
 
 def described(graph: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Inputs and outputs as TensorRT's parser reads them: dtype and shape, -1 where it varies."""
     logger = collecting_logger(trt)
     builder = trt.Builder(logger)
-    network, _alive = tensorrt_plan._parsed(trt, builder, logger, graph)
+    network, _alive = tensorrt_plan._parsed(trt, builder, logger, graph, "masked")
     tensors = [network.get_input(place) for place in range(network.num_inputs)]
     tensors += [network.get_output(place) for place in range(network.num_outputs)]
     return {tensor.name: (tensor.dtype.name, tuple(tensor.shape)) for tensor in tensors}
@@ -112,7 +85,7 @@ class TestPlans:
             assert plan.attention == "padded"
             assert list(plan.refused) == ["packed"]
             assert "no fused kernel is available on this target" in plan.refused["packed"]
-            assert plan.profiles == profiles_of("padded", 16_384, 1_024)
+            assert plan.profiles == profiles_of("padded", 16_384, 1_024, 20)
         assert entry.lowering == RUNGS["padded"]
 
     def test_inputs_and_outputs(self, built_8m: tuple[str, Path, EngineEntry]) -> None:
@@ -168,55 +141,6 @@ class TestPlans:
             build_plan(trt, recipe)
         with pytest.raises(RefusedError, match="cannot be refitted by name: nothing.weight"):
             build_plan(trt, replace(recipe, weights=["nothing.weight"]))
-
-
-class TestAttentionLayers:
-    """What TensorRT is given, read back from its network."""
-
-    def network(self, folder: Path, rung: str) -> tuple[Any, ...]:
-        logger = collecting_logger(trt)
-        builder = trt.Builder(logger)
-        network, parser = tensorrt_plan._parsed(
-            trt, builder, logger, folder / tensorrt_graph.FILE_NAME
-        )
-        tensorrt_attention.lower_attention(trt, network, rung, TINY[0])
-        return network, parser, builder, logger
-
-    def readers(self, network: Any) -> set[str]:
-        return {
-            tensor.name
-            for layer in tensorrt_attention._layers(network)
-            for place in range(layer.num_inputs)
-            if (tensor := layer.get_input(place)) is not None
-        }
-
-    @pytest.mark.parametrize(("rung", "suffix"), [("packed", ""), ("padded", "_grid")])
-    def test_stand_where_the_written_out_attention_stood(
-        self, trt_artifact: Path, rung: str, suffix: str
-    ) -> None:
-        network, *_alive = self.network(trt_artifact, rung)
-        kinds = [layer.type for layer in tensorrt_attention._layers(network)]
-        assert kinds.count(trt.LayerType.ATTENTION_INPUT) == TINY[0]
-        read = self.readers(network)
-        for layer in range(TINY[0]):
-            assert tensor_name(layer, "q" + suffix) in read
-            assert tensor_name(layer, "out" + suffix) not in read
-
-    def test_the_written_out_attention_stays_where_nothing_is_lowered(
-        self, trt_artifact: Path
-    ) -> None:
-        network, *_alive = self.network(trt_artifact, "masked")
-        kinds = [layer.type for layer in tensorrt_attention._layers(network)]
-        assert trt.LayerType.ATTENTION_INPUT not in kinds
-        assert kinds.count(trt.LayerType.SOFTMAX) == TINY[0]
-
-    def test_every_rung_but_the_packed_one_builds(self, trt_artifact: Path) -> None:
-        for rung in ("padded", "masked"):
-            recipe = PlanRecipe(
-                trt_artifact / tensorrt_graph.FILE_NAME, TINY[0], (), "8.0", rung,
-                [Profile(512, 8, 128)], False, None,
-            )  # fmt: skip
-            assert len(bytes(build_plan(trt, recipe))) > 100_000
 
 
 def read_one_place_before(model: onnx.ModelProto, output: str) -> None:
@@ -298,6 +222,28 @@ class TestGate:
         assert verdict.engine == "tensorrt"
         assert named in verdict.reason
 
+    @without_card
+    def test_bfloat16_is_not_measured_and_says_why_twice(
+        self, trt_artifact: Path, tiny_checkpoint: Path, cache: Cache
+    ) -> None:
+        """ONNX Runtime has no bfloat16 on CPUs, so that the graph cannot run here either."""
+        reference = load_reference(WeightsSource("checkpoint", str(tiny_checkpoint)))
+        manifest = msgspec.structs.replace(read(trt_artifact), dtype="bfloat16")
+        report = verify(trt_artifact, manifest, reference, ["tensorrt"], cache=cache)
+        (verdict,) = report.engines
+        assert verdict.status == "not measured"
+        assert "needs an NVIDIA GPU" in verdict.reason
+        assert "Nor can its graph run here" in verdict.reason
+        assert "no bfloat16" in verdict.reason
+
+    def test_faults_are_not_planted_in_plans(
+        self, trt_artifact: Path, tiny_checkpoint: Path, cache: Cache
+    ) -> None:
+        reference = load_reference(WeightsSource("checkpoint", str(tiny_checkpoint)))
+        proof = Proof(lambda: reference, ProofOptions(1, ["tensorrt"]))
+        with pytest.raises(ExportError, match="faults can be planted in onnx, got tensorrt"):
+            verify(trt_artifact, read(trt_artifact), reference, cache=cache, prove=proof)
+
     def test_the_grid_by_its_definition(self) -> None:
         sources, cells = grid_of(np.array([0, 3, 4], np.int32))
         assert sources.tolist() == [[0, 1, 2], [3, 3, 3]]
@@ -334,7 +280,8 @@ class TestRefusals:
                 "TensorRT-RTX .* builds for compute capabilities 7.5, 8.0.*not 9.0",
             ),
             (PlanOptions(("sm89",)), "is written as 8.9, got sm89"),
-            (PlanOptions(("8.9",), max_tokens=100), "cannot hold a protein of 2050"),
+            (PlanOptions(("8.9",), max_tokens=1200), "cannot hold a protein of 2050"),
+            (PlanOptions(("8.9",), max_seqlen=1024), "must be at least 1102, the longest protein"),
         ],
     )
     def test_plans_that_cannot_be_built(
@@ -360,14 +307,15 @@ def test_what_the_runtime_calls_exists() -> None:
             trt.ICudaEngine: ("create_execution_context", "get_tensor_dtype"),
             trt.IExecutionContext: (
                 "set_optimization_profile_async", "set_tensor_address", "set_input_shape",
-                "get_tensor_shape", "execute_async_v3",
+                "get_tensor_shape", "execute_async_v3", "active_optimization_profile",
             ),
             trt.Refitter: (
                 "get_all_weights", "set_named_weights", "get_missing_weights", "refit_cuda_engine",
             ),
             cudart: (
                 "cudaGetDevice", "cudaDeviceGetAttribute", "cudaStreamCreate", "cudaStreamDestroy",
-                "cudaStreamSynchronize", "cudaMalloc", "cudaFree", "cudaMemcpyAsync",
+                "cudaStreamSynchronize", "cudaSetDevice", "cudaMalloc", "cudaFree",
+                "cudaMemcpyAsync",
             ),
             cudart.cudaMemcpyKind: ("cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost"),
         }  # fmt: skip
