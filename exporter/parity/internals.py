@@ -23,7 +23,7 @@ from exporter.parity.rotation import positions_in
 from exporter.targets.onnx_attention import OP_TYPE
 from exporter.targets.onnx_fusion import ROTARY_OP_TYPE
 from exporter.targets.onnx_packed_attention import PACKED_OP_TYPE
-from exporter.targets.tensorrt_graph import LENGTHS, tensor_name
+from exporter.targets.tensorrt_names import LENGTHS, tensor_name
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
 

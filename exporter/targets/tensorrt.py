@@ -14,10 +14,11 @@ from exporter.targets import onnx as onnx_cpu
 from exporter.targets import tensorrt_graph
 from exporter.targets.plan_options import PlanOptions, profiles_of
 from exporter.targets.tensorrt_attention import RUNGS, RefusedError
-from exporter.targets.tensorrt_plan import PlanRecipe, build_plan, known_cards
+from exporter.targets.tensorrt_names import FILE_NAME
+from exporter.targets.tensorrt_plan import PlanRecipe, build_plan
 from runtime.engines.aoti_cuda import capability_of_this_gpu
 from runtime.engines.tensorrt import open_plan
-from runtime.engines.tensorrt_library import LIBRARIES, import_library
+from runtime.engines.tensorrt_library import LIBRARIES, import_library, known_cards
 from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import EngineEntry, Plan
 from runtime.weights_file import FILE_NAME as WEIGHTS_FILE
@@ -42,13 +43,13 @@ def export(packed: PackedESM2, folder: Path, options: PlanOptions | None = None)
     trt = _library(options)
     cards = options.compute_capabilities or (_this_card(),)
     _check_known(trt, cards)
-    graph = folder / tensorrt_graph.FILE_NAME
+    graph = folder / FILE_NAME
     onnx.save(tensorrt_graph.lower(packed, folder), graph)
     # By path, so that the checker follows the external data.
     onnx.checker.check_model(graph, full_check=True)
     plans = [_first_that_builds(trt, packed, folder, card, options) for card in cards]
     return EngineEntry(
-        file=tensorrt_graph.FILE_NAME,
+        file=FILE_NAME,
         lowering="; ".join(dict.fromkeys(RUNGS[plan.attention] for plan in plans)),
         built_with={**onnx_cpu.built_with(), trt.__name__: str(trt.__version__)},
         plans=plans,
@@ -71,7 +72,7 @@ def _first_that_builds(
         profiles = profiles_of(rung, options.max_tokens, options.max_seqlen, packed.num_heads)
         for refit in (True, False) if has_card else (False,):
             recipe = PlanRecipe(
-                folder / tensorrt_graph.FILE_NAME, packed.num_layers, weights, card, rung,
+                folder / FILE_NAME, packed.num_layers, weights, card, rung,
                 profiles, refit, _timings(trt, name, options),
             )  # fmt: skip
             plan = Plan(

@@ -7,7 +7,7 @@ TensorRT-RTX 1.7 than TensorRT 11 documents, and ignores them without a word whe
 from collections.abc import Iterable
 from typing import Any
 
-from exporter.targets.tensorrt_graph import LENGTHS, tensor_name
+from exporter.targets.tensorrt_names import LENGTHS, tensor_name
 
 # Where the written-out attention is cut out for a layer of TensorRT.
 CUT_AT = {"packed": "", "padded": "_grid"}

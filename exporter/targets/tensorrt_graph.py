@@ -20,19 +20,7 @@ from exporter.packed_forward import PackedESM2
 from exporter.targets import onnx as onnx_cpu
 from exporter.targets.onnx_attention import DOMAIN, ONNX_DTYPES, OP_TYPE, OPSET
 from exporter.targets.onnx_packed_attention import share_rotary_tables
-
-FILE_NAME = "model.trt.onnx"
-SOURCES, CELLS, LENGTHS = "sources", "cells", "lengths"
-
-
-def tensor_name(layer: int, role: str) -> str:
-    """Of a tensor around the attention of a layer, counted from 0.
-
-    Roles: ``q``, ``k``, ``v``, ``out`` ``[T, H, D]``; ``q_grid``, ``k_grid``, ``v_grid``,
-    ``out_grid`` ``[N, H, max_seqlen, D]``. q is scaled already.
-    """
-    return f"attention.{layer}.{role}"
-
+from exporter.targets.tensorrt_names import CELLS, LENGTHS, SOURCES, tensor_name
 
 # sources [N, max_seqlen]: the token that each cell of the grid takes. Cells of padding take the
 # tokens that follow: real numbers, masked out, and no zeros have to be written first.

@@ -12,7 +12,7 @@ import onnx
 
 from exporter.targets.tensorrt_attention import CUT_AT, RefusedError, lower_attention
 from exporter.targets.tensorrt_graph import without_written_out_attention
-from runtime.engines.tensorrt_library import collecting_logger, first_error
+from runtime.engines.tensorrt_library import collecting_logger, first_error, known_cards
 from runtime.manifest import Profile
 
 
@@ -104,15 +104,6 @@ def _target(trt: Any, config: Any, compute_capability: str) -> None:
         return
     config.num_compute_capabilities = 1
     config.set_compute_capability(cards[compute_capability], 0)
-
-
-def known_cards(trt: Any) -> dict[str, Any]:
-    """The compute capabilities that TensorRT-RTX builds for, such as ``8.9``, to its names.
-
-    Empty for TensorRT, which builds for the card that is here.
-    """
-    members = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
-    return {f"{sm[2:-1]}.{sm[-1]}": members[sm] for sm in members if sm.startswith("SM")}
 
 
 def _profile(builder: Any, largest: Profile) -> Any:

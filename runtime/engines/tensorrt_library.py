@@ -38,6 +38,15 @@ def import_library(module: str) -> Any:
         raise UnsupportedError(f"{name} does not load: {error}") from None
 
 
+def known_cards(trt: Any) -> dict[str, Any]:
+    """The compute capabilities that TensorRT-RTX builds for, such as ``8.9``, to its names.
+
+    Empty for TensorRT, which builds for the card that is here.
+    """
+    members = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
+    return {f"{sm[2:-1]}.{sm[-1]}": members[sm] for sm in members if sm.startswith("SM")}
+
+
 @cache
 def _logger_of(trt: Any) -> Any:
     """One of each library, which keeps the first that it is given."""

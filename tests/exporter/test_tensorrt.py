@@ -19,10 +19,10 @@ from exporter.errors import ExportError
 from exporter.parity.cache import Cache
 from exporter.parity.internals import grid_of
 from exporter.parity.verdict import EngineVerdict
-from exporter.targets import tensorrt, tensorrt_graph, tensorrt_plan
+from exporter.targets import tensorrt, tensorrt_plan
 from exporter.targets.plan_options import PlanOptions, profiles_of
 from exporter.targets.tensorrt_attention import RUNGS, RefusedError
-from exporter.targets.tensorrt_graph import tensor_name
+from exporter.targets.tensorrt_names import FILE_NAME, tensor_name
 from exporter.targets.tensorrt_plan import PlanRecipe, build_plan
 from exporter.verify import Proof, ProofOptions, verify
 from exporter.weights import WeightsSource, load_reference
@@ -213,7 +213,7 @@ class TestGate:
     ) -> None:  # fmt: skip
         folder = tmp_path / "faulty"
         shutil.copytree(trt_artifact, folder)
-        path = folder / tensorrt_graph.FILE_NAME
+        path = folder / FILE_NAME
         model = onnx.load(path, load_external_data=False)
         fault(model)
         onnx.save(model, path)

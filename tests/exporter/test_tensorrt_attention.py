@@ -1,21 +1,24 @@
 """TensorRT's attention layers: what its network is given, and what its builder takes of it."""
 
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
+import torch
 
 from exporter import shared_weights
+from exporter.packed_forward import PackedESM2
+from exporter.precision import cast_copy
 from exporter.targets import tensorrt_attention, tensorrt_graph, tensorrt_plan
 from exporter.targets.tensorrt_attention import RefusedError
-from exporter.targets.tensorrt_graph import tensor_name
+from exporter.targets.tensorrt_names import FILE_NAME, tensor_name
 from exporter.targets.tensorrt_plan import PlanRecipe, build_plan
+from exporter.weights import WeightsSource, load_reference
 from runtime.engines.tensorrt_library import collecting_logger, import_library
 from runtime.manifest import Profile
-from tests.conftest import TINY, model_8m
+from tests.conftest import TINY, save_checkpoint
 
 trt = import_library("tensorrt_rtx")
 
@@ -24,7 +27,7 @@ def network_of(folder: Path, rung: str) -> tuple[Any, ...]:
     """TensorRT's network with the attention of ``rung``, and what must live as long as it."""
     logger = collecting_logger(trt)
     builder = trt.Builder(logger)
-    path = folder / tensorrt_graph.FILE_NAME
+    path = folder / FILE_NAME
     network, parser = tensorrt_plan._parsed(trt, builder, logger, path, rung)
     tensorrt_attention.lower_attention(trt, network, rung, TINY[0])
     return network, parser, builder, logger
@@ -100,10 +103,13 @@ class TestAttentionLayers:
     def test_padded_attention_is_one_kernel_in_half_precision(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, kernel: bool
     ) -> None:
-        """Of 8M. Forbidden to write it out, TensorRT must have a kernel or say that it has none."""
-        packed = model_8m(dtype)
+        """Forbidden to write it out, TensorRT must have a kernel or say that it has none."""
+        # 8M but for the layers: of the tiny model's widths TensorRT-RTX 1.7.1 builds no bfloat16.
+        path = save_checkpoint(tmp_path / "wide.pt", (2, 320, 20))
+        reference = load_reference(WeightsSource("checkpoint", str(path)))
+        packed = cast_copy(PackedESM2(reference.model, [2]).eval(), getattr(torch, dtype))
         shared_weights.write(packed, tmp_path)
-        path = tmp_path / tensorrt_graph.FILE_NAME
+        path = tmp_path / FILE_NAME
         onnx.save(tensorrt_graph.lower(packed, tmp_path), path)
         lower = tensorrt_attention.lower_attention
 
@@ -114,13 +120,13 @@ class TestAttentionLayers:
                 layer.attention.decomposable = False
 
         monkeypatch.setattr(tensorrt_plan, "lower_attention", without_writing_out)
-        recipe = replace(recipe_of(tmp_path, "padded"), num_layers=6)
+        recipe = recipe_of(tmp_path, "padded")
         refused = nullcontext() if kernel else pytest.raises(RefusedError, match="dedicated kernel")
         with refused:
-            assert len(bytes(build_plan(trt, recipe))) > 10_000_000
+            assert len(bytes(build_plan(trt, recipe))) > 1_000_000
 
 
 def recipe_of(folder: Path, rung: str) -> PlanRecipe:
     """Of a tiny plan for an Ada card."""
-    path = folder / tensorrt_graph.FILE_NAME
+    path = folder / FILE_NAME
     return PlanRecipe(path, TINY[0], (), "8.9", rung, [Profile(512, 8, 128)], False, None)

@@ -163,8 +163,10 @@ class TestErrors:
 
     def test_an_engine_that_is_not_in_the_artifact(self, artifact: Path, tmp_path: Path) -> None:
         with pytest.raises(
-            runtime.EngineError, match="engine must be auto, aoti-cuda, onnx-cuda, onnx, aoti"
+            runtime.EngineError, match="engine must be auto, aoti-cuda, onnx-cuda, tensorrt, onnx"
         ):
+            runtime.load(artifact, "openvino")
+        with pytest.raises(runtime.EngineError, match=r"holds no engine 'tensorrt'.*--target"):
             runtime.load(artifact, "tensorrt")
 
     @pytest.mark.parametrize("name", ENGINES)
