@@ -83,11 +83,8 @@ def build(
         raise ExportError(f"targets must be of {', '.join(TARGETS)}, got {unknown or 'none'}")
     if options.dtype not in DTYPES:
         raise ExportError(f"dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
-    if "tensorrt" in options.targets and options.plans.max_seqlen < LONGEST:
-        raise ExportError(
-            f"--max-seqlen must be at least {LONGEST}, the longest protein of the parity gate, got "
-            f"{options.plans.max_seqlen}"
-        )
+    if "tensorrt" in options.targets:
+        _check_plans(options.plans)
     on = reference_device(options.device)
     say(f"loading {options.source.kind} {options.source.value}")
     reference = load_reference(options.source)
@@ -126,6 +123,18 @@ def build(
         manifest = msgspec.structs.replace(manifest, parity=parity, files=_files(folder))
         manifests.write(manifest, folder)
     return destination, report
+
+
+def _check_plans(options: PlanOptions) -> None:
+    """Before minutes are spent on other targets."""
+    from exporter.targets.tensorrt import library_and_cards
+
+    if options.max_seqlen < LONGEST:
+        raise ExportError(
+            f"--max-seqlen must be at least {LONGEST}, the longest protein of the parity gate, got "
+            f"{options.max_seqlen}"
+        )
+    library_and_cards(options)
 
 
 def _packed(reference: Reference, options: BuildOptions) -> PackedESM2:

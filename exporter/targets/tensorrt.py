@@ -39,10 +39,7 @@ def export(packed: PackedESM2, folder: Path, options: PlanOptions | None = None)
         ExportError: the library is missing, knows no such card, or refused every rung.
     """
     options = options or PlanOptions()
-    _check(options)
-    trt = _library(options)
-    cards = options.compute_capabilities or (_this_card(),)
-    _check_known(trt, cards)
+    trt, cards = library_and_cards(options)
     graph = folder / FILE_NAME
     onnx.save(tensorrt_graph.lower(packed, folder), graph)
     # By path, so that the checker follows the external data.
@@ -54,6 +51,19 @@ def export(packed: PackedESM2, folder: Path, options: PlanOptions | None = None)
         built_with={**onnx_cpu.built_with(), trt.__name__: str(trt.__version__)},
         plans=plans,
     )
+
+
+def library_and_cards(options: PlanOptions) -> tuple[Any, Sequence[str]]:
+    """The library that builds, and the compute capabilities that it builds for.
+
+    Raises:
+        ExportError: it is missing, knows no such card, or an option is wrong.
+    """
+    _check(options)
+    trt = _library(options)
+    cards = options.compute_capabilities or (_this_card(),)
+    _check_known(trt, cards)
+    return trt, cards
 
 
 def _first_that_builds(
