@@ -27,7 +27,8 @@ from exporter.targets.plan_options import PlanOptions
 from exporter.verify import Proof, ProofOptions, verify
 from exporter.weights import Reference, WeightsSource, fair_esm_version, load_reference
 from runtime import manifest as manifests
-from runtime.manifest import EngineEntry, FileEntry, Golden, Manifest, Signature, TensorSpec
+from runtime.files import FileEntry, file_entry
+from runtime.manifest import EngineEntry, Golden, Manifest, Signature, TensorSpec
 from runtime.ops.varlen_attention import NAME as OP_NAME
 from runtime.ops.varlen_attention import SCHEMA as OP_SCHEMA
 
@@ -213,7 +214,7 @@ def _manifest(
 
 def _files(folder: Path) -> dict[str, FileEntry]:
     return {
-        path.relative_to(folder).as_posix(): manifests.file_entry(path)
+        path.relative_to(folder).as_posix(): file_entry(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != manifests.FILE_NAME
     }

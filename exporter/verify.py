@@ -27,9 +27,10 @@ from exporter.parity.report import SCHEMA_VERSION, FaultVerdict, Report, is_pass
 from exporter.parity.verdict import WEIGHTS, Check, EngineVerdict, exact, judge
 from exporter.parity.without_card import STAND_INS, profiles_here, stand_in_artifact
 from exporter.weights import Reference, fair_esm_version
-from runtime.engine import Attention, Engine, load
+from runtime.engine import Attention, Engine
 from runtime.engines.parts import InParts
 from runtime.errors import EngineError, UnsupportedError
+from runtime.loading import load
 from runtime.manifest import Manifest, Profile
 from runtime.pooling import Pool
 from runtime.weights_file import FILE_NAME as WEIGHTS_FILE

@@ -7,7 +7,7 @@
 """
 
 from runtime.bin_packing import even_packs, first_fit_decreasing
-from runtime.engine import Engine, EngineSpec, Outputs, load
+from runtime.engine import Engine, EngineSpec, Outputs
 from runtime.errors import (
     ArtifactError,
     EngineError,
@@ -16,6 +16,7 @@ from runtime.errors import (
     NonFiniteError,
     UnsupportedError,
 )
+from runtime.loading import load
 from runtime.packing import PackedBatch
 from runtime.pooling import pool
 from runtime.runner import AsyncInferenceRunner, Embedding, Record

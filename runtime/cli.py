@@ -157,8 +157,9 @@ def embed(
     tf32: bool, cuda_graphs: bool, threads: int | None, debug: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Embed the proteins of FASTA files (plain, .gz, .zst; - is standard input)."""
-    from runtime.engine import load, usable_cores
+    from runtime.engine import usable_cores
     from runtime.fasta import check_readable, read_fasta
+    from runtime.loading import load
     from runtime.runner import AsyncInferenceRunner
     from runtime.writers import check_output, write_embeddings
 
@@ -217,7 +218,7 @@ def selftest(
     engine that can run here passed, 1 if one failed, 2 if none could run.
     """
     from runtime import manifest as manifests
-    from runtime.engine import load
+    from runtime.loading import load
     from runtime.selftest import SelfTest
     from runtime.selftest import selftest as run_selftest
 
@@ -234,7 +235,7 @@ def selftest(
     for name in [engine] if engine else manifest.engines:
         try:
             with load(artifact, name, device, chosen, check_files=False) as loaded:
-                results.append(run_selftest(loaded, artifact, manifest))
+                results.append(run_selftest(loaded, artifact, manifest, check_files=False))
         except UnsupportedError as error:
             not_run[name] = str(error)
         except EngineError as error:

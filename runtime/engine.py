@@ -1,43 +1,22 @@
-"""The Engine protocol, and ``load``: from an artifact folder to an engine that runs packs."""
+"""What an engine is: the protocol, what it says of itself, what it returns, what is asked of it."""
 
-import importlib
-import logging
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import EngineError
 from runtime.packing import PackedBatch
 
 if TYPE_CHECKING:
-    from runtime.manifest import Manifest
     from runtime.pooling import Pool
-
-logger = logging.getLogger(__name__)
 
 # "auto" is the fastest that can run; "standard" the reference's arithmetic; the others are for
 # CUDA: the flash-attn package, the engine library's own flash kernel, its memory-efficient one.
 Attention = Literal["auto", "flash-attn", "flash", "memory-efficient", "standard"]
 ATTENTION_CHOICES: tuple[str, ...] = get_args(Attention)
-
-# Format -> the module with its loader. "auto" takes the first that the artifact holds and this
-# environment can run.
-ENGINES = {
-    "aoti-cuda": "runtime.engines.aoti_cuda",
-    "onnx-cuda": "runtime.engines.onnx_cuda",
-    "tensorrt": "runtime.engines.tensorrt",
-    "onnx": "runtime.engines.onnx",
-    "aoti": "runtime.engines.aoti",
-    "torchscript": "runtime.engines.torchscript",
-    "onnx-int8": "runtime.engines.onnx_int8",
-}
-# Coarser than the artifact's dtype: never taken but by name.
-BY_NAME_ONLY = ("onnx-int8",)
 
 V1_ATTENTION_VARIABLES = ("ESM2_V1_ATTENTION", "VIRNUCPRO_V1_ATTENTION")
 
@@ -47,7 +26,7 @@ class EngineSpec:
     """What an engine is and where it runs.
 
     Attributes:
-        format: key of ``ENGINES``.
+        format: key of ``runtime.loading.ENGINES``.
         artifact: the artifact's name.
         device: ``cpu`` or ``cuda``.
         dtype: of weights and outputs; ``int8`` means the linears' weights, outputs are float32.
@@ -108,7 +87,11 @@ class Outputs:
 
 
 class Engine(Protocol):
-    """A frozen model that runs packs. Engines are context managers."""
+    """A frozen model that runs packs. Engines are context managers.
+
+    An engine belongs to the process that loaded it: in a forked child it raises EngineError, and so
+    does pickling it.
+    """
 
     spec: EngineSpec
     concurrency: int
@@ -156,88 +139,6 @@ class Engine(Protocol):
     ) -> None: ...
 
 
-def load(
-    artifact: str | os.PathLike[str],
-    engine: str = "auto",
-    device: str = "auto",
-    attention: Attention | None = None,
-    threads: int | None = None,
-    concurrency: int = 1,
-    tf32: bool = False,
-    cuda_graphs: bool = False,
-    check_files: bool = True,
-    validate: bool = False,
-) -> Engine:
-    """Loads an engine of an artifact.
-
-    Args:
-        artifact: the folder that ``esm2-export build`` wrote.
-        engine: ``"aoti-cuda"``, ``"onnx-cuda"``, ``"tensorrt"``, ``"onnx"``, ``"aoti"``,
-            ``"torchscript"``, or ``"auto"``: the first of them that the artifact holds and that
-            can run here. ``"onnx-int8"`` is taken by name only.
-        device: ``"cpu"``, ``"cuda"``, or ``"auto"``: cuda where the engine's library sees a GPU.
-        attention: ``"auto"``, the fastest kernel; ``"standard"``, the reference's arithmetic; or,
-            on CUDA, ``"flash-attn"``, ``"flash"`` or ``"memory-efficient"``. None takes
-            ``"standard"`` where ``ESM2_V1_ATTENTION`` (or ``VIRNUCPRO_V1_ATTENTION``) is true, else
-            ``"auto"``. The choice and its reason are logged and stand in ``engine.spec``.
-        threads: CPU threads of the engine; None takes one for each core.
-        concurrency: how many packs share those threads. More than one raises the throughput of a
-            stream on a CPU, and the time that a single pack takes. Engines that cannot take
-            several packs at once run one.
-        tf32: let float32 products on CUDA be rounded to TF32: faster, and a thousand times less
-            exact than the parity gate allows.
-        cuda_graphs: on CUDA, in engines that PyTorch runs: capture packs of at most 4,096 tokens as
-            CUDA graphs, one for each bucket of sizes, and replay them.
-        check_files: compare every file's SHA-256 with the manifest before loading.
-        validate: run the artifact's golden proteins first (see ``runtime.selftest``): the engine is
-            right on this machine, with these libraries.
-
-    Raises:
-        ArtifactError: the artifact is missing or damaged.
-        UnsupportedError: the engine is whole but cannot run here.
-        EngineError: the engine is not in the artifact, cannot be loaded, or ``validate`` found it
-            wrong.
-    """
-    from runtime import manifest as manifests
-
-    folder = Path(artifact)
-    manifest = manifests.read(folder, check_files)
-    name = _choose_engine(engine, manifest, device)
-    if name not in manifest.engines:
-        raise EngineError(
-            f"artifact {folder} holds no engine {name!r}, it holds {', '.join(manifest.engines)}. "
-            f"Build it with 'esm2-export build --target {name}'"
-        )
-    if device not in ("auto", "cpu", "cuda"):
-        raise EngineError(f"device must be auto, cpu or cuda, got {device!r}")
-    attention = attention or default_attention()
-    if attention not in ATTENTION_CHOICES:
-        raise EngineError(
-            f"attention must be one of {', '.join(ATTENTION_CHOICES)}, got {attention!r}"
-        )
-    settings = Settings(attention, Threads(threads, concurrency), tf32, cuda_graphs)
-    loaded: Engine = _engine_module(name).load(folder, manifest, device, settings)
-    because = f" ({loaded.spec.attention_reason})" if loaded.spec.attention_reason else ""
-    logger.info(
-        "%s on %s: attention %s%s", name, loaded.spec.device, loaded.spec.attention, because
-    )
-    if validate:
-        try:
-            _validate(loaded, folder, manifest)
-        except BaseException:
-            loaded.close()
-            raise
-    return loaded
-
-
-def _validate(engine: Engine, folder: Path, manifest: "Manifest") -> None:
-    from runtime.selftest import selftest
-
-    result = selftest(engine, folder, manifest)
-    if not result.passed:
-        raise EngineError(f"{result.worst_line()}. Do not use this engine here")
-
-
 @dataclass(frozen=True)
 class Threads:
     """CPU threads of an engine (None: one for each core) and how many packs share them."""
@@ -275,25 +176,3 @@ def default_attention() -> Attention:
         for variable in V1_ATTENTION_VARIABLES
     )
     return "standard" if asked else "auto"
-
-
-def _choose_engine(requested: str, manifest: "Manifest", device: str) -> str:
-    if requested != "auto":
-        if requested not in ENGINES:
-            raise EngineError(f"engine must be auto, {', '.join(ENGINES)}, got {requested!r}")
-        return requested
-    reasons = []
-    for name in ENGINES:
-        if name not in manifest.engines:
-            reasons.append(f"{name} is not in the artifact")
-        elif name in BY_NAME_ONLY:
-            reasons.append(f"{name} is coarser, so it must be asked for by name")
-        elif reason := _engine_module(name).reason_against(manifest.engines[name], device):
-            reasons.append(f"{name}: {reason}")
-        else:
-            return name
-    raise EngineError(f"no engine of {manifest.name!r} runs here: {'; '.join(reasons)}")
-
-
-def _engine_module(name: str) -> Any:
-    return importlib.import_module(ENGINES[name])

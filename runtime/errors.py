@@ -23,3 +23,10 @@ class InputError(Esm2Error, ValueError):
 
 class NonFiniteError(Esm2Error, ArithmeticError):
     """An engine returned NaN or Inf; the message names the proteins."""
+
+
+def cause(error: Exception) -> str:
+    """The line of a library's message that says what happened; TorchScript traces come before."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    telling = [line for line in lines if "Error: " in line or "error: " in line]
+    return (telling or lines)[0].strip()

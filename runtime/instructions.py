@@ -4,6 +4,8 @@ import ctypes
 import platform
 from pathlib import Path
 
+from runtime.errors import EngineError
+
 X86_64_V3 = "x86-64-v3"
 
 # What an engine is compiled for by default: machine -> instruction set.
@@ -39,9 +41,15 @@ def of_library(library: Path) -> str:
 
     Raises:
         OSError: it cannot be loaded here.
-        AttributeError: it is another library.
+        EngineError: it is another library.
     """
-    function = ctypes.CDLL(str(library.resolve())).esm2_instruction_set
+    try:
+        function = ctypes.CDLL(str(library.resolve())).esm2_instruction_set
+    except AttributeError:
+        raise EngineError(
+            f"{library} is another library, not this project's attention op: it has no "
+            "esm2_instruction_set. Export again or copy the artifact anew"
+        ) from None
     function.restype = ctypes.c_char_p
     name: bytes = function()
     return name.decode()

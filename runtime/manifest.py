@@ -2,15 +2,18 @@
 
 import hashlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from runtime.errors import ArtifactError
+from runtime.files import FileEntry, path_problem, problem_with_files
+from runtime.weights_file import FILE_NAME as WEIGHTS_FILE
 
 FILE_NAME = "manifest.json"
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 _SEAL = re.compile(rb'("manifest_sha256": ")([0-9a-f]{64})(")')
 _UNSEALED = b"0" * 64
@@ -138,12 +141,15 @@ class EngineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quantised: Quantisation | None = None
     plans: list[Plan] = []
 
-
-class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Size and digest of one file."""
-
-    bytes: int
-    sha256: str
+    @property
+    def files(self) -> list[str]:
+        """What is read where it runs; plans stand in place of what they were built from."""
+        if self.plans:
+            refit = [WEIGHTS_FILE] if any(plan.refit for plan in self.plans) else []
+            return [plan.file for plan in self.plans] + refit
+        quantised = self.quantised.file if self.quantised else None
+        named = [self.file, self.op_library, quantised, WEIGHTS_FILE]
+        return [name for name in named if name is not None]
 
 
 class ParityEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -199,80 +205,113 @@ def write(manifest: Manifest, folder: Path) -> None:
 
 
 def read(folder: Path, check_files: bool = True) -> Manifest:
-    """Reads an artifact's manifest and checks that every file is the one that was built.
+    """Reads an artifact's manifest.
+
+    Manifests of older schemas are upgraded as they are read. Every name in it must be of a file in
+    the folder that it lists; nothing else of the artifact is opened before that is known.
 
     Args:
         folder: the artifact.
         check_files: compare the size and SHA-256 of every file.
 
     Raises:
-        ArtifactError: missing, damaged, or of another schema version; names the file.
+        ArtifactError: missing, damaged, unreadable, or of a newer schema; names the file.
     """
     path = folder / FILE_NAME
-    if not path.is_file():
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         what = "is not a folder" if not folder.is_dir() else f"holds no {FILE_NAME}"
         raise ArtifactError(
             f"{folder} is not an artifact: it {what}. Build one with 'esm2-export build'"
-        )
-    text = path.read_bytes()
-    version = _schema_version(text, path)
-    if version != SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{path} has schema version {version}, this runtime reads {SCHEMA_VERSION}. "
-            f"{'Upgrade esm2-engines' if version > SCHEMA_VERSION else 'Export again'}"
-        )
+        ) from None
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}") from None
+    fields = _decoded(text, path)
     seal = _SEAL.search(text)
     unsealed = _SEAL.sub(rb"\g<1>" + _UNSEALED + rb"\g<3>", text)
     if seal is None or hashlib.sha256(unsealed).hexdigest().encode() != seal.group(2):
         raise ArtifactError(f"{path} was changed after it was built. Export again or copy it anew")
     try:
-        manifest = msgspec.json.decode(text, type=Manifest)
-    except msgspec.ValidationError as error:
+        manifest = msgspec.convert(_upgraded(fields), Manifest)
+    except (msgspec.ValidationError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} does not follow the schema: {error}") from None
+    if problems := _problems_with_names(manifest, folder):
+        raise ArtifactError(
+            f"{path} is refused: {'; '.join(problems)}. Export again or copy it anew"
+        )
     if check_files:
         check(manifest, folder)
     return manifest
 
 
-def check(manifest: Manifest, folder: Path) -> None:
-    """Raises ArtifactError naming every file of the artifact that is missing or changed."""
-    problems = []
-    for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            problems.append(f"{name} is missing")
-        elif path.stat().st_size != entry.bytes:
-            problems.append(f"{name} has {path.stat().st_size} bytes, expected {entry.bytes}")
-        elif sha256_of_file(path) != entry.sha256:
-            problems.append(f"{name} was changed after it was built (SHA-256 differs)")
-    if problems:
+def check(manifest: Manifest, folder: Path, names: list[str] | None = None) -> None:
+    """Compares files with what was built.
+
+    Args:
+        manifest: of the artifact.
+        folder: the artifact.
+        names: keys of ``manifest.files``; None takes all of them.
+
+    Raises:
+        ArtifactError: files are missing, changed or unreadable; names each.
+    """
+    files = {name: manifest.files[name] for name in (manifest.files if names is None else names)}
+    if problems := problem_with_files(folder, files):
         raise ArtifactError(
             f"artifact {folder} is damaged: {'; '.join(problems)}. Export again or copy it anew"
         )
 
 
-def file_entry(path: Path) -> FileEntry:
-    """Size and digest of a file as it is now."""
-    return FileEntry(bytes=path.stat().st_size, sha256=sha256_of_file(path))
+def _problems_with_names(manifest: Manifest, folder: Path) -> list[str]:
+    """Names that lead out of the folder, and files that are used and not listed; in sentences."""
+    problems = []
+    for name in manifest.files:
+        if problem := path_problem(folder, name):
+            problems.append(f"file {name!r} {problem}")
+    used = {"golden": [manifest.golden.file]}
+    used |= {
+        f"engine {engine!r}": [entry.file, *entry.files]
+        for engine, entry in manifest.engines.items()
+    }
+    for user, names in used.items():
+        for name in dict.fromkeys(names):
+            if name not in manifest.files:
+                problems.append(f"{user} names {name!r}, which is not among its files")
+    return problems
 
 
-def sha256_of_file(path: Path) -> str:
-    """Hex digest, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _schema_version(text: bytes, path: Path) -> int:
+def _decoded(text: bytes, path: Path) -> dict[str, Any]:
+    """The fields of a manifest whose schema this runtime reads."""
+    advice = "Export again or copy it anew"
     try:
         fields: Any = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ArtifactError(
-            f"{path} is damaged, it is not JSON ({error}). Export again or copy it anew"
-        ) from None
+        raise ArtifactError(f"{path} is damaged, it is not JSON ({error}). {advice}") from None
     version = fields.get("schema_version") if isinstance(fields, dict) else None
     if not isinstance(version, int):
-        raise ArtifactError(f"{path} is damaged: no schema_version. Export again or copy it anew")
-    return version
+        raise ArtifactError(f"{path} is damaged: no schema_version. {advice}")
+    oldest = min(_UPGRADES)
+    if not oldest <= version <= SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path} has schema version {version}, this runtime reads {oldest} to "
+            f"{SCHEMA_VERSION}. "
+            f"{'Upgrade esm2-engines' if version > SCHEMA_VERSION else 'Export again'}"
+        )
+    return dict(fields)
+
+
+def _upgraded(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an older schema as this version's."""
+    while (version := fields["schema_version"]) < SCHEMA_VERSION:
+        fields = _UPGRADES[version](fields) | {"schema_version": version + 1}
+    return fields
+
+
+def _from_5(fields: dict[str, Any]) -> dict[str, Any]:
+    """6 added digests of the blocks of large files, which smaller ones do without."""
+    return fields
+
+
+# Schema version -> the function that makes the next of it. tests/data holds an artifact of each.
+_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {5: _from_5}

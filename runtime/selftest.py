@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime import manifest as manifests
 from runtime import pooling, tokenizer
 from runtime.engine import Engine, Outputs
 from runtime.errors import ArtifactError, Esm2Error
@@ -88,17 +89,24 @@ class SelfTest:
         )
 
 
-def selftest(engine: Engine, folder: Path, manifest: Manifest) -> SelfTest:
+def selftest(
+    engine: Engine, folder: Path, manifest: Manifest, check_files: bool = True
+) -> SelfTest:
     """Runs the golden proteins through ``engine``, together and the first of them alone.
 
     Args:
         engine: loaded from ``folder``.
         folder: the artifact.
         manifest: of it.
+        check_files: compare the files that the engine reads with the manifest first. Weights are
+            mapped, not copied: a file that was cut since would end the process.
 
     Raises:
-        ArtifactError: the golden file is missing, damaged, or holds no proteins.
+        ArtifactError: a file was changed, or the golden file holds no proteins.
     """
+    if check_files:
+        used = [*manifest.engines[engine.spec.format].files, manifest.golden.file]
+        manifests.check(manifest, folder, used)
     golden = read_golden(folder, manifest)
     limits = manifest.golden.own_limits.get(engine.spec.format, manifest.golden.limits)
     comparisons: list[Comparison] = []

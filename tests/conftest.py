@@ -2,6 +2,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache as cached
@@ -27,6 +28,9 @@ COMMON_RESIDUES = "LAGVSERTIDPKQNFYMHWC"
 
 
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+DATA = Path(__file__).parent / "data"
+STORED_SCHEMAS = [int(path.name.split(".")[0][7:]) for path in DATA.glob("schema-*.tar.xz")]
 
 # Two layers are enough where a test is about the gate and not about the model.
 TINY = (2, 48, 4)
@@ -74,6 +78,19 @@ def artifact(made_once: MadeOnce, cache: Cache) -> Path:
     """A verified artifact with several layers and a pooled output."""
     source = WeightsSource("synthetic", ARCHITECTURE)
     return made_once("tiny", built(source, ("torchscript", "onnx"), LAYERS, cache))
+
+
+def stored_artifact(schema: int, folder: Path) -> Path:
+    """The artifact of a manifest schema that ``tests/data`` holds, unpacked below ``folder``."""
+    with tarfile.open(DATA / f"schema-{schema}.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / f"schema-{schema}"
+
+
+@pytest.fixture
+def ready_artifact(tmp_path: Path) -> Path:
+    """A whole small artifact, onnx and torchscript, of a test's own; nothing has to be built."""
+    return stored_artifact(max(STORED_SCHEMAS), tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from benchmarks.gpu_check.packages import is_installed
 from exporter.targets import TARGETS
-from runtime.engine import ENGINES
 from runtime.engines.aoti_cuda import capability_of_this_gpu
 from runtime.engines.tensorrt_library import LIBRARIES, import_library, known_cards
 from runtime.errors import UnsupportedError
+from runtime.loading import ENGINES
 
 # Of a device, in the order in which they are built.
 OF_DEVICE = {

@@ -40,6 +40,7 @@ from exporter.weights import Reference, check_is_original
 from runtime import manifest as manifests
 from runtime.engine import Attention, usable_cores
 from runtime.errors import Esm2Error
+from runtime.files import file_entry
 from runtime.manifest import Architecture, Manifest
 from runtime.weights_file import FILE_NAME as WEIGHTS_FILE
 from runtime.weights_file import read_places
@@ -342,7 +343,7 @@ class Planter:
     def _seal(self, name: str) -> None:
         """A manifest that is right about the changed file: its digest must not give it away."""
         names = {name, int8_weights.FILE_NAME} & self._manifest.files.keys()
-        entries = {name: manifests.file_entry(self._faulty / name) for name in names}
+        entries = {name: file_entry(self._faulty / name) for name in names}
         files = {**self._manifest.files, **entries}
         manifests.write(msgspec.structs.replace(self._manifest, files=files), self._faulty)
 
@@ -372,7 +373,7 @@ class Planter:
         shared_weights.write(packed, self._folder)
         engines = {**self._manifest.engines, engine: exporter_of(engine)(packed, self._folder)}
         files = {
-            path.name: manifests.file_entry(path)
+            path.name: file_entry(path)
             for path in self._folder.iterdir()
             if path.name != manifests.FILE_NAME
         }

@@ -6,50 +6,40 @@ from typing import TYPE_CHECKING, Any
 
 from runtime import instructions
 from runtime.engine import Settings
-from runtime.engines.torch_engine import TorchEngine, cause, missing_library, read_weights
-from runtime.errors import EngineError, UnsupportedError
-from runtime.manifest import EngineEntry, Manifest
+from runtime.engines import torch_engine
+from runtime.engines.torch_engine import TorchEngine, library, read_weights
+from runtime.errors import EngineError
+from runtime.manifest import Manifest
 
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["library", "load", "run_package", "unsupported_reasons"]
 
-def reason_against(entry: EngineEntry, device: str) -> str | None:
-    """Why "auto" should take another engine, in a sentence, or None."""
-    if reason := missing_library():
-        return reason
-    if reason := instructions.problem_with(entry.instructions):
-        return reason
-    import torch
+FORMAT = "aoti"
 
-    wants_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    return "it was compiled for a CPU, and there is a GPU" if wants_gpu else None
+
+def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> list[str]:
+    """Why this engine cannot run so on ``device``, in sentences; empty if it can."""
+    if device == "cuda":
+        return [
+            "it was compiled for a CPU. Take engine 'aoti-cuda' or 'torchscript', or device 'cpu'"
+        ]
+    reasons = torch_engine.unsupported_reasons(manifest, device, settings)
+    if reason := instructions.problem_with(manifest.engines[FORMAT].instructions):
+        reasons.append(f"{reason}. Take engine 'onnx', or export again here")
+    return reasons
 
 
 def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> TorchEngine:
     """See ``runtime.load``."""
-    cannot = f"cannot load engine 'aoti' of {manifest.name!r}"
-    entry = manifest.engines["aoti"]
-    if reason := missing_library():
-        raise UnsupportedError(f"{cannot}: {reason}")
-    if reason := instructions.problem_with(entry.instructions):
-        raise UnsupportedError(f"{cannot}: {reason}. Take engine 'onnx', or export again here")
-    if device == "cuda":
-        raise UnsupportedError(
-            f"{cannot} on cuda: it was compiled for a CPU. "
-            "Take engine 'aoti-cuda' or 'torchscript', or device 'cpu'"
-        )
-    return run_package(folder, manifest, "aoti", "cpu", settings)
+    return run_package(folder, manifest, FORMAT, device, settings)
 
 
 def run_package(
     folder: Path, manifest: Manifest, name: str, device: str, settings: Settings
 ) -> TorchEngine:
-    """The engine ``name``, whose file AOTInductor made for ``device``.
-
-    Raises:
-        EngineError: PyTorch cannot load the file; the message is its own.
-    """
+    """The engine ``name``, whose file AOTInductor made for ``device``."""
     import torch
 
     from runtime.ops import varlen_attention
@@ -58,21 +48,16 @@ def run_package(
     varlen_attention.use_native_of(folder, entry)
     if settings.threads.total is not None:
         torch.set_num_threads(settings.threads.total)
-    path = folder / entry.file
-    try:
-        weights = read_weights(folder, device)
-        # AOTInductor's own class: the public function around it imports the whole compiler.
-        loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
-        names = set(loader.get_constant_fqns())
-        if missing := names - weights.keys():
-            raise EngineError(f"cannot load {path}: weights.safetensors lacks {sorted(missing)[0]}")
-        constants = {constant: weights[constant] for constant in names}
-        loader.load_constants(constants, False, True, True)
-    except (RuntimeError, OSError) as error:
+    weights = read_weights(folder, device)
+    # AOTInductor's own class: the public function around it imports the whole compiler.
+    loader = torch._C._aoti.AOTIModelPackageLoader(str(folder / entry.file), "model", False, 1, -1)
+    names = set(loader.get_constant_fqns())
+    if missing := sorted(names - weights.keys()):
         raise EngineError(
-            f"cannot load {path}: {cause(error)} (built with "
-            f"{entry.built_with}, here torch {torch.__version__})"
-        ) from error
+            f"cannot load {folder / entry.file}: weights.safetensors lacks {missing[0]}"
+        )
+    constants = {constant: weights[constant] for constant in names}
+    loader.load_constants(constants, False, True, True)
     return TorchEngine(_Compiled(loader, constants), name, manifest, device, settings)
 
 

@@ -3,38 +3,37 @@
 from pathlib import Path
 
 from runtime.engine import Settings
+from runtime.engines import torch_engine
 from runtime.engines.aoti import run_package
-from runtime.engines.torch_engine import TorchEngine, missing_library
-from runtime.errors import UnsupportedError
-from runtime.manifest import EngineEntry, Manifest
+from runtime.engines.torch_engine import TorchEngine, library
+from runtime.manifest import Manifest
+
+__all__ = ["capability_of_this_gpu", "library", "load", "unsupported_reasons"]
 
 FORMAT = "aoti-cuda"
 
 
-def reason_against(entry: EngineEntry, device: str) -> str | None:
-    """Why "auto" should take another engine, in a sentence, or None."""
+def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> list[str]:
+    """Why this engine cannot run so on ``device``, in sentences; empty if it can."""
     if device == "cpu":
-        return "it runs on CUDA alone"
-    if reason := missing_library():
-        return reason
+        return ["it runs on CUDA alone"]
+    if reasons := torch_engine.unsupported_reasons(manifest, device, settings):
+        return reasons
     import torch
 
-    if not torch.cuda.is_available():
-        return f"it was compiled for CUDA, and PyTorch {torch.__version__} sees no GPU"
-    if (here := capability_of_this_gpu()) != entry.compute_capability:
-        return (
-            f"it was compiled for compute capability {entry.compute_capability}, this GPU "
+    built_for = manifest.engines[FORMAT].compute_capability
+    if (here := capability_of_this_gpu()) != built_for:
+        return [
+            f"it was compiled for compute capability {built_for}, this GPU "
             f"({torch.cuda.get_device_name()}) has {here}. Export again here, or take engine "
             "'torchscript'"
-        )
-    return None
+        ]
+    return []
 
 
 def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> TorchEngine:
     """See ``runtime.load``."""
-    if reason := reason_against(manifest.engines[FORMAT], device):
-        raise UnsupportedError(f"cannot load engine {FORMAT!r} of {manifest.name!r}: {reason}")
-    return run_package(folder, manifest, FORMAT, "cuda", settings)
+    return run_package(folder, manifest, FORMAT, device, settings)
 
 
 def capability_of_this_gpu() -> str:

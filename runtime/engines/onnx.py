@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from runtime import instructions
 from runtime.engine import EngineSpec, Outputs, Settings
-from runtime.errors import EngineError, UnsupportedError
-from runtime.manifest import EngineEntry, Manifest
+from runtime.engines.base import LoadedEngine, spec_of
+from runtime.errors import EngineError, UnsupportedError, cause
+from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool, pool
 
@@ -22,40 +23,78 @@ logger = logging.getLogger(__name__)
 # when it is first imported. ORT_DISABLE_TELEMETRY=0 in the environment lets it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+FORMAT = "onnx"
 FUNCTION = "standard (model-local function)"
 
 
-def reason_against(entry: EngineEntry, device: str) -> str | None:
-    """Why "auto" should take another engine, in a sentence, or None."""
+def library() -> str:
+    """Its name and version."""
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"
+
+
+def missing_library() -> str | None:
+    """What to install, or None."""
     if importlib.util.find_spec("onnxruntime") is None:
         return "onnxruntime is not installed (pip install 'esm2-engines[onnx]')"
+    try:
+        import onnxruntime  # noqa: F401
+    except (ImportError, OSError) as error:
+        return f"onnxruntime cannot be imported ({cause(error)})"
     return None
 
 
-def load(
-    folder: Path, manifest: Manifest, device: str, settings: Settings, name: str = "onnx"
-) -> "OnnxEngine":
-    """See ``runtime.load``. Standard attention is the graph's own function."""
-    entry = manifest.engines[name]
-    cannot = f"cannot load engine {name!r} of {manifest.name!r}"
-    if reason := reason_against(entry, device):
-        raise UnsupportedError(f"{cannot}: {reason}")
-    if settings.attention not in ("auto", "standard"):
-        raise UnsupportedError(
-            f"{cannot} with attention {settings.attention!r}: it knows 'auto' and 'standard'. "
-            "The kernels for CUDA are in the engine 'onnx-cuda'"
-        )
-    refuse_cuda_graphs(settings, cannot)
+def missing_provider() -> str | None:
+    """Why the installed onnxruntime has no CUDA, or None; whether it starts, loading tells."""
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
-    if device == "auto":
-        device = "cuda" if "CUDAExecutionProvider" in available else "cpu"
+    if "CUDAExecutionProvider" in available:
+        return None
+    return (
+        f"this onnxruntime has {', '.join(available)} (pip install 'esm2-engines[onnx-gpu]', or "
+        "take device 'cpu')"
+    )
+
+
+def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> list[str]:
+    """Why this engine cannot run so on ``device``, in sentences; empty if it can."""
+    if reason := missing_library():
+        return [reason]
+    reasons = []
+    if device == "cuda" and (reason := missing_provider()):
+        reasons.append(reason)
     if device == "cpu" and manifest.dtype == "bfloat16":
-        raise UnsupportedError(
-            f"{cannot} on cpu: onnxruntime has no bfloat16 "
-            "kernels for CPUs. Take a float32 artifact, the engine 'torchscript', or a GPU"
+        reasons.append(
+            "onnxruntime has no bfloat16 kernels for CPUs. Take a float32 artifact, the engine "
+            "'torchscript', or a GPU"
         )
+    if settings.attention not in ("auto", "standard"):
+        reasons.append(
+            f"with attention {settings.attention!r}: it knows 'auto' and 'standard'. The kernels "
+            "for CUDA are in the engine 'onnx-cuda'"
+        )
+    return reasons + no_cuda_graphs(settings)
+
+
+def no_cuda_graphs(settings: Settings) -> list[str]:
+    """That there are none, where they were asked for."""
+    if not settings.cuda_graphs:
+        return []
+    return [
+        "with CUDA graphs: onnxruntime captures fixed shapes alone. Take engine 'torchscript' or "
+        "'aoti-cuda'"
+    ]
+
+
+def load(
+    folder: Path, manifest: Manifest, device: str, settings: Settings, name: str = FORMAT
+) -> "OnnxEngine":
+    """See ``runtime.load``. Standard attention is the graph's own function."""
+    import onnxruntime
+
+    entry = manifest.engines[name]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = settings.threads.per_pack
@@ -65,103 +104,64 @@ def load(
     if device == "cpu" and settings.attention == "auto" and entry.op_library is not None:
         kernel = _register_native(options, folder / entry.op_library)
     cuda = {"use_tf32": str(int(settings.tf32))} if device == "cuda" else None
-    session = open_session(folder / entry.file, entry, options, cuda, cannot)
+    session = open_session(folder / entry.file, options, cuda)
     names = [output.name for output in manifest.signature.outputs]
-    spec = spec_of(manifest, name, device, kernel, why)
+    spec = spec_of(manifest, name, device, library(), kernel, why)
     return OnnxEngine(session, spec, names, settings.threads.concurrency if device == "cpu" else 1)
 
 
-def refuse_cuda_graphs(settings: Settings, cannot: str) -> None:
-    """Raises UnsupportedError if they were asked for."""
-    if settings.cuda_graphs:
-        raise UnsupportedError(
-            f"{cannot} with CUDA graphs: onnxruntime captures fixed shapes alone. "
-            "Take engine 'torchscript' or 'aoti-cuda'"
-        )
-
-
-def open_session(
-    path: Path, entry: EngineEntry, options: Any, cuda: dict[str, str] | None, cannot: str
-) -> Any:
+def open_session(path: Path, options: Any, cuda: dict[str, str] | None) -> Any:
     """An ``InferenceSession``.
 
     Args:
         path: of the graph.
-        entry: of the manifest.
         options: ``onnxruntime.SessionOptions``.
         cuda: options of the CUDA provider, or None for the CPU.
-        cannot: how a refusal begins.
 
     Raises:
-        EngineError: onnxruntime cannot load the graph; the message is its own.
-        UnsupportedError: CUDA was asked for and is not there.
+        Exception: onnxruntime cannot load the graph; a class of its own for each status code.
+        UnsupportedError: its CUDA provider does not start.
     """
     import onnxruntime
 
-    available = onnxruntime.get_available_providers()
-    if cuda is not None and "CUDAExecutionProvider" not in available:
-        raise UnsupportedError(
-            f"{cannot} on cuda: this onnxruntime has {', '.join(available)}. "
-            "pip install 'esm2-engines[onnx-gpu]', or take device 'cpu'"
-        )
     # TF32, onnxruntime's default on CUDA, would cost the float32 budget a thousandfold.
     providers = [] if cuda is None else [("CUDAExecutionProvider", {"use_tf32": "0", **cuda})]
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=[*providers, "CPUExecutionProvider"]
-        )
-    except Exception as error:  # onnxruntime raises a class of its own for each status code
-        raise EngineError(
-            f"cannot load {path}: {_first_line(error)} (built with "
-            f"{entry.built_with}, here onnxruntime {onnxruntime.__version__})"
-        ) from error
+    session = onnxruntime.InferenceSession(
+        str(path), options, providers=[*providers, "CPUExecutionProvider"]
+    )
     if cuda is not None and "CUDAExecutionProvider" not in session.get_providers():
         raise UnsupportedError(
-            f"{cannot} on cuda: onnxruntime could not start its CUDA provider "
-            "(no GPU, or another CUDA or cuDNN than it was built for). Take device 'cpu'"
+            "onnxruntime could not start its CUDA provider (no GPU, or another CUDA or cuDNN than "
+            "it was built for). Take device 'cpu'"
         )
     return session
 
 
-def spec_of(
-    manifest: Manifest, name: str, device: str, attention: str, attention_reason: str = ""
-) -> EngineSpec:
-    """Of an engine that onnxruntime runs."""
-    import onnxruntime
-
-    return EngineSpec(
-        format=name,
-        artifact=manifest.name,
-        device=device,
-        dtype="int8" if manifest.engines[name].quantised else manifest.dtype,
-        layers=tuple(manifest.layers),
-        pool=manifest.pool,
-        attention=attention,
-        attention_reason=attention_reason,
-        library=f"onnxruntime {onnxruntime.__version__}",
-        synthetic=manifest.weights.kind == "synthetic",
-    )
-
-
 def _register_native(options: Any, library: Path) -> str:
-    """Gives the session the native attention op; where it cannot, warns of what is lost."""
+    """Gives the session the native attention op; where it cannot run, warns of what is lost.
+
+    Raises:
+        EngineError: the file is another library.
+    """
     try:
+        name = instructions.of_library(library)
         options.register_custom_ops_library(str(library))
-        return f"native ({instructions.of_library(library)})"
+        return f"native ({name})"
+    except EngineError:
+        raise
     except Exception as error:  # onnxruntime raises a class of its own for each status code
         logger.warning(
             "cannot load %s: %s. Attention runs in onnxruntime's own ops, which takes longer",
-            library, _first_line(error),
+            library, cause(error),
         )  # fmt: skip
         return FUNCTION
 
 
-class OnnxEngine:
+class OnnxEngine(LoadedEngine):
     """An ``onnxruntime.InferenceSession`` that takes packs."""
 
     def __init__(self, session: Any, spec: EngineSpec, output_names: list[str], concurrency: int):
-        self.spec = spec
-        self.concurrency = concurrency
+        super().__init__(spec, concurrency)
         self._session = session
         self._output_names = output_names
 
@@ -180,8 +180,7 @@ class OnnxEngine:
 
     def _fetch(self, batch: PackedBatch, names: list[str]) -> list[NDArray[np.floating]]:
         """Runs one pack; these outputs come to the host."""
-        if self._session is None:
-            raise EngineError("this engine is closed: load it again")
+        self.require_usable()
         feeds: dict[str, NDArray[Any]] = {
             "input_ids": batch.input_ids,
             "cu_seqlens": batch.cu_seqlens,
@@ -192,7 +191,7 @@ class OnnxEngine:
         except Exception as error:  # onnxruntime raises a class of its own for each status code
             raise EngineError(
                 f"onnxruntime failed on a pack of {batch.num_proteins} proteins, "
-                f"{batch.num_tokens} tokens: {_first_line(error)}"
+                f"{batch.num_tokens} tokens: {cause(error)}"
             ) from error
 
     def _run_session(
@@ -203,14 +202,5 @@ class OnnxEngine:
 
     def close(self) -> None:
         """See ``Engine.close``."""
+        super().close()
         self._session = None
-
-    def __enter__(self) -> "OnnxEngine":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

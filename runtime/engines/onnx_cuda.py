@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from runtime.engine import Attention, EngineSpec, Settings
 from runtime.engines import onnx
-from runtime.engines.onnx import OnnxEngine
-from runtime.errors import UnsupportedError
-from runtime.manifest import EngineEntry, Manifest
+from runtime.engines.base import spec_of
+from runtime.engines.onnx import OnnxEngine, library
+from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool
 
@@ -28,33 +28,19 @@ SDPA_KERNELS: dict[Attention, int] = {
 }
 
 
-def reason_against(entry: EngineEntry, device: str) -> str | None:
-    """Why "auto" should take another engine, in a sentence, or None."""
+def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> list[str]:
+    """Why this engine cannot run so on ``device``, in sentences; empty if it can."""
     if device == "cpu":
-        return "it runs on CUDA alone"
-    if reason := onnx.reason_against(entry, device):
-        return reason
-    import onnxruntime
-
-    available = onnxruntime.get_available_providers()
-    if "CUDAExecutionProvider" not in available:
-        return (
-            f"it needs CUDAExecutionProvider, this onnxruntime has {', '.join(available)} "
-            "(pip install 'esm2-engines[onnx-gpu]')"
-        )
-    return None
+        return ["it runs on CUDA alone"]
+    if reason := onnx.missing_library() or onnx.missing_provider():
+        return [reason]
+    kernel, why = _attention(manifest, settings.attention)
+    refused = [] if kernel else [f"with attention {settings.attention!r}: {why}"]
+    return refused + onnx.no_cuda_graphs(settings)
 
 
 def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> "OnnxCudaEngine":
     """See ``runtime.load``."""
-    cannot = f"cannot load engine {FORMAT!r} of {manifest.name!r}"
-    entry = manifest.engines[FORMAT]
-    if reason := reason_against(entry, device):
-        raise UnsupportedError(f"{cannot}: {reason}")
-    kernel, why = _attention(manifest, settings.attention)
-    if not kernel:
-        raise UnsupportedError(f"{cannot} with attention {settings.attention!r}: {why}")
-    onnx.refuse_cuda_graphs(settings, cannot)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -63,9 +49,10 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> "
         "use_tf32": str(int(settings.tf32)),
         "sdpa_kernel": str(SDPA_KERNELS[settings.attention]),
     }
-    session = onnx.open_session(folder / entry.file, entry, options, cuda, cannot)
+    session = onnx.open_session(folder / manifest.engines[FORMAT].file, options, cuda)
     names = [output.name for output in manifest.signature.outputs]
-    return OnnxCudaEngine(session, onnx.spec_of(manifest, FORMAT, "cuda", kernel, why), names)
+    kernel, why = _attention(manifest, settings.attention)
+    return OnnxCudaEngine(session, spec_of(manifest, FORMAT, "cuda", library(), kernel, why), names)
 
 
 def _attention(manifest: Manifest, requested: Attention) -> tuple[str, str]:

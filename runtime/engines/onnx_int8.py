@@ -4,20 +4,21 @@ from pathlib import Path
 
 from runtime.engine import Settings
 from runtime.engines import onnx
-from runtime.engines.onnx import reason_against
-from runtime.errors import UnsupportedError
+from runtime.engines.onnx import library
 from runtime.manifest import Manifest
 
-__all__ = ["load", "reason_against"]
+__all__ = ["library", "load", "unsupported_reasons"]
 
 FORMAT = "onnx-int8"
 
 
-def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> onnx.OnnxEngine:
-    """See ``runtime.load``. ``"auto"`` is the CPU: the int8 kernels are there alone."""
+def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> list[str]:
+    """Why this engine cannot run so on ``device``, in sentences; empty if it can."""
     if device == "cuda":
-        raise UnsupportedError(
-            f"cannot load engine {FORMAT!r} on cuda: it is for CPUs. Take device 'cpu', or the "
-            "engine 'onnx'"
-        )
-    return onnx.load(folder, manifest, "cpu", settings, FORMAT)
+        return ["it is for CPUs. Take device 'cpu', or the engine 'onnx'"]
+    return onnx.unsupported_reasons(manifest, device, settings)
+
+
+def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> onnx.OnnxEngine:
+    """See ``runtime.load``."""
+    return onnx.load(folder, manifest, device, settings, FORMAT)

@@ -7,13 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.engine import Engine, Outputs
+from runtime.engines.base import LoadedEngine
 from runtime.errors import UnsupportedError
 from runtime.manifest import Profile
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool, pool
 
 
-class InParts:
+class InParts(LoadedEngine):
     """An engine that takes any pack, run by one that takes those which a profile holds.
 
     It pools on the host, in float64, so that the other need not.
@@ -24,8 +25,7 @@ class InParts:
     """
 
     def __init__(self, engine: Engine, profiles: Sequence[Profile]):
-        self.spec = engine.spec
-        self.concurrency = engine.concurrency
+        super().__init__(engine.spec, engine.concurrency)
         self._engine = engine
         self._profiles = profiles
 
@@ -41,6 +41,7 @@ class InParts:
 
     def run(self, batch: PackedBatch) -> Outputs:
         """See ``Engine.run``."""
+        self.require_usable()
         parts = self._split(batch)
         outputs = [self._engine.run(part.batch) for part in parts]
         representations = {
@@ -57,19 +58,15 @@ class InParts:
 
     def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
         """See ``Engine.embed``."""
+        self.require_usable()
         parts = self._split(batch)
         outputs = [self._engine.embed(part.batch, layer, how) for part in parts]
         return (join_rows if how == "none" else join_proteins)(batch, parts, outputs)
 
     def close(self) -> None:
         """See ``Engine.close``."""
+        super().close()
         self._engine.close()
-
-    def __enter__(self) -> "InParts":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def _longest(self) -> int:

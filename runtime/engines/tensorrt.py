@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from runtime.engine import EngineSpec, Outputs, Settings
 from runtime.engines import cuda_memory
+from runtime.engines.base import LoadedEngine, spec_of
 from runtime.engines.parts import InParts, holding
 from runtime.engines.tensorrt_library import (
     LIBRARIES,
@@ -28,29 +29,33 @@ from runtime.weights_file import FILE_NAME as WEIGHTS_FILE
 FORMAT = "tensorrt"
 
 
-def reason_against(entry: EngineEntry, device: str) -> str | None:
-    """Why "auto" should take another engine, in a sentence, or None."""
+def library() -> str:
+    """What runs plans; its version is a plan's."""
+    return "TensorRT"
+
+
+def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> list[str]:
+    """Why this engine cannot run so on ``device``, in sentences; empty if it can."""
     if device == "cpu":
-        return "it runs on CUDA alone"
+        return ["it runs on CUDA alone"]
     try:
-        _plan_for_here(entry)
+        _plan_for_here(manifest.engines[FORMAT])
     except UnsupportedError as error:
-        return str(error)
-    return None
+        return [str(error)]
+    return _decided_when_built(settings)
 
 
 def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> InParts:
     """See ``runtime.load``."""
-    cannot = f"cannot load engine {FORMAT!r} of {manifest.name!r}"
-    entry = manifest.engines[FORMAT]
-    if reason := reason_against(entry, device):
-        raise UnsupportedError(f"{cannot}: {reason}")
-    plan = _plan_for_here(entry)
-    _refuse(settings, cannot)
+    plan = _plan_for_here(manifest.engines[FORMAT])
     trt, logger, engine = open_plan(folder, plan)
     # Plans do not pool, InParts does.
     outputs = [output.name for output in manifest.signature.outputs if output.name != "pooled"]
-    spec = _spec(manifest, plan)
+    named = LIBRARIES[plan.library][0]
+    refused = "; ".join(f"{rung}: {why}" for rung, why in plan.refused.items())
+    spec = spec_of(
+        manifest, FORMAT, device, f"{named} {plan.version}", f"{named} {plan.attention}", refused
+    )
     whole = TensorRTEngine(trt, logger, engine, spec, outputs, plan.profiles)
     return InParts(whole, plan.profiles)
 
@@ -89,43 +94,28 @@ def _plan_for_here(entry: EngineEntry) -> Plan:
     return choose_plan(entry.plans, versions, cuda_memory.compute_capability())
 
 
-def _refuse(settings: Settings, cannot: str) -> None:
-    """Raises UnsupportedError for what was decided when the plan was built."""
+def _decided_when_built(settings: Settings) -> list[str]:
+    """What was asked for and cannot be had any more, in sentences."""
+    reasons = []
     if settings.attention != "auto":
-        raise UnsupportedError(
-            f"{cannot} with attention {settings.attention!r}: the plan was built with its own. "
-            "Take attention 'auto', or another engine"
+        reasons.append(
+            f"with attention {settings.attention!r}: the plan was built with its own. Take "
+            "attention 'auto', or another engine"
         )
     for asked, what in ((settings.tf32, "TF32"), (settings.cuda_graphs, "CUDA graphs")):
         if asked:
-            raise UnsupportedError(f"{cannot} with {what}: take engine 'onnx-cuda' or 'aoti-cuda'")
+            reasons.append(f"with {what}: take engine 'onnx-cuda' or 'aoti-cuda'")
+    return reasons
 
 
-def _spec(manifest: Manifest, plan: Plan) -> EngineSpec:
-    return EngineSpec(
-        format=FORMAT,
-        artifact=manifest.name,
-        device="cuda",
-        dtype=manifest.dtype,
-        layers=tuple(manifest.layers),
-        pool=manifest.pool,
-        attention=f"{LIBRARIES[plan.library][0]} {plan.attention}",
-        attention_reason="; ".join(f"{rung}: {why}" for rung, why in plan.refused.items()),
-        library=f"{LIBRARIES[plan.library][0]} {plan.version}",
-        synthetic=manifest.weights.kind == "synthetic",
-    )
-
-
-class TensorRTEngine:
+class TensorRTEngine(LoadedEngine):
     """An execution context that takes packs which one of its profiles holds."""
-
-    concurrency = 1
 
     def __init__(
         self, trt: Any, logger: Any, engine: Any, spec: EngineSpec, output_names: list[str],
         profiles: Sequence[Profile],
     ):  # fmt: skip
-        self.spec = spec
+        super().__init__(spec)
         self._trt = trt
         self._logger = logger
         self._engine = engine
@@ -157,9 +147,8 @@ class TensorRTEngine:
 
     def _fetch(self, batch: PackedBatch, names: list[str]) -> list[NDArray[np.floating]]:
         """Runs one pack; these outputs come to the host."""
+        self.require_usable()
         context, stream = self._context, self._stream
-        if context is None:
-            raise EngineError("this engine is closed: load it again")
         if reasons := self.unsupported_reasons(batch):
             raise UnsupportedError("; ".join(reasons))
         self._logger.errors.clear()
@@ -207,15 +196,10 @@ class TensorRTEngine:
 
     def close(self) -> None:
         """See ``Engine.close``."""
+        super().close()
         if self._context is not None:
             self._stream.close()
         self._context = self._engine = None
-
-    def __enter__(self) -> "TensorRTEngine":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def widen_bfloat16(array: NDArray[Any]) -> NDArray[np.floating]:

@@ -1,6 +1,9 @@
 """What the engines that PyTorch runs share: all but how their file is loaded and called."""
 
+import ctypes
+import importlib.metadata
 import importlib.util
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.engine import EngineSpec, Outputs, Settings
-from runtime.errors import EngineError, UnsupportedError
+from runtime.engine import Outputs, Settings
+from runtime.engines.base import LoadedEngine, spec_of
+from runtime.errors import EngineError, UnsupportedError, cause
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool, pool
@@ -19,83 +23,115 @@ from runtime.weights_file import FILE_NAME
 if TYPE_CHECKING:
     import torch
 
+    from runtime.ops.choice import Choice
 
-def missing_library() -> str | None:
-    """What to install, or None."""
+
+NO_GPU = "sees no GPU. Install a CUDA build and driver, or take device 'cpu'"
+
+
+def library() -> str:
+    """Its name and version."""
+    import torch
+
+    return f"torch {torch.__version__}"
+
+
+def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> list[str]:
+    """Why no engine of PyTorch can run so on ``device``, in sentences; empty if some can."""
     for package in ("torch", "safetensors"):
         if importlib.util.find_spec(package) is None:
-            return f"{package} is not installed (pip install 'esm2-engines[torch]')"
-    return None
+            return [f"{package} is not installed (pip install 'esm2-engines[torch]')"]
+    # Two seconds are spent on importing PyTorch for an answer that the driver's absence gives.
+    if device == "cuda" and "torch" not in sys.modules and not _has_driver():
+        return [f"PyTorch {importlib.metadata.version('torch')} {NO_GPU}"]
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return [f"torch cannot be imported ({cause(error)})"]
+    if device == "cuda" and not torch.cuda.is_available():
+        return [f"PyTorch {torch.__version__} {NO_GPU}"]
+    reasons = []
+    try:
+        attention = choose_attention(manifest, device, settings).name
+    except UnsupportedError as error:
+        return [str(error)]
+    if settings.cuda_graphs and (device != "cuda" or attention == "standard"):
+        why = "standard attention waits for it" if device == "cuda" else "this is a CPU"
+        reasons.append(
+            "with CUDA graphs: they need a card and a forward that never waits for it, and " + why
+        )
+    return reasons
+
+
+def _has_driver() -> bool:
+    """Whether NVIDIA's driver may be here; on Linux its library tells."""
+    if not sys.platform.startswith("linux"):
+        return True
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def choose_attention(manifest: Manifest, device: str, settings: Settings) -> "Choice":
+    """The kernel behind ``esm2::varlen_attention``.
+
+    Raises:
+        UnsupportedError: the one that was asked for cannot run; says why.
+    """
+    import torch
+
+    from runtime.ops import varlen_attention
+
+    return varlen_attention.choose(
+        torch.device(device),
+        getattr(torch, manifest.dtype),
+        manifest.architecture.head_dim,
+        settings.attention,
+    )
 
 
 def read_weights(folder: Path, device: str) -> "dict[str, torch.Tensor]":
     """``weights.safetensors``; on the CPU mapped, not copied.
 
     Raises:
-        OSError: missing, or not a safetensors file.
+        EngineError: the file is not there, or not a safetensors file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    path = folder / FILE_NAME
     try:
-        return load_file(folder / FILE_NAME, device)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
+        return load_file(path, device)
+    except (OSError, SafetensorError) as error:
+        raise EngineError(f"cannot load {path}: {cause(error)}") from error
 
 
-def cause(error: Exception) -> str:
-    """The line of PyTorch's message that says what happened; TorchScript puts its trace before."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    telling = [line for line in lines if "Error: " in line or "error: " in line]
-    return (telling or lines)[0].strip()
-
-
-class TorchEngine:
+class TorchEngine(LoadedEngine):
     """One pack at a time, for PyTorch has one thread count a process.
 
     Args:
         forward: from ``input_ids``, ``cu_seqlens`` on the device and ``max_seqlen`` on the host to
             the outputs of the manifest's signature. Let go of by ``close``, with all that it holds.
-        name: key of ``runtime.engine.ENGINES``.
+        name: key of ``runtime.loading.ENGINES``.
         manifest: of the artifact.
         device: ``cpu`` or ``cuda``.
-        settings: of ``runtime.load``.
-
-    Raises:
-        UnsupportedError: the attention or the CUDA graphs that were asked for cannot run here.
+        settings: of ``runtime.load``; nothing in ``unsupported_reasons`` speaks against them.
     """
-
-    concurrency = 1
 
     def __init__(
         self, forward: "Callable[[list[torch.Tensor]], Iterable[torch.Tensor]]", name: str,
         manifest: Manifest, device: str, settings: Settings,
     ):  # fmt: skip
-        import torch
-
-        from runtime.ops import varlen_attention
-
-        self._choice = varlen_attention.choose(
-            torch.device(device),
-            getattr(torch, manifest.dtype),
-            manifest.architecture.head_dim,
-            settings.attention,
-        )
-        self.spec = EngineSpec(
-            format=name,
-            artifact=manifest.name,
-            device=device,
-            dtype=manifest.dtype,
-            layers=tuple(manifest.layers),
-            pool=manifest.pool,
-            attention=self._choice.name,
-            attention_reason="; ".join(self._choice.passed_over),
-            library=f"torch {torch.__version__}",
-            synthetic=manifest.weights.kind == "synthetic",
-        )
+        self._choice = choose_attention(manifest, device, settings)
+        reason = "; ".join(self._choice.passed_over)
+        super().__init__(spec_of(manifest, name, device, library(), self._choice.name, reason))
         self.output_names = [output.name for output in manifest.signature.outputs]
         if settings.cuda_graphs:
-            forward = _graphed(forward, self.output_names, self.spec)
+            from runtime.engines.cuda_graphs import GraphedForward
+
+            forward = GraphedForward(forward, self.output_names)
         self._forward: Callable[[list[torch.Tensor]], Iterable[torch.Tensor]] | None = forward
         self._tf32 = settings.tf32
 
@@ -139,14 +175,14 @@ class TorchEngine:
         Nothing in it waits for the card, unless attention is ``standard``.
 
         Raises:
-            EngineError: the engine is closed.
+            EngineError: the engine is closed, or another process's.
         """
         import torch
 
         from runtime.ops import varlen_attention
 
-        if self._forward is None:
-            raise EngineError("this engine is closed: load it again")
+        self.require_usable()
+        assert self._forward is not None
         with torch.inference_mode(), varlen_attention.using(self._choice), _tf32(self._tf32):
             return self._forward(inputs)
 
@@ -165,28 +201,8 @@ class TorchEngine:
 
     def close(self) -> None:
         """See ``Engine.close``."""
+        super().close()
         self._forward = None
-
-    def __enter__(self) -> "TorchEngine":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _graphed(
-    forward: "Callable[[list[torch.Tensor]], Iterable[torch.Tensor]]", output_names: list[str],
-    spec: EngineSpec,
-) -> "Callable[[list[torch.Tensor]], Iterable[torch.Tensor]]":  # fmt: skip
-    from runtime.engines.cuda_graphs import GraphedForward
-
-    if spec.device != "cuda" or spec.attention == "standard":
-        why = "standard attention waits for it" if spec.device == "cuda" else "this is a CPU"
-        raise UnsupportedError(
-            f"cannot load engine {spec.format!r} of {spec.artifact!r} with CUDA graphs: they need "
-            f"a card and a forward that never waits for it, and {why}"
-        )
-    return GraphedForward(forward, output_names)
 
 
 @contextmanager

@@ -76,7 +76,8 @@ def use_native(library: Path) -> None:
     """Takes the op's CPU kernel from an artifact's ``libesm2_ops.so``; the first stays.
 
     Raises:
-        UnsupportedError: the library cannot be loaded here, or is not ours.
+        UnsupportedError: the library cannot be loaded here.
+        EngineError: it is another one.
     """
     global _native
     if _native is not None:
@@ -84,8 +85,7 @@ def use_native(library: Path) -> None:
     os.environ[IN_PYTHON_VARIABLE] = "1"
     try:
         name = instructions.of_library(library)
-        torch.ops.esm2.varlen_attention_native.default  # noqa: B018  registered, or AttributeError
-    except (OSError, AttributeError) as error:
+    except OSError as error:
         raise UnsupportedError(
             f"cannot load {library}: {str(error).removeprefix(f'{library.resolve()}: ')}"
         ) from None

@@ -257,7 +257,7 @@ def test_each_engine_is_measured_in_the_first_dtype_that_it_passed_in() -> None:
 def test_why_an_engine_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in OF_DEVICE["cuda"]:
         monkeypatch.setitem(TARGETS, name, "somewhere")
-        monkeypatch.setitem(sys.modules["runtime.engine"].ENGINES, name, "somewhere")
+        monkeypatch.setitem(sys.modules["runtime.loading"].ENGINES, name, "somewhere")
     assert why_not("torchscript", "bfloat16", "cuda") == ""
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     assert "no CUDAExecutionProvider" in why_not("onnx-cuda", "float16", "cuda")

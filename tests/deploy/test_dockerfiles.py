@@ -19,6 +19,7 @@ import runtime
 from deploy.clean_root import Mount, UnavailableError
 from deploy.run_steps import CANNOT_RUN, FASTA, Image, Layers, StepError, build, checks, main
 from runtime import manifest as manifests
+from runtime.files import file_entry
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -149,7 +150,7 @@ class TestHealthcheckFails:
     def seal(folder: Path, path: Path) -> None:
         """Makes the manifest agree with the changed file."""
         manifest = manifests.read(folder, check_files=False)
-        files = {**manifest.files, path.name: manifests.file_entry(path)}
+        files = {**manifest.files, path.name: file_entry(path)}
         manifests.write(msgspec.structs.replace(manifest, files=files), folder)
 
     def test_a_flipped_byte_of_the_weights(self, cpu: Image, copy: Path) -> None:

@@ -14,6 +14,7 @@ from exporter.precision import copy_on
 from exporter.targets.tracing import dynamic_shapes, exporting, tracing_pack
 from exporter.weights import Reference, WeightsSource
 from runtime import manifest as manifests
+from runtime.engine import Settings
 from runtime.engines import aoti_cuda
 from runtime.errors import UnsupportedError
 from runtime.manifest import EngineEntry
@@ -37,22 +38,33 @@ def test_building_needs_a_gpu(tiny_checkpoint: Path, tmp_path: Path) -> None:
 def test_loading_needs_a_gpu(tiny_artifact: Path, tmp_path: Path) -> None:
     manifest = manifests.read(tiny_artifact)
     engines = {**manifest.engines, "aoti-cuda": ENTRY}
-    manifests.write(msgspec.structs.replace(manifest, engines=engines), tmp_path)
-    with pytest.raises(UnsupportedError, match="compiled for CUDA, and PyTorch .* sees no GPU"):
+    files = {**manifest.files, ENTRY.file: manifest.files["model.ts"]}
+    manifests.write(msgspec.structs.replace(manifest, engines=engines, files=files), tmp_path)
+    with pytest.raises(
+        UnsupportedError, match="on cuda: PyTorch .* sees no GPU.*; on cpu: it runs on CUDA"
+    ):
         runtime.load(tmp_path, "aoti-cuda", check_files=False)
 
 
-def test_another_card_is_refused_by_both_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_card_is_refused_by_both_names(
+    ready_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = manifests.read(ready_artifact)
+    manifest = msgspec.structs.replace(manifest, engines={"aoti-cuda": ENTRY})
+
+    def reasons(device: str) -> list[str]:
+        return aoti_cuda.unsupported_reasons(manifest, device, Settings())
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA A100")
-    assert aoti_cuda.reason_against(ENTRY, "auto") == (
+    assert reasons("cuda") == [
         "it was compiled for compute capability 9.0, this GPU (NVIDIA A100) has 8.0. "
         "Export again here, or take engine 'torchscript'"
-    )
+    ]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    assert aoti_cuda.reason_against(ENTRY, "auto") is None
-    assert aoti_cuda.reason_against(ENTRY, "cpu") == "it runs on CUDA alone"
+    assert reasons("cuda") == []
+    assert reasons("cpu") == ["it runs on CUDA alone"]
 
 
 def test_a_copy_on_another_device_leaves_the_original(reference: Reference) -> None:

@@ -19,6 +19,7 @@ from exporter.parity.prove import Planter, prove_gate
 from exporter.parity.verdict import INTERNALS, TOKENS, WEIGHTS
 from exporter.weights import Reference, WeightsSource, load_reference
 from runtime import manifest as manifests
+from runtime.files import file_entry
 
 BY_NAME = {fault.name: fault for fault in faults()}
 GROUPS = {"graph", "packing", "token dropout", "weights", "tokenizer and pooling", "manifest"}
@@ -101,7 +102,7 @@ def test_what_a_fault_changed_is_put_back(
         with planter.planted(fault, engine) as faulty:
             pass
         for name, entry in manifest.files.items():
-            assert manifests.file_entry(faulty / name) == entry, fault.name
+            assert file_entry(faulty / name) == entry, fault.name
     assert planter.verdict(HARMLESS, engine).outcome == "accepted"
     untouched = ManifestFault("none", "manifest", lambda manifest: manifest)
     assert planter.verdict(untouched, engine).outcome == "accepted"

@@ -28,6 +28,7 @@ from exporter.parity.verdict import WEIGHTS
 from exporter.weights import Reference, WeightsSource, load_reference
 from runtime import manifest as manifests
 from runtime.cli import main as run_main
+from runtime.files import file_entry
 from runtime.selftest import selftest
 from tests.conftest import random_sequence
 
@@ -197,7 +198,7 @@ class TestSelftest:
         with pytest.raises(runtime.ArtifactError, match=r"weights\.int8\.safetensors was changed"):
             runtime.load(folder, "onnx-int8")
         manifest = manifests.read(folder, check_files=False)
-        files = {**manifest.files, path.name: manifests.file_entry(path)}
+        files = {**manifest.files, path.name: file_entry(path)}
         manifests.write(msgspec.structs.replace(manifest, files=files), folder)
         with pytest.raises(runtime.EngineError, match="Do not use this engine here"):
             runtime.load(folder, "onnx-int8", validate=True)
@@ -244,4 +245,4 @@ class TestFaults:
             with planter.planted(fault, "onnx-int8") as faulty:
                 pass
             for name, entry in manifest.files.items():
-                assert manifests.file_entry(faulty / name) == entry, fault.name
+                assert file_entry(faulty / name) == entry, fault.name

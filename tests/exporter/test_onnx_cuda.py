@@ -25,6 +25,7 @@ from exporter.verify import verify
 from exporter.weights import WeightsSource, load_reference
 from runtime.engine import Settings
 from runtime.engines import onnx_cuda
+from runtime.engines.base import spec_of
 from runtime.engines.onnx import OnnxEngine
 from runtime.engines.onnx_cuda import OnnxCudaEngine
 from runtime.errors import UnsupportedError
@@ -244,9 +245,8 @@ class TestEngine:
         self, cuda_artifact: Path, monkeypatch: pytest.MonkeyPatch, tf32: bool
     ) -> None:
         asked = []
-        monkeypatch.setattr(onnx_cuda, "reason_against", lambda entry, device: None)
         monkeypatch.setattr(
-            onnx_cuda.onnx, "open_session", lambda *arguments: asked.append(arguments[3])
+            onnx_cuda.onnx, "open_session", lambda *arguments: asked.append(arguments[2])
         )
         manifest = read(cuda_artifact)
         onnx_cuda.load(cuda_artifact, manifest, "cuda", Settings(tf32=tf32))
@@ -260,7 +260,7 @@ class TestEngine:
         with stand_in_artifact(cuda_artifact, manifest, "onnx-cuda") as (folder, described):
             path = folder / described.engines["onnx"].file
             session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-            spec = onnx_cuda.onnx.spec_of(described, "onnx", "cpu", "function")
+            spec = spec_of(described, "onnx", "cpu", "onnxruntime", "function")
             names = [output.name for output in described.signature.outputs]
             with (
                 OnnxCudaEngine(session, spec, names) as bound,

@@ -42,6 +42,7 @@ from exporter.verify import Gate, verify
 from exporter.weights import Reference, WeightsSource, load_reference, state_sha256
 from runtime import manifest as manifests
 from runtime.engine import Outputs
+from runtime.files import file_entry
 from runtime.packing import PackedBatch
 from runtime.tokenizer import PAD_ID
 from runtime.tokenizer import TOKENS as VOCABULARY
@@ -749,7 +750,7 @@ class TestCommand:
         state["layers.0.fc1.weight"][0, 0] = torch.nan
         save_file(state, path)
         manifest = manifests.read(broken, check_files=False)
-        files = {**manifest.files, path.name: manifests.file_entry(path)}
+        files = {**manifest.files, path.name: file_entry(path)}
         manifests.write(msgspec.structs.replace(manifest, files=files), broken)
         result = invoke("verify", broken)
         assert result.exit_code == 2

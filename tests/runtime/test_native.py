@@ -184,7 +184,7 @@ class TestLibrariesThatCannotBeLoaded:
         command = [sys.executable, "-c", code, str(folder), engine]
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
-    @pytest.mark.parametrize("damage", ["missing", "foreign", "another library"])
+    @pytest.mark.parametrize("damage", ["missing", "foreign"])
     def test_are_named_in_one_line_and_the_engine_runs(
         self, tiny_artifact: Path, tmp_path: Path, engine: str, library: str, damage: str
     ) -> None:
@@ -193,15 +193,11 @@ class TestLibrariesThatCannotBeLoaded:
         path = folder / "lib" / library
         if damage == "missing":
             path.unlink()
-        elif damage == "foreign":
+        else:
             # An ELF file's machine stands at byte 18; 183 is aarch64.
             content = bytearray(path.read_bytes())
             content[18:20] = (183).to_bytes(2, "little")
             path.write_bytes(content)
-        else:
-            source = tmp_path / "other.c"
-            source.write_text("int nothing(void) { return 0; }\n")
-            subprocess.run(["cc", "-shared", "-fPIC", source, "-o", path], check=True)
         result = self.embed(folder, engine)
         assert result.returncode == 0, result.stderr
         assert not result.stdout.startswith("native")

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 import runtime
 from runtime import manifest as manifests
 from runtime.cli import main
+from runtime.files import file_entry
 from runtime.selftest import read_golden, selftest
 
 ENGINES = ("torchscript", "onnx")
@@ -107,7 +108,7 @@ class TestCommand:
         state["layers.1.fc1.bias"][0] += 0.01
         save_file(state, path)
         manifest = manifests.read(folder, check_files=False)
-        files = {**manifest.files, path.name: manifests.file_entry(path)}
+        files = {**manifest.files, path.name: file_entry(path)}
         manifests.write(msgspec.structs.replace(manifest, files=files), folder)
         result = CliRunner().invoke(main, ["selftest", str(folder)])
         assert result.exit_code == 1
