@@ -53,8 +53,8 @@ def missing_provider() -> str | None:
     if "CUDAExecutionProvider" in available:
         return None
     return (
-        f"this onnxruntime has {', '.join(available)} (pip install 'esm2-engines[onnx-gpu]', or "
-        "take device 'cpu')"
+        f"it needs CUDAExecutionProvider, this onnxruntime has {', '.join(available)} (pip install "
+        "'esm2-engines[onnx-gpu]', or take device 'cpu')"
     )
 
 
