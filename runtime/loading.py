@@ -140,7 +140,6 @@ def _first_that_loads(
     errors: list[EngineError] = []
     for name, where in _candidates(engine, device):
         if name not in manifest.engines:
-            refusals.append(f"{name} on {where}: not in the artifact")
             continue
         module = _engine_module(name)
         if reasons := module.unsupported_reasons(manifest, where, settings):
@@ -158,7 +157,7 @@ def _first_that_loads(
         raise errors[0]
     # What is whole and does not run here is one thing, what fails to load another.
     broken = any(not isinstance(error, UnsupportedError) for error in errors)
-    raise (EngineError if broken else UnsupportedError)(_no_engine(manifest, engine, refusals))
+    raise (EngineError if broken else UnsupportedError)(_no_engine(manifest, engine, device, refusals))
 
 
 def _candidates(engine: str, device: str) -> Iterator[tuple[str, str]]:
@@ -184,10 +183,13 @@ def _loaded(
     return engine
 
 
-def _no_engine(manifest: "Manifest", engine: str, refusals: list[str]) -> str:
+def _no_engine(manifest: "Manifest", engine: str, device: str, refusals: list[str]) -> str:
     if engine != "auto":
         where = [refusal.removeprefix(f"{engine} ") for refusal in refusals]
         return f"cannot load engine {engine!r} of {manifest.name!r} {'; '.join(where)}"
+    names = dict.fromkeys(name for name, _ in _candidates(engine, device))
+    if absent := [name for name in names if name not in manifest.engines]:
+        refusals = [*refusals, f"not in the artifact: {', '.join(absent)}"]
     return f"no engine of {manifest.name!r} runs here: {'; '.join(refusals)}"
 
 

@@ -104,11 +104,11 @@ class TestAuto:
         message = str(error.value)
         assert sentence in message
         assert "\n" not in message
-        for name in ("aoti-cuda", "onnx-cuda", "tensorrt", "torchscript", "onnx"):
-            assert f"{name} on cuda: " in message
-        if "device" not in asked:
-            for name in ("onnx", "aoti", "torchscript"):
-                assert f"{name} on cpu: " in message
+        devices = [str(asked["device"])] if "device" in asked else ["cuda", "cpu"]
+        for name in ENGINES:
+            assert all(f"{name} on {device}: " in message for device in devices)
+        absent = ["aoti-cuda", "onnx-cuda", "tensorrt"] + ["aoti"] * ("cpu" in devices)
+        assert message.endswith(f"; not in the artifact: {', '.join(absent)}")
 
     def test_what_fails_to_load_is_passed_over(self, ready_artifact: Path) -> None:
         (ready_artifact / "model.onnx").write_bytes(b"of an opset that this library does not know")
