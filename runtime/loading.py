@@ -157,7 +157,8 @@ def _first_that_loads(
         raise errors[0]
     # What is whole and does not run here is one thing, what fails to load another.
     broken = any(not isinstance(error, UnsupportedError) for error in errors)
-    raise (EngineError if broken else UnsupportedError)(_no_engine(manifest, engine, device, refusals))
+    kind = EngineError if broken else UnsupportedError
+    raise kind(_no_engine(manifest, engine, device, refusals))
 
 
 def _candidates(engine: str, device: str) -> Iterator[tuple[str, str]]:

@@ -40,7 +40,7 @@ def missing_library() -> str | None:
         return "onnxruntime is not installed (pip install 'esm2-engines[onnx]')"
     try:
         import onnxruntime  # noqa: F401
-    except (ImportError, OSError) as error:
+    except Exception as error:  # a wheel for another system or NumPy fails in any way
         return f"onnxruntime cannot be imported ({cause(error)})"
     return None
 

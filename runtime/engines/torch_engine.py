@@ -46,7 +46,7 @@ def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> 
         return [f"PyTorch {importlib.metadata.version('torch')} {NO_GPU}"]
     try:
         import torch
-    except (ImportError, OSError) as error:
+    except Exception as error:  # a wheel for another system or NumPy fails in any way
         return [f"torch cannot be imported ({cause(error)})"]
     if device == "cuda" and not torch.cuda.is_available():
         return [f"PyTorch {torch.__version__} {NO_GPU}"]
