@@ -1,7 +1,7 @@
 """Loads ESM-2's weights into fair-esm's own model; the only importer of fair-esm.
 
-Many sources (``exporter.sources``), one result (``Reference``): a model by its name, a checkpoint of
-fair-esm, of ``transformers`` or of a trainer, or synthetic weights of a true architecture.
+Many sources (``exporter.sources``), one result (``Reference``): a model by its name, a checkpoint
+of fair-esm, of ``transformers`` or of a trainer, or synthetic weights of a true architecture.
 """
 
 import hashlib
@@ -244,4 +244,3 @@ def state_sha256(model: nn.Module) -> str:
             digest.update(f"{name} {list(tensor.shape)}\n".encode())
             digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-

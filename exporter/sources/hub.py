@@ -78,6 +78,6 @@ def _fetch(repository: str, revision: str | None, patterns: list[str]) -> Path:
     except Exception as error:  # the HTTP library's classes change between versions
         first = str(error).strip().partition("\n")[0]
         raise CheckpointError(
-            f"cannot get {what} from the Hugging Face Hub: {type(error).__name__} {first}. Download "
-            f"it elsewhere with 'hf download {repository}' and give the folder"
+            f"cannot get {what} from the Hugging Face Hub: {type(error).__name__} {first}. "
+            f"Download it elsewhere with 'hf download {repository}' and give the folder"
         ) from None

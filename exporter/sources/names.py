@@ -50,7 +50,9 @@ _BASE = re.compile(r"^(embeddings|encoder|pooler|contact_head)\.")
 # Heads of transformers' classes: for classes of a protein or a token, questions; and the pooler.
 _HEADS = re.compile(r"(classifier|qa_outputs|esm\.pooler)\.")
 # Put inside names by torch.compile, FSDP and activation checkpointing.
-_INSERTED = re.compile(r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")
+_INSERTED = re.compile(
+    r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
+)
 
 
 def _patterns(renames: Mapping[str, str]) -> list[tuple[re.Pattern[str], str]]:
