@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from exporter.huggingface import CONFIG, rename_to_hugging_face
+from exporter.sources.names import rename_to_hugging_face
+from exporter.sources.settings import CONFIG
 from exporter.weights import Reference
 from runtime.manifest import Architecture
 from runtime.tokenizer import TOKENS
@@ -42,7 +43,7 @@ def write_hugging_face(folder: Path, architecture: Architecture, state: dict[str
     """As ``EsmForMaskedLM.save_pretrained`` would; ``state`` under fair-esm's names."""
     config = {
         **CONFIG,
-        "architectures": ["EsmForMaskedLM"],
+        "architectures": ["EsmForMaskedLM" if "lm_head.bias" in state else "EsmModel"],
         "attention_probs_dropout_prob": 0.0,
         "classifier_dropout": None,
         "hidden_act": "gelu",

@@ -7,3 +7,5 @@ import os
 
 # As runtime.engines.onnx does: from 1.29 on onnxruntime tells Microsoft what it loads.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# huggingface_hub adds to its requests what is installed here.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

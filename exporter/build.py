@@ -13,6 +13,7 @@ from exporter import native, shared_weights
 from exporter.architectures import DTYPES
 from exporter.environment import version_of
 from exporter.errors import ExportError, ParityError
+from exporter.keep_passed import can_publish_some, without_failed
 from exporter.packed_forward import PackedESM2, check_repr_layers
 from exporter.parity.cache import Cache
 from exporter.parity.device import reference_device
@@ -48,6 +49,8 @@ class BuildOptions:
         device: where engines are verified, as in ``runtime.load``; ``"cuda"`` runs eager fair-esm
             there too.
         plans: of the target ``tensorrt``.
+        keep_passed: publish the engines that passed where another failed; its verdict stays in the
+            report.
     """
 
     source: WeightsSource
@@ -59,6 +62,7 @@ class BuildOptions:
     out: Path | None = None
     device: str = "auto"
     plans: PlanOptions = PlanOptions()
+    keep_passed: bool = False
 
 
 def build(
@@ -72,11 +76,12 @@ def build(
         cache: of eager fair-esm's answers; None computes them.
 
     Returns:
-        The artifact's folder and its parity report.
+        The artifact's folder and its parity report, which has not passed where an engine was left
+        out (see ``BuildOptions.keep_passed``).
 
     Raises:
         CheckpointError: the weights cannot be loaded.
-        ParityError: an engine failed; nothing is published.
+        ParityError: an engine failed, or with ``keep_passed`` all of them; nothing is published.
         ExportError: an option or the destination is wrong.
     """
     unknown = [target for target in options.targets if target not in TARGETS]
@@ -89,6 +94,8 @@ def build(
     on = reference_device(options.device)
     say(f"loading {options.source.kind} {options.source.value}")
     reference = load_reference(options.source)
+    for note in reference.notes:
+        say(note)
     packed = _packed(reference, options)
     name = options.out.resolve().name if options.out else _artifact_name(reference, options.dtype)
     destination = options.out or Path("artifacts") / name
@@ -118,9 +125,11 @@ def build(
             folder, manifest, reference, cache=cache, prove=proof, device=options.device
         )
         if not report.passed:
-            raise ParityError(_first_failure(report), report)
+            if not (options.keep_passed and can_publish_some(report)):
+                raise ParityError(_first_failure(report), report)
+            manifest = without_failed(folder, manifest, report)
         write_report(report, folder)
-        parity = {v.engine: v.summary() for v in report.engines if v.status != "not measured"}
+        parity = {v.engine: v.summary() for v in report.engines if v.status == "passed"}
         manifest = msgspec.structs.replace(manifest, parity=parity, files=_files(folder))
         manifests.write(manifest, folder)
     return destination, report
@@ -165,7 +174,9 @@ def _write_op_libraries(folder: Path, say: Callable[[str], None]) -> dict[str, s
 
 def _artifact_name(reference: Reference, dtype: str) -> str:
     origin = reference.origin
-    name = f"{origin.source}-synthetic" if origin.kind == "synthetic" else origin.source
+    # Of the Hub's ORGANISATION/NAME the name.
+    source = origin.source.rpartition("/")[2]
+    name = f"{source}-synthetic" if origin.kind == "synthetic" else source
     return name if dtype == "float32" else f"{name}-{dtype}"
 
 
@@ -231,7 +242,9 @@ def _first_failure(report: Report) -> str:
     if not failed:
         reasons = "; ".join(verdict.reason for verdict in report.engines)
         return f"no engine could be measured here ({reasons}). Nothing was published"
+    passed = [verdict.engine for verdict in report.engines if verdict.status == "passed"]
+    advice = f"; --keep-passed publishes {', '.join(passed)} without it" if passed else ""
     return (
         f"engine {failed[0].engine!r} differs from eager fair-esm: {failed[0].reason}. "
-        "Nothing was published"
+        f"Nothing was published{advice}"
     )

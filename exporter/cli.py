@@ -36,8 +36,8 @@ SOURCE_OPTIONS = (
     click.option("--model", help="fair-esm's name of a model, such as esm2_t33_650M_UR50D."),
     click.option(
         "--checkpoint",
-        type=click.Path(),
-        help="A fair-esm .pt file, or a folder as Hugging Face stores ESM-2.",
+        help="A fair-esm .pt file, a folder that transformers saved, or a name on the Hugging Face "
+        "Hub, such as facebook/esm2_t33_650M_UR50D.",
     ),
     click.option(
         "--synthetic", help="Random weights of a true architecture, for trying the project."
@@ -106,6 +106,11 @@ def main() -> None:
     help="Tokens of the longest protein that a TensorRT plan takes.",
 )
 @click.option(
+    "--keep-passed",
+    is_flag=True,
+    help="Publish the engines that passed where another failed. The exit status is still 1.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="The artifact's folder.  [default: artifacts/NAME]",
@@ -115,14 +120,19 @@ def build(
     model: str | None, checkpoint: str | None, synthetic: str | None, seed: int, target: str,
     layers: str | None, pool: str | None, dtype: str, prove: bool, prove_in: str | None,
     jobs: int, device: str, compute_capability: str | None, max_tokens: int, max_seqlen: int,
-    out: Path | None,
+    keep_passed: bool, out: Path | None,
 ) -> None:  # fmt: skip
-    """Build an artifact: engines that passed parity, their weights, and a manifest."""
+    """Build an artifact: engines that passed parity, their weights, and a manifest.
+
+    Exits with 0 if all that was asked for was published, 1 if an engine failed, 2 if the weights or
+    an option are wrong.
+    """
     source = _source(model, checkpoint, synthetic, seed)
     wanted_layers = None if layers is None else _integers(layers)
 
     from exporter.build import BuildOptions
     from exporter.build import build as run_build
+    from exporter.keep_passed import left_out
     from exporter.parity.cache import Cache, default_folder
     from exporter.parity.terminal import summary
     from exporter.targets.plan_options import PlanOptions
@@ -138,7 +148,9 @@ def build(
     proof = ProofOptions(jobs, _formats(prove_in)) if prove else None
     cards = tuple(_formats(compute_capability) or ())
     plans = PlanOptions(cards, max_tokens, max_seqlen, default_folder() / "tensorrt")
-    options = BuildOptions(source, targets, wanted_layers, pool, dtype, proof, out, device, plans)
+    options = BuildOptions(
+        source, targets, wanted_layers, pool, dtype, proof, out, device, plans, keep_passed
+    )
     try:
         folder, report = run_build(
             options, lambda line: click.echo(line, err=True), Cache(default_folder())
@@ -149,6 +161,15 @@ def build(
     click.echo("\n".join(summary(report)))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     click.echo(f"{folder}: {size / 1e6:.1f} MB, built in {time.perf_counter() - started:.0f} s")
+    if failed := left_out(report):
+        kept = ", ".join(v.engine for v in report.engines if v.engine not in failed)
+        click.secho(
+            f"error: {', '.join(failed)} failed and was left out; published: {kept}. The reasons "
+            f"are above and in {folder / 'parity.html'}",
+            err=True,
+            fg="red",
+        )
+        sys.exit(FAILED_PARITY)
 
 
 @main.command()

@@ -157,7 +157,7 @@ def _packed(
     for pack in packs.values():
         batch = as_batch(pack)
         with varlen_attention.using(choice):
-            _, last = packed(
+            *_, last = packed(
                 torch.from_numpy(batch.input_ids).to(device),
                 torch.from_numpy(batch.cu_seqlens).to(device),
                 torch.tensor(batch.max_seqlen),

@@ -58,13 +58,16 @@ class ESM2WithFlashAttention(nn.Module):
             repr_layers: layers 0..num_layers.
 
         Returns:
-            ``{"logits": [N, L, 33], "representations": {layer: [N, L, E]}}``.
+            ``{"logits": [N, L, 33], "representations": {layer: [N, L, E]}}``; no logits where the
+            checkpoint has no LM head.
 
         Raises:
             ValueError: a layer that does not exist.
         """
         layers = check_repr_layers(repr_layers, self.packed.num_layers)
         outputs: dict[str, Any] = self.base_model(tokens.to(self.device), repr_layers=layers)
+        if self.packed.lm_head is None:
+            del outputs["logits"]
         return outputs
 
     @torch.no_grad()
@@ -87,7 +90,8 @@ class ESM2WithFlashAttention(nn.Module):
                 ``ESM2_V1_ATTENTION`` is true, and where no packed kernel can run.
 
         Returns:
-            ``{"representations": {layer: [T, E]}, "logits": [T, 33]}``.
+            ``{"representations": {layer: [T, E]}, "logits": [T, 33]}``; no logits where the
+            checkpoint has no LM head.
 
         Raises:
             ValueError: a layer that does not exist, or a malformed ``cu_seqlens``.
@@ -102,7 +106,8 @@ class ESM2WithFlashAttention(nn.Module):
         logits, representations = self.packed.encode(
             input_ids, cu_seqlens.int(), torch.tensor(max_seqlen), layers
         )
-        return {"representations": representations, "logits": logits}
+        found: dict[str, Any] = {"representations": representations}
+        return found if logits is None else {**found, "logits": logits}
 
     def _forward_unpacked(
         self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, layers: Sequence[int]
@@ -112,10 +117,11 @@ class ESM2WithFlashAttention(nn.Module):
         tokens = torch.full(is_token.shape, self.base_model.padding_idx, device=self.device)
         tokens[is_token] = input_ids
         padded = self.base_model(tokens, repr_layers=layers)
-        return {
-            "representations": {k: padded["representations"][k][is_token] for k in layers},
-            "logits": padded["logits"][is_token],
-        }
+        rows = {k: padded["representations"][k][is_token] for k in layers}
+        found: dict[str, Any] = {"representations": rows}
+        if self.packed.lm_head is not None:
+            found["logits"] = padded["logits"][is_token]
+        return found
 
 
 def load_esm2_model(
@@ -128,7 +134,8 @@ def load_esm2_model(
     """Loads ESM-2 for eager use.
 
     Args:
-        model_name: fair-esm's name of a model, a checkpoint file, or a Hugging Face folder.
+        model_name: fair-esm's name of a model, a checkpoint file, a Hugging Face folder, or a name
+            on the Hugging Face Hub.
         device: where to run.
         dtype: None takes float32.
         synthetic: random weights of the architecture ``model_name``, for trying the project.

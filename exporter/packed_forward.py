@@ -110,10 +110,19 @@ class PackedLMHead(nn.Module):
         return F.linear(x, embedding, self.bias)
 
 
+class NoLMHead(nn.Module):
+    """In the place of the LM head of a checkpoint without one: logits of no columns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., E]`` to ``[..., 0]``."""
+        return x[..., :0]
+
+
 class PackedESM2(nn.Module):
     """ESM-2 on a pack: ``(input_ids, cu_seqlens, max_seqlen)`` to logits and representations.
 
-    Shares its parameters with ``base_model``. Outputs come in the order of ``output_names``.
+    Shares its parameters with ``base_model``. Outputs come in the order of ``output_names``; there
+    are no logits where ``base_model`` has a ``NoLMHead``.
 
     Args:
         base_model: fair-esm's ``ESM2``, in eval mode.
@@ -141,7 +150,8 @@ class PackedESM2(nn.Module):
         self.embed_tokens = base_model.embed_tokens
         self.layers = nn.ModuleList(PackedLayer(layer) for layer in base_model.layers)
         self.emb_layer_norm_after = base_model.emb_layer_norm_after
-        self.lm_head = PackedLMHead(base_model.lm_head)
+        has_lm_head = not isinstance(base_model.lm_head, NoLMHead)
+        self.lm_head = PackedLMHead(base_model.lm_head) if has_lm_head else None
         # The reference's own frequencies: a checkpoint may hold rounded ones.
         self._reference_inv_freq = base_model.layers[0].self_attn.rot_emb.inv_freq.detach().clone()
         self.register_buffer("inv_freq", self._reference_inv_freq.clone())
@@ -156,9 +166,10 @@ class PackedESM2(nn.Module):
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """``logits``, ``representations.<k>`` ascending, and ``pooled`` if there is pooling."""
-        names = ["logits", *(f"representations.{layer}" for layer in self.repr_layers)]
-        return (*names, "pooled") if self.pool else tuple(names)
+        """``logits`` if there is an LM head, ``representations.<k>`` ascending, and ``pooled``."""
+        names = [f"representations.{layer}" for layer in self.repr_layers]
+        first = ["logits"] if self.lm_head is not None else []
+        return (*first, *names, "pooled") if self.pool else (*first, *names)
 
     def forward(
         self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor
@@ -174,14 +185,15 @@ class PackedESM2(nn.Module):
             ``[T, 33]`` logits, ``[T, E]`` per layer, and ``[N, E]`` pooled.
         """
         logits, representations = self.encode(input_ids, cu_seqlens, max_seqlen, self.repr_layers)
-        outputs = [logits, *(representations[layer] for layer in self.repr_layers)]
+        outputs = [] if logits is None else [logits]
+        outputs += [representations[layer] for layer in self.repr_layers]
         if self.pool:
             outputs.append(pool_packed(outputs[-1], cu_seqlens, self.pool))
         return tuple(outputs)
 
     def encode(
         self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor, repr_layers: Sequence[int]
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+    ) -> tuple[Tensor | None, dict[int, Tensor]]:
         """``forward`` with the layers chosen by the call: logits and ``{layer: [T, E]}``."""
         embedding: Tensor = self.embed_tokens.weight
         longest: Tensor | int = max_seqlen
@@ -203,7 +215,7 @@ class PackedESM2(nn.Module):
                 representations[depth] = x
         x = layer_norm(self.emb_layer_norm_after, x)
         representations[self.num_layers] = x
-        logits = self.lm_head(x, embedding)
+        logits = None if self.lm_head is None else self.lm_head(x, embedding)
         return logits, {layer: representations[layer] for layer in repr_layers}
 
 

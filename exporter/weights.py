@@ -1,14 +1,10 @@
 """Loads ESM-2's weights into fair-esm's own model; the only importer of fair-esm.
 
-Four sources, one result (``Reference``): a model by fair-esm's name, a fair-esm checkpoint file, a
-folder as Hugging Face stores ESM-2, or synthetic weights of a true architecture.
+Many sources (``exporter.sources``), one result (``Reference``): a model by its name, a checkpoint
+of fair-esm, of ``transformers`` or of a trainer, or synthetic weights of a true architecture.
 """
 
-import argparse
 import hashlib
-import pickle
-import re
-import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,18 +12,17 @@ from typing import Any, Literal
 import esm
 import torch
 from esm.model.esm2 import ESM2
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from exporter.architectures import Shape, architecture_name, checked_shape, known_architecture
+from exporter.architectures import Shape, architecture_name, known_architecture
 from exporter.errors import CheckpointError
-from exporter.huggingface import read_folder
+from exporter.packed_forward import NoLMHead
+from exporter.sources import checkpoint as checkpoints
+from exporter.sources.artifact import read_artifact
+from exporter.sources.loaded import Weights
+from exporter.sources.tensor_files import some
 from exporter.synthetic import synthetic_state
-from runtime import manifest as manifests
 from runtime.manifest import Architecture, Manifest, WeightsOrigin
-
-# esm/pretrained.py:62
-DOWNLOAD_URL = "https://dl.fbaipublicfiles.com/fair-esm/models/{name}.pt"
 
 # Parameters of fair-esm's model that no engine uses and that a checkpoint need not have: the
 # contact head comes in a file of its own, and lm_head.weight is the embedding table again.
@@ -36,6 +31,9 @@ OPTIONAL = {
     "contact_head.regression.bias",
     "lm_head.weight",
 }
+
+# What a checkpoint's parameters may be in; all of them are widened, or rounded, to float32.
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 SourceKind = Literal["model", "checkpoint", "synthetic", "artifact"]
 
@@ -58,12 +56,14 @@ class Reference:
         alphabet: fair-esm's ``Alphabet``.
         architecture: its shape.
         origin: for the manifest.
+        notes: what the user is told of the weights, in sentences.
     """
 
     model: nn.Module
     alphabet: Any
     architecture: Architecture
     origin: WeightsOrigin
+    notes: tuple[str, ...] = ()
 
 
 def load_reference(source: WeightsSource) -> Reference:
@@ -72,43 +72,48 @@ def load_reference(source: WeightsSource) -> Reference:
     Raises:
         CheckpointError: one line that says what is wrong with the source.
     """
-    if source.kind == "synthetic":
-        shape = known_architecture(source.value)
-        model, _ = _empty_model(shape, token_dropout=True)
-        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        state, token_dropout = synthetic_state(shapes, source.seed), True
-        kind, label = "synthetic", source.value
-    else:
-        path = _downloaded(source.value) if source.kind == "model" else Path(source.value)
-        if source.kind == "artifact":
-            shape, token_dropout, state = _read_artifact(path)
-            kind = "artifact"
-        elif path.is_dir():
-            shape, token_dropout, state = read_folder(path)
-            kind = "huggingface"
-        else:
-            shape, token_dropout, state = _read_fair_esm_file(path)
-            kind = source.kind
-        label = path.resolve().stem if path.is_file() else path.resolve().name
-    model, alphabet = _empty_model(shape, token_dropout)
-    _fill(model, state, label)
-    num_layers, embed_dim, num_heads = shape
+    weights = _read(source)
+    model, alphabet = _empty_model(weights.shape, weights.token_dropout)
+    _fill(model, dict(weights.state), weights.source)
+    num_layers, embed_dim, num_heads = weights.shape
+    has_lm_head = not isinstance(model.lm_head, NoLMHead)
     origin = WeightsOrigin(
-        kind=kind,
-        source=label,
-        seed=source.seed if kind == "synthetic" else None,
+        kind=weights.kind,
+        source=weights.source,
+        seed=source.seed if weights.kind == "synthetic" else None,
         state_sha256=state_sha256(model),
+        lm_head=has_lm_head,
+        left_out=list(weights.left_out),
+        revision=weights.revision,
     )
     architecture = Architecture(
-        name=architecture_name(shape),
+        name=architecture_name(weights.shape),
         num_layers=num_layers,
         embed_dim=embed_dim,
         num_heads=num_heads,
         head_dim=embed_dim // num_heads,
         vocab_size=len(alphabet),
-        token_dropout=token_dropout,
+        token_dropout=weights.token_dropout,
     )
-    return Reference(model.eval().requires_grad_(False), alphabet, architecture, origin)
+    notes = list(weights.notes)
+    if weights.left_out:
+        notes.append(f"left out, for no engine holds it: {', '.join(weights.left_out)}")
+    if not has_lm_head:
+        notes.append("no LM head in this checkpoint: embeddings only, no logits")
+    return Reference(
+        model.eval().requires_grad_(False), alphabet, architecture, origin, tuple(notes)
+    )
+
+
+def _read(source: WeightsSource) -> Weights:
+    if source.kind == "synthetic":
+        shape = known_architecture(source.value)
+        model, _ = _empty_model(shape, token_dropout=True)
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        return Weights(shape, True, synthetic_state(shapes, source.seed), "synthetic", source.value)
+    if source.kind == "artifact":
+        return read_artifact(Path(source.value))
+    return checkpoints.read(source.value, named=source.kind == "model")
 
 
 def load_original(folder: Path, manifest: Manifest, checkpoint: str | None) -> Reference:
@@ -156,96 +161,6 @@ def fair_esm_version() -> str:
     return str(esm.version.version)
 
 
-# --- fair-esm's own files ---------------------------------------------------------------------
-
-
-def _downloaded(name: str) -> Path:
-    """The file of a model in fair-esm's (torch.hub's) cache, downloaded if it is not there."""
-    known_architecture(name)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / f"{name}.pt"
-    if not path.is_file():
-        url = DOWNLOAD_URL.format(name=name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path))
-        except (OSError, urllib.error.URLError) as error:
-            raise CheckpointError(
-                f"cannot download {url}: {error}. Download it elsewhere and put it at {path}, "
-                "or pass the file with --checkpoint"
-            ) from None
-    return path
-
-
-def _read_fair_esm_file(path: Path) -> tuple[Shape, bool, dict[str, Tensor]]:
-    """Shape, token dropout and parameters of a fair-esm ESM-2 checkpoint."""
-    contents = _unpickle(path)
-    if not isinstance(contents, dict):
-        raise CheckpointError(f"{path} holds a {type(contents).__name__}, not a checkpoint")
-    if "cfg" not in contents or "model" not in contents:
-        arch = getattr(contents.get("args"), "arch", None)
-        what = f"an ESM-1 model ({arch})" if arch else f"a dictionary of {_some(contents)}"
-        raise CheckpointError(
-            f"{path} is not an ESM-2 checkpoint of fair-esm: it holds {what}, "
-            "expected the keys 'cfg' and 'model'"
-        )
-    try:
-        config = contents["cfg"]["model"]
-        shape = checked_shape(
-            config.encoder_layers, config.encoder_embed_dim, config.encoder_attention_heads
-        )
-        token_dropout = bool(config.token_dropout)
-        # esm/pretrained.py:164
-        state = {
-            name.removeprefix("encoder.").removeprefix("sentence_encoder."): tensor
-            for name, tensor in contents["model"].items()
-        }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is not an ESM-2 checkpoint of fair-esm: {error}") from None
-    return shape, token_dropout, state
-
-
-def _unpickle(path: Path) -> Any:
-    if not path.exists():
-        raise CheckpointError(f"cannot read {path}: no such file or folder")
-    with path.open("rb") as file:
-        start = file.read(512)
-    head = start.lstrip().lower()
-    if not head:
-        raise CheckpointError(f"{path} is empty")
-    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise CheckpointError(f"{path} is a web page, not a checkpoint: download the file itself")
-    is_zip = start.startswith(b"PK\x03\x04")
-    try:
-        # Checkpoints hold their settings as a Namespace: allow that class, and nothing else.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except OSError:
-        raise
-    except Exception as error:  # the unpickler's opcodes fail on foreign bytes in any way
-        blocked = re.search(r"GLOBAL (\S+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and blocked:
-            raise CheckpointError(
-                f"{path} is refused: it asks to load more than tensors and settings "
-                f"({blocked.group(1)})"
-            ) from None
-        what = "a truncated or damaged checkpoint" if is_zip else "not a PyTorch checkpoint"
-        raise CheckpointError(f"{path} is {what} ({type(error).__name__})") from None
-
-
-# --- an artifact's own weights ----------------------------------------------------------------
-
-
-def _read_artifact(folder: Path) -> tuple[Shape, bool, dict[str, Tensor]]:
-    """Shape, token dropout and parameters of ``weights.safetensors``."""
-    architecture = manifests.read(folder, check_files=False).architecture
-    state = load_file(folder / "weights.safetensors")
-    frequencies = state.pop("inv_freq")
-    for layer in range(architecture.num_layers):
-        state[f"layers.{layer}.self_attn.rot_emb.inv_freq"] = frequencies
-    shape = (architecture.num_layers, architecture.embed_dim, architecture.num_heads)
-    return shape, architecture.token_dropout, state
-
-
 # --- fair-esm's model ---------------------------------------------------------------------------
 
 
@@ -267,12 +182,16 @@ def _fill(model: nn.Module, state: dict[str, Tensor], label: str) -> None:
     foreign = [
         str(name)
         for name, tensor in state.items()
-        if not (isinstance(name, str) and isinstance(tensor, Tensor))
-        or tensor.layout != torch.strided
-        or not tensor.is_floating_point()
+        if tensor.layout != torch.strided or tensor.dtype not in FLOATS
     ]
     if foreign:
-        raise CheckpointError(f"{label} holds more than float tensors: {_some(foreign)}")
+        raise CheckpointError(
+            f"{label} holds more than float tensors: {some(foreign)}. Quantised weights are not "
+            "read: give the model in float32, float16 or bfloat16"
+        )
+    if not any(name.startswith("lm_head.") and name not in OPTIONAL for name in state):
+        model.lm_head = NoLMHead()
+        state.pop("lm_head.weight", None)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     frequencies = {name for name in expected if name.endswith("rot_emb.inv_freq")}
     missing = [n for n in expected if n not in state and n not in OPTIONAL | frequencies]
@@ -283,15 +202,18 @@ def _fill(model: nn.Module, state: dict[str, Tensor], label: str) -> None:
         if n in state and state[n].shape != shape
     ]
     problems = [
-        f"{len(names)} tensors {what} ({_some(names)})"
+        f"{len(names)} tensors {what} ({some(names)})"
         for names, what in ((missing, "missing"), (unexpected, "unknown"), (wrong, "misshapen"))
         if names
     ]
     if problems:
         raise CheckpointError(f"{label} does not fit ESM-2: {'; '.join(problems)}")
-    not_finite = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    not_finite = [name for name, tensor in state.items() if not tensor.float().isfinite().all()]
     if not_finite:
-        raise CheckpointError(f"{label} holds NaN or Inf: {_some(not_finite)}")
+        raise CheckpointError(
+            f"{label} holds NaN or Inf: {some(not_finite)}. Take a checkpoint from before its "
+            "training diverged"
+        )
     head = state.get("lm_head.weight")
     if head is not None and not torch.equal(head, state["embed_tokens.weight"]):
         raise CheckpointError(
@@ -301,7 +223,8 @@ def _fill(model: nn.Module, state: dict[str, Tensor], label: str) -> None:
     for name, shape in expected.items():
         if name not in state and name not in frequencies:
             state[name] = torch.zeros(shape)
-    state["lm_head.weight"] = state["embed_tokens.weight"]
+    if "lm_head.weight" in expected:
+        state["lm_head.weight"] = state["embed_tokens.weight"]
     for name in frequencies:
         # esm/rotary_embedding.py:38
         dim = 2 * expected[name][0]
@@ -309,7 +232,8 @@ def _fill(model: nn.Module, state: dict[str, Tensor], label: str) -> None:
         state[name] = state.get(name, computed)
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     # load_state_dict(assign=True) unties what fair-esm ties.
-    model.lm_head.weight = model.embed_tokens.weight
+    if "lm_head.weight" in expected:
+        model.lm_head.weight = model.embed_tokens.weight
 
 
 def state_sha256(model: nn.Module) -> str:
@@ -320,8 +244,3 @@ def state_sha256(model: nn.Module) -> str:
             digest.update(f"{name} {list(tensor.shape)}\n".encode())
             digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _some(names: Any) -> str:
-    listed = [str(name) for name in names]
-    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")

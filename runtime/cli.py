@@ -321,7 +321,12 @@ def _describe(manifest: "Manifest") -> Iterator[str]:
         f"  architecture  {shape.name}: {shape.num_layers} layers, {shape.embed_dim} wide, "
         f"{shape.num_heads} heads of {shape.head_dim}"
     )
-    yield f"  weights       {weights.kind}: {weights.source}, {manifest.dtype}"
+    revision = f" at {weights.revision}" if weights.revision else ""
+    yield f"  weights       {weights.kind}: {weights.source}{revision}, {manifest.dtype}"
+    if weights.left_out:
+        yield f"                left out of the checkpoint: {', '.join(weights.left_out)}"
+    if not weights.lm_head:
+        yield "                no LM head in this checkpoint: embeddings only, no logits"
     if weights.kind == "synthetic":
         yield "                RANDOM WEIGHTS: for trying the project, the embeddings mean nothing"
     for direction, tensors in (

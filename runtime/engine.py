@@ -55,18 +55,18 @@ class Outputs:
     """What an engine computed for one pack.
 
     Attributes:
-        logits: ``[T, 33]``.
+        logits: ``[T, 33]``, or None where the checkpoint has no LM head.
         representations: ``{layer: [T, E]}`` of the exported layers.
         pooled: ``[N, E]``, or None where the artifact was built without pooling.
     """
 
-    logits: NDArray[np.floating]
+    logits: NDArray[np.floating] | None
     representations: dict[int, NDArray[np.floating]]
     pooled: NDArray[np.floating] | None
 
     def named(self) -> dict[str, NDArray[np.floating]]:
         """By the names of the manifest's signature."""
-        tensors = {"logits": self.logits}
+        tensors = {} if self.logits is None else {"logits": self.logits}
         tensors |= {f"representations.{k}": values for k, values in self.representations.items()}
         return tensors if self.pooled is None else {**tensors, "pooled": self.pooled}
 
@@ -76,7 +76,7 @@ class Outputs:
         by_name = dict(zip(names, arrays, strict=True))
         prefix = "representations."
         return cls(
-            logits=by_name["logits"],
+            logits=by_name.get("logits"),
             representations={
                 int(name.removeprefix(prefix)): array
                 for name, array in by_name.items()

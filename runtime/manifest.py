@@ -50,16 +50,22 @@ class WeightsOrigin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the weights came from.
 
     Attributes:
-        kind: ``synthetic``, ``checkpoint`` (fair-esm file), ``huggingface`` or ``model``.
+        kind: ``synthetic``, ``checkpoint`` (a file), ``huggingface`` or ``model``.
         source: architecture or model name, or the name of the file or folder.
         seed: of synthetic weights.
         state_sha256: digest of the loaded parameters, independent of the file format.
+        lm_head: whether there is one; without it engines give no logits.
+        left_out: parts of the checkpoint that no engine holds, such as ``classifier``.
+        revision: the commit of a model from the Hugging Face Hub, else empty.
     """
 
     kind: str
     source: str
     seed: int | None
     state_sha256: str
+    lm_head: bool = True
+    left_out: list[str] = []
+    revision: str = ""
 
 
 class Quantisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -29,6 +29,7 @@ def render(report: Report) -> str:
         "limit": _limit,
         "number": _number,
         "near_one": _near_one,
+        "optional_number": _optional_number,
         "share": _share,
         "times": _times,
     }
@@ -58,6 +59,9 @@ def _summary(report: Report) -> list[str]:
         f"{_count(tokens, 'token')}), {status['passed']} of {_count(measured, 'measured engine')} "
         f"passed; {status['not measured']} not measured."
     ]
+    silent = {check.name for v in report.engines for check in v.checks if check.not_compared}
+    if silent:
+        sentences.append(f"{_count(len(silent), 'rule')} had nothing to compare, see Budgets.")
     outcome = Counter(fault.outcome for fault in report.faults)
     if not report.faults:
         return [*sentences, "No faults were planted."]
@@ -134,6 +138,10 @@ def _number(value: float, digits: int = 3) -> str:
 def _limit(value: float) -> str:
     """As it was written: ``2e-6``, ``0.9995`` or ``2``."""
     return f"{value:g}".replace("e-0", "e-")
+
+
+def _optional_number(value: float | None) -> str:
+    return "none" if value is None else _number(value)
 
 
 def _near_one(value: float | None) -> str:

@@ -17,7 +17,9 @@ def as_junit(report: Report, grown: list[str]) -> str:
     for verdict in report.engines:
         suite = _Suite(suites, f"{verdict.engine} {report.dtype}")
         for check in verdict.checks:
-            suite.add(check.name, failure="" if check.passed else describe(check))
+            failure = describe(check) if check.failed else ""
+            skipped = f"not compared: {check.not_compared}" if check.not_compared else ""
+            suite.add(check.name, failure, skipped)
         if verdict.status == "not measured":
             suite.add("measured", skipped=verdict.reason)
         elif verdict.status == "failed" and not verdict.checks:

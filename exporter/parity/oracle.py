@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from exporter import int8_weights, precision
+from exporter.packed_forward import NoLMHead
 from exporter.parity import int8_eager
 from exporter.parity.cache import Cache
 from exporter.parity.device import arithmetic_of
@@ -158,7 +159,10 @@ class _Eager:
         representations = {k: outputs["representations"][k][0] for k in self._layers}
         arrays = {f"representations.{k}": _to_numpy(x) for k, x in representations.items()}
         pooled = _pool(representations[self._layers[-1]], self._pooling)
-        return {"logits": _to_numpy(outputs["logits"][0]), **arrays, "pooled": _to_numpy(pooled)}
+        arrays["pooled"] = _to_numpy(pooled)
+        if isinstance(self._model.lm_head, NoLMHead):
+            return arrays
+        return {"logits": _to_numpy(outputs["logits"][0]), **arrays}
 
     def _made(self) -> nn.Module:
         if self._cast is None:
@@ -195,7 +199,7 @@ def _answers(
         input_ids=np.concatenate([tokens[protein] for protein in pack]),
         cu_seqlens=np.cumsum([0, *(len(tokens[protein]) for protein in pack)]).astype(np.int32),
         outputs=Outputs(
-            logits=stored["logits"][rows],
+            logits=stored["logits"][rows] if "logits" in stored else None,
             representations={k: stored[f"representations.{k}"][rows] for k in layers},
             pooled=stored["pooled"][chosen],
         ),

@@ -31,7 +31,7 @@ def find_overflow(reference: Reference, dtype: torch.dtype, pack: Pack) -> str:
                     f"overflow in layer {layer} (protein {number}{before if layer else ''}; "
                     f"{largest})"
                 )
-        if not logits.isfinite().all():
+        if logits is not None and not logits.isfinite().all():
             return f"overflow in the LM head (protein {number}; {largest})"
     return ""
 

@@ -16,7 +16,7 @@ def decisive(judged: EngineVerdict) -> list[Check]:
         budget.name for dtype in ("float32", "float16", "int8") for budget in budgets_for(dtype, 1)
         if budget.quantity in OVER_ALL_PACKS
     }  # fmt: skip
-    failed = [check for check in judged.checks if not check.passed]
+    failed = [check for check in judged.checks if check.failed]
     if not judged.checks:
         failed = [Check("the engine loads", False, None, None, "exact", None, judged.reason)]
     return [check for check in failed if check.name not in over_all_packs]

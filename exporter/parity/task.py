@@ -16,38 +16,61 @@ CONFIDENT_LEAD = 0.1
 # Of the linear classifier: a fixed random one, for no other is at hand for every checkpoint.
 NUM_CLASSES, CLASSIFIER_SEED = 10, 0
 
+# Of a confidence in float64, a number up to 1: what varies by less is constant.
+ROUNDING = 1e-12
+
+# Why there is nothing to compare: each lies in the oracle's answers, and each says what to do.
+NO_LM_HEAD = "the checkpoint has no LM head, so there are no predictions; embeddings are compared"
+NEVER_CONFIDENT = (
+    "eager fair-esm in float64 is confident at none of {} masked positions (its first choice never "
+    "leads by {}): a weak LM head. Do not rely on this model's predictions; its logits and "
+    "embeddings are compared by the other rules"
+)
+CONSTANT_CONFIDENCE = (
+    "the classifier is equally sure of every protein in float64; labels and embeddings are "
+    "compared by the other rules"
+)
+
 
 class TaskMetrics(msgspec.Struct, frozen=True):
     """Task-level distances between an engine's answers and the oracle's, over all packs.
 
     Attributes:
-        masked_positions: that were compared.
+        masked_positions: that were compared; none where there is no LM head.
         confident_positions: of them, where the oracle is sure (see ``CONFIDENT_LEAD``).
         top1_agreement: share of all masked positions with the same first choice; None without any.
         top1_agreement_confident: the same on the confident ones.
-        jensen_shannon_mean: of the predicted distributions, in nats (at most ln 2), every token.
+        jensen_shannon_mean: of the predicted distributions, in nats (at most ln 2), every token;
+            None where there is no LM head.
         jensen_shannon_max: the largest of them.
         proteins: that were classified.
         label_agreement: share of proteins with the same label by a fixed linear classifier.
-        confidence_correlation: Pearson's, of that classifier's confidence; None if it is constant.
+        confidence_correlation: Pearson's, of that classifier's confidence; None if the oracle's is
+            constant.
+        not_compared: of these, those that are None for a reason that lies in the oracle's answers:
+            the reason, and what to do.
     """
 
     masked_positions: int
     confident_positions: int
     top1_agreement: float | None
     top1_agreement_confident: float | None
-    jensen_shannon_mean: float
-    jensen_shannon_max: float
+    jensen_shannon_mean: float | None
+    jensen_shannon_max: float | None
     proteins: int
     label_agreement: float
     confidence_correlation: float | None
+    not_compared: dict[str, str] = {}
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What is compared of one pack: token ids ``[T]``, logits ``[T, 33]``, pooled ``[N, E]``."""
+    """What is compared of one pack: token ids ``[T]``, logits ``[T, 33]``, pooled ``[N, E]``.
+
+    Logits are None where the checkpoint has no LM head.
+    """
 
     input_ids: NDArray[np.int64]
-    logits: Floats
+    logits: Floats | None
     pooled: Floats
 
 
@@ -60,34 +83,58 @@ def compare_tasks(pairs: Iterable[tuple[Answer, Answer]]) -> TaskMetrics:
     pairs = list(pairs)
     if not pairs:
         raise ValueError("no pack: nothing was compared")
-    same, confident, divergence = [], [], []
-    for actual, expected in pairs:
-        got, truth = probabilities(actual.logits), probabilities(expected.logits)
-        divergence.append(jensen_shannon(got, truth))
-        masked = expected.input_ids == MASK_ID
-        same.append(got[masked].argmax(axis=1) == truth[masked].argmax(axis=1))
-        second, first = np.sort(truth[masked], axis=1)[:, -2:].T
-        confident.append(first - second >= CONFIDENT_LEAD)
-    same, confident, divergence = map(np.concatenate, (same, confident, divergence))
+    has_logits = all(expected.logits is not None for _, expected in pairs)
+    predictions = [_predictions(*pair) for pair in pairs] if has_logits else []
+    same, confident, divergence = (
+        (np.concatenate(parts) for parts in zip(*predictions, strict=True))
+        if predictions
+        else (np.empty(0, bool), np.empty(0, bool), np.empty(0))
+    )
     actual_pooled, expected_pooled = (
         np.concatenate([side.pooled for side in answers]) for answers in zip(*pairs, strict=True)
     )
     agreement, correlation = compare_classifications(actual_pooled, expected_pooled)
+    silent = {}
+    if not has_logits:
+        silent = dict.fromkeys(("top1_agreement_confident", "jensen_shannon_mean"), NO_LM_HEAD)
+    elif len(same) and not confident.any():
+        silent["top1_agreement_confident"] = NEVER_CONFIDENT.format(len(same), CONFIDENT_LEAD)
+    if correlation is None:
+        silent["confidence_correlation"] = CONSTANT_CONFIDENCE
     return TaskMetrics(
         masked_positions=len(same),
         confident_positions=int(confident.sum()),
         top1_agreement=_mean(same),
         top1_agreement_confident=_mean(same[confident]),
-        jensen_shannon_mean=float(divergence.mean()),
-        jensen_shannon_max=float(divergence.max()),
+        jensen_shannon_mean=float(divergence.mean()) if len(divergence) else None,
+        jensen_shannon_max=float(divergence.max()) if len(divergence) else None,
         proteins=len(expected_pooled),
         label_agreement=agreement,
         confidence_correlation=correlation,
+        not_compared=silent,
+    )
+
+
+def _predictions(
+    actual: Answer, expected: Answer
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], Floats]:
+    """Same first choice and confident, of each masked position; divergence of each token."""
+    if actual.logits is None or expected.logits is None:
+        raise ValueError("logits on one side alone: they cannot be compared")
+    got, truth = probabilities(actual.logits), probabilities(expected.logits)
+    masked = expected.input_ids == MASK_ID
+    second, first = np.sort(truth[masked], axis=1)[:, -2:].T
+    return (
+        got[masked].argmax(axis=1) == truth[masked].argmax(axis=1),
+        first - second >= CONFIDENT_LEAD,
+        jensen_shannon(got, truth),
     )
 
 
 def compare_classifications(actual: Floats, expected: Floats) -> tuple[float, float | None]:
     """Label agreement and correlation of confidences under the fixed classifier.
+
+    The correlation is None where the confidence for ``expected`` is constant.
 
     Embeddings ``[N, E]`` are standardised by the mean and deviation of ``expected``, as they were
     for a classifier that was trained on them.
@@ -106,8 +153,10 @@ def compare_classifications(actual: Floats, expected: Floats) -> tuple[float, fl
     )
     agreement = float((got.argmax(axis=1) == truth.argmax(axis=1)).mean())
     got, truth = got.max(axis=1), truth.max(axis=1)
-    if np.ptp(got) == 0 or np.ptp(truth) == 0:
+    if np.ptp(truth) <= ROUNDING:
         return agreement, None
+    if np.ptp(got) == 0:
+        return agreement, 0.0  # the oracle's confidence varies, so a constant is a fault
     return agreement, float(np.corrcoef(got, truth)[0, 1])
 
 

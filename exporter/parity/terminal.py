@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from exporter.parity.report import Report
-from exporter.parity.verdict import Check, EngineVerdict
+from exporter.parity.verdict import Check, EngineVerdict, describe
 
 
 def summary(report: Report, grown: Sequence[str] = ()) -> list[str]:
@@ -44,7 +44,8 @@ def _engine(verdict: EngineVerdict) -> list[str]:
         lines.append(f"  {verdict.reason}")
     measured = [check for check in verdict.checks if check.margin is not None]
     nearest = sorted(measured, key=_margin, reverse=True)[:2]
-    return lines + [f"  {_numbers(check)}" for check in nearest]
+    lines += [f"  {_numbers(check)}" for check in nearest]
+    return lines + [f"  {describe(check)}" for check in verdict.checks if check.not_compared]
 
 
 def _numbers(check: Check) -> str:

@@ -10,9 +10,10 @@ from tqdm import tqdm
 
 from exporter.parity import internals
 from exporter.parity.budgets import OF_TASKS, Budget, budgets_for
-from exporter.parity.metrics import UNBOUNDED, Floats, TensorError, compare, ratio
+from exporter.parity.metrics import UNBOUNDED, ratio
 from exporter.parity.oracle import Answers
 from exporter.parity.packs import Pack, as_batch
+from exporter.parity.rows import Row, rows_of
 from exporter.parity.task import Answer, TaskMetrics, compare_tasks
 from runtime.engine import Engine
 from runtime.errors import Esm2Error
@@ -26,64 +27,19 @@ INTERNALS = "position_ids, cu_seqlens and max_seqlen inside the graph"
 WEIGHTS = "weights are the checkpoint's, bit by bit"
 
 
-class Row(msgspec.Struct, frozen=True):
-    """One output tensor of one pack.
-
-    Attributes:
-        pack: its name.
-        tensor: ``logits``, ``representations.<k>``, ``pooled`` or ``pooled by the runtime``.
-        longest: tokens of the longest protein of the pack.
-        engine: the engine's error, or None where it gave nothing comparable.
-        eager: the error of eager fair-esm in the engine's dtype, or None where that overflows.
-        problem: why nothing was compared; empty if it was.
-    """
-
-    pack: str
-    tensor: str
-    longest: int
-    engine: TensorError | None
-    eager: TensorError | None
-    problem: str = ""
-
-    @property
-    def ratio(self) -> float:
-        """The engine's relative L2 over eager's own, whole tensor or worst protein."""
-        if self.engine is None or self.eager is None:
-            return UNBOUNDED
-        errors = [
-            [error.relative_l2, error.worst_protein_relative_l2]
-            for error in (self.engine, self.eager)
-        ]
-        return float(ratio(*np.array(errors)).max())
-
-    def measured(self, budget: Budget) -> float | None:
-        """The quantity that ``budget`` limits, or None where it is not about this tensor."""
-        if self.engine is None or self.eager is None:
-            return None
-        pooled = self.tensor.startswith("pooled")
-        match budget.quantity:
-            case "ratio":
-                return self.ratio
-            case "relative_l2":
-                return self.engine.relative_l2
-            case "residue_cosine_p01":
-                return None if pooled else self.engine.cosine_p01
-            case "pooled_cosine_min":
-                return self.engine.cosine_min if pooled else None
-        return None
-
-
 class Check(msgspec.Struct, frozen=True):
     """One rule at its worst place.
 
     Attributes:
         name: the budget's, or one of the exact checks.
-        passed: everywhere.
+        passed: everywhere; false too where nothing could be compared.
         measured: the worst value, or None for an exact check.
         limit: of the budget.
         sense: ``at most``, ``at least`` or ``exact``.
         margin: how many times over the limit; above 1 it failed. None for an exact check.
         where: the place of the worst value, or what is wrong.
+        not_compared: what in the oracle's answers leaves nothing to compare, and what to do. It is
+            neither a pass nor a failure, and never for a reason that lies in the engine.
     """
 
     name: str
@@ -93,6 +49,12 @@ class Check(msgspec.Struct, frozen=True):
     sense: Literal["at most", "at least", "exact"]
     margin: float | None
     where: str
+    not_compared: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it speaks against the engine."""
+        return not self.passed and not self.not_compared
 
 
 class EngineVerdict(msgspec.Struct, frozen=True):
@@ -123,13 +85,17 @@ class EngineVerdict(msgspec.Struct, frozen=True):
     @property
     def worst_relative_l2(self) -> float:
         """Of all outputs of all packs."""
-        errors = [row.engine.relative_l2 if row.engine else UNBOUNDED for row in self.rows]
+        errors = [row.engine.relative_l2 if row.engine else UNBOUNDED for row in self._measured]
         return max(errors, default=UNBOUNDED)
 
     @property
     def worst_ratio_to_eager(self) -> float:
         """Of all outputs of all packs."""
-        return max((row.ratio for row in self.rows), default=UNBOUNDED)
+        return max((row.ratio for row in self._measured), default=UNBOUNDED)
+
+    @property
+    def _measured(self) -> list[Row]:
+        return [row for row in self.rows if not row.not_compared]
 
     def summary(self) -> ParityEntry:
         """For the manifest."""
@@ -183,9 +149,9 @@ def judge(
             tokens.append(name)
         wrong = internals.problems(seen, truth, manifest.architecture.num_layers)
         inside += [f"pack {name!r}: {problem}" for problem in wrong]
-        pack_rows = _rows(name, tensors, truth, eager[name], manifest)
+        pack_rows = rows_of(name, tensors, truth, eager[name], manifest)
         rows += pack_rows
-        if all(row.engine for row in pack_rows):
+        if not any(row.problem for row in pack_rows):
             pooled = tensors.get("pooled", tensors[RUNTIME_POOLED])
             expected = _answer(truth)
             pairs.append((Answer(truth.input_ids, outputs.logits, pooled), expected))
@@ -195,14 +161,17 @@ def judge(
     incomparable = [
         f"{row.tensor} of pack {row.pack!r}: {row.problem}" for row in rows if row.problem
     ]
+    by_number = [_worst(budget, rows, tasks) for budget in budgets]
+    if all(check.margin is None for check in by_number):
+        incomparable.append("nothing was compared")
     checks = [
-        exact(EVERYTHING_COMPARED, incomparable if rows else ["nothing was compared"]),
+        exact(EVERYTHING_COMPARED, incomparable),
         exact(TOKENS, [f"pack {name!r}" for name in tokens]),
         exact(INTERNALS, inside),
         *([weights] if weights else []),
-        *(_worst(budget, rows, tasks) for budget in budgets),
+        *by_number,
     ]
-    failed = [check for check in checks if not check.passed]
+    failed = [check for check in checks if check.failed]
     return EngineVerdict(
         engine=engine.spec.format,
         status="failed" if failed else "passed",
@@ -226,6 +195,8 @@ def exact(name: str, problems: Sequence[str]) -> Check:
 
 def describe(check: Check) -> str:
     """One line for people."""
+    if check.not_compared:
+        return f"{check.name}: not compared: {check.not_compared}"
     if check.measured is None:
         return f"{check.name}: {check.where}"
     return (
@@ -244,7 +215,10 @@ def _worst(budget: Budget, rows: Sequence[Row], tasks: TaskMetrics | None) -> Ch
         measured = ((row.measured(budget), f"{row.tensor} of pack {row.pack!r}") for row in rows)
         found = [(value, where) for value, where in measured if value is not None]
     if not found:
-        return Check(budget.name, False, None, budget.limit, budget.sense, None, "not compared")
+        # A failure, unless the oracle's own answers leave nothing to compare.
+        why = tasks.not_compared.get(budget.quantity, "") if tasks else ""
+        where = "" if why else "not compared"
+        return Check(budget.name, False, None, budget.limit, budget.sense, None, where, why)
     value, where = max(found, key=lambda pair: budget.margin(pair[0]))
     passed = all(budget.is_met(measured) for measured, _ in found)
     return Check(
@@ -271,44 +245,6 @@ def _absolute_ratios(rows: Sequence[Row]) -> list[tuple[float, str]]:
         eager = max(error.worst_absolute for _, error, _ in errors)
         found.append((float(ratio(engine, eager)), f"{tensor} of pack {pack!r}"))
     return found
-
-
-def _rows(
-    name: str, got: dict[str, Floats], truth: Answers, eager: Answers, manifest: Manifest
-) -> list[Row]:
-    expected, eager_got = _expected(truth, manifest), _expected(eager, manifest)
-    # NumPy has no bfloat16, so engines give that as float32.
-    dtype = np.dtype("float32" if manifest.dtype == "bfloat16" else manifest.dtype)
-    rows = []
-    for tensor, values in expected.items():
-        one_row_each = tensor.startswith("pooled")
-        bounds = np.arange(len(values) + 1) if one_row_each else truth.cu_seqlens
-        row = Row(name, tensor, truth.max_seqlen, None, None)
-        try:
-            eager_error = compare(eager_got[tensor], values, bounds)
-        except ValueError as error:
-            problem = f"eager fair-esm in this dtype gives {error}, so there is no measure"
-            rows.append(msgspec.structs.replace(row, problem=problem))
-            continue
-        try:
-            if tensor not in got:
-                raise ValueError(f"the engine has no output {tensor!r}")
-            if got[tensor].dtype != dtype:
-                raise ValueError(f"dtype {got[tensor].dtype}, expected {dtype}")
-            engine_error = compare(got[tensor], values, bounds)
-        except ValueError as error:
-            rows.append(msgspec.structs.replace(row, eager=eager_error, problem=str(error)))
-            continue
-        rows.append(msgspec.structs.replace(row, engine=engine_error, eager=eager_error))
-    return rows
-
-
-def _expected(answers: Answers, manifest: Manifest) -> dict[str, Floats]:
-    tensors = answers.outputs.named()
-    pooled = tensors.pop("pooled")
-    if manifest.pool:
-        tensors["pooled"] = pooled
-    return {**tensors, RUNTIME_POOLED: pooled}
 
 
 def _answer(answers: Answers) -> Answer:

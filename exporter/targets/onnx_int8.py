@@ -18,6 +18,7 @@ from exporter.parity.budgets import budgets_for
 from exporter.targets import onnx as onnx_float
 from exporter.targets.onnx_attention import DOMAIN, OPSET
 from runtime.manifest import EngineEntry, Quantisation
+from runtime.weights_file import FILE_NAME as WEIGHTS_FILE
 from runtime.weights_file import Place, read_places
 
 FILE_NAME = "model.int8.onnx"
@@ -106,6 +107,7 @@ def _functions() -> list[FunctionProto]:
 def _quantise_linears(graph: GraphProto, packed: PackedESM2, folder: Path) -> None:
     """Replaces each linear; those that read the same activations share their quantised rows."""
     places = read_places(folder / int8_weights.FILE_NAME)
+    biases = read_places(folder / WEIGHTS_FILE)
     linears = {f"{name}.weight": (name, module) for name, module in int8_weights.linears(packed)}
     nodes: list[NodeProto] = []
     quantised: dict[str, list[str]] = {}
@@ -113,12 +115,18 @@ def _quantise_linears(graph: GraphProto, packed: PackedESM2, folder: Path) -> No
         if node.op_type != "Gemm" or node.input[1] not in linears:
             nodes.append(node)
             continue
-        x, weight, bias = node.input
+        x, weight, *rest = node.input
         if x not in quantised:
             quantised[x] = [f"{x}.int8", f"{x}.scale"]
             nodes.append(onnx.helper.make_node("QuantizeRows", [x], quantised[x], domain=DOMAIN))
         name, linear = linears.pop(weight)
         stored = int8_weights.stored_names(name)
+        # The exporter drops a bias of zeros, which an untrained checkpoint has.
+        bias = rest[0] if rest else f"{name}.bias"
+        if not rest:
+            place = biases[bias]
+            shape = tuple(linear.bias.shape)
+            graph.initializer.append(_external(bias, TensorProto.FLOAT, shape, place, WEIGHTS_FILE))
         inputs = [*quantised[x], *stored, bias]
         nodes.append(
             onnx.helper.make_node("Int8Linear", inputs, node.output, node.name, domain=DOMAIN)
@@ -137,11 +145,13 @@ def _quantise_linears(graph: GraphProto, packed: PackedESM2, folder: Path) -> No
     graph.initializer.extend(kept)
 
 
-def _external(name: str, dtype: int, shape: tuple[int, ...], place: Place) -> TensorProto:
+def _external(
+    name: str, dtype: int, shape: tuple[int, ...], place: Place, file: str = int8_weights.FILE_NAME
+) -> TensorProto:
     tensor = TensorProto(name=name, data_type=dtype, dims=shape)
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (
-        ("location", int8_weights.FILE_NAME), ("offset", place.offset), ("length", place.length)
+        ("location", file), ("offset", place.offset), ("length", place.length)
     ):  # fmt: skip
         tensor.external_data.add(key=key, value=str(value))
     return tensor

@@ -50,8 +50,9 @@ class InParts(LoadedEngine):
         }
         how: Pool | None = self.spec.pool  # type: ignore[assignment]
         last = representations[self.spec.layers[-1]]
+        logits = [o.logits for o in outputs if o.logits is not None]
         return Outputs(
-            logits=join_rows(batch, parts, [o.logits for o in outputs]),
+            logits=join_rows(batch, parts, logits) if logits else None,
             representations=representations,
             pooled=pool(last, batch.cu_seqlens, how) if how else None,
         )

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from benchmarks.checkpoints import checkpoints_of
-from exporter.huggingface import read_folder, rename_to_hugging_face
 from exporter.parity.oracle import run_eager
 from exporter.parity.packs import protein
+from exporter.sources.hugging_face import read_folder
+from exporter.sources.names import rename_to_hugging_face
 from exporter.weights import Reference, WeightsSource, load_reference
 
 
@@ -22,10 +23,11 @@ def folder(tiny: Reference, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_hugging_face_folder_is_read_back_bit_by_bit(tiny: Reference, folder: Path) -> None:
-    shape, token_dropout, state = read_folder(folder)
+    read = read_folder(folder)
+    state = read.state
     expected = tiny.model.state_dict()
-    assert shape == (2, 48, 4)
-    assert token_dropout
+    assert read.shape == (2, 48, 4)
+    assert read.token_dropout
     assert state.keys() == expected.keys()
     assert len(state) > 30
     for name, tensor in expected.items():
