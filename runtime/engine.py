@@ -3,7 +3,7 @@
 import importlib
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import EngineError
 from runtime.packing import PackedBatch
+from runtime.threads import Threads
 
 if TYPE_CHECKING:
     from runtime.manifest import Manifest
@@ -57,6 +58,7 @@ class EngineSpec:
         attention_reason: why faster ones were passed over; empty where there is none.
         library: the engine library and its version.
         synthetic: the weights are random; for trying the project only.
+        embed_dim: E, of one row of the outputs.
     """
 
     format: str
@@ -69,6 +71,7 @@ class EngineSpec:
     attention_reason: str
     library: str
     synthetic: bool
+    embed_dim: int
 
 
 @dataclass(frozen=True)
@@ -180,12 +183,14 @@ def load(
             on CUDA, ``"flash-attn"``, ``"flash"`` or ``"memory-efficient"``. None takes
             ``"standard"`` where ``ESM2_V1_ATTENTION`` (or ``VIRNUCPRO_V1_ATTENTION``) is true, else
             ``"auto"``. The choice and its reason are logged and stand in ``engine.spec``.
-        threads: CPU threads of the engine; None takes one for each core.
-        concurrency: how many packs share those threads. More than one raises the throughput of a
-            stream on a CPU, and the time that a single pack takes. Engines that cannot take
-            several packs at once run one.
+        threads: CPU threads of the engine. None takes ``OMP_NUM_THREADS``, else one for each core
+            that the affinity mask and the cgroups' CPU quota give this process.
+        concurrency: how many packs share those threads, at most as many as there are threads. More
+            than one raises the throughput of a stream on a CPU, and the time that a single pack
+            takes. Engines that cannot take several packs at once run one.
         tf32: let float32 products on CUDA be rounded to TF32: faster, and a thousand times less
-            exact than the parity gate allows.
+            exact than the parity gate allows. PyTorch has one switch for the process: an engine
+            for CUDA that it runs sets it when it is loaded.
         cuda_graphs: on CUDA, in engines that PyTorch runs: capture packs of at most 4,096 tokens as
             CUDA graphs, one for each bucket of sizes, and replay them.
         check_files: compare every file's SHA-256 with the manifest before loading.
@@ -197,9 +202,11 @@ def load(
         UnsupportedError: the engine is whole but cannot run here.
         EngineError: the engine is not in the artifact, cannot be loaded, or ``validate`` found it
             wrong.
+        InputError: ``threads`` or ``concurrency`` is not a whole number of at least 1.
     """
     from runtime import manifest as manifests
 
+    on_cpu = Threads.resolve(threads, concurrency)
     folder = Path(artifact)
     manifest = manifests.read(folder, check_files)
     name = _choose_engine(engine, manifest, device)
@@ -215,7 +222,7 @@ def load(
         raise EngineError(
             f"attention must be one of {', '.join(ATTENTION_CHOICES)}, got {attention!r}"
         )
-    settings = Settings(attention, Threads(threads, concurrency), tf32, cuda_graphs)
+    settings = Settings(attention, on_cpu, tf32, cuda_graphs)
     loaded: Engine = _engine_module(name).load(folder, manifest, device, settings)
     because = f" ({loaded.spec.attention_reason})" if loaded.spec.attention_reason else ""
     logger.info(
@@ -239,33 +246,13 @@ def _validate(engine: Engine, folder: Path, manifest: "Manifest") -> None:
 
 
 @dataclass(frozen=True)
-class Threads:
-    """CPU threads of an engine (None: one for each core) and how many packs share them."""
-
-    total: int | None
-    concurrency: int
-
-    @property
-    def per_pack(self) -> int:
-        """At least one."""
-        return max(1, (self.total or usable_cores()) // self.concurrency)
-
-
-@dataclass(frozen=True)
 class Settings:
     """What the caller of ``load`` wants of an engine; see there."""
 
     attention: Attention = "auto"
-    threads: Threads = Threads(None, 1)
+    threads: Threads = field(default_factory=lambda: Threads.resolve(None, 1))
     tf32: bool = False
     cuda_graphs: bool = False
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def default_attention() -> Attention:

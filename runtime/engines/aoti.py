@@ -1,14 +1,26 @@
 """AOTInductor: ``model.pt2``, whose constants come from ``weights.safetensors``."""
 
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime import instructions
 from runtime.engine import Settings
-from runtime.engines.torch_engine import TorchEngine, cause, missing_library, read_weights
+from runtime.engines.torch_engine import (
+    TorchEngine,
+    cause,
+    limit_threads,
+    missing_library,
+    read_weights,
+)
 from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import EngineEntry, Manifest
+from runtime.staging import staging
 
 if TYPE_CHECKING:
     import torch
@@ -56,33 +68,66 @@ def run_package(
 
     entry = manifest.engines[name]
     varlen_attention.use_native_of(folder, entry)
-    if settings.threads.total is not None:
-        torch.set_num_threads(settings.threads.total)
+    limit_threads(settings.threads)
     path = folder / entry.file
+    unpacked = ExitStack()
     try:
         weights = read_weights(folder, device)
-        # AOTInductor's own class: the public function around it imports the whole compiler.
-        loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
-        names = set(loader.get_constant_fqns())
-        if missing := names - weights.keys():
-            raise EngineError(f"cannot load {path}: weights.safetensors lacks {sorted(missing)[0]}")
-        constants = {constant: weights[constant] for constant in names}
-        loader.load_constants(constants, False, True, True)
-    except (RuntimeError, OSError) as error:
+        runner = _open_runner(unpacked.enter_context(_unpacked(path)), device)
+        names: dict[str, str] = runner.get_constant_names_to_original_fqns()
+        if missing := set(names.values()) - weights.keys():
+            raise EngineError(f"cannot load {path}: weights.safetensors lacks {min(missing)}")
+        constants = {name: weights[original] for name, original in names.items()}
+        runner.update_constant_buffer(constants, False, True, True)
+    except (RuntimeError, OSError, zipfile.BadZipFile) as error:
+        unpacked.close()
         raise EngineError(
             f"cannot load {path}: {cause(error)} (built with "
             f"{entry.built_with}, here torch {torch.__version__})"
         ) from error
-    return TorchEngine(_Compiled(loader, constants), name, manifest, device, settings)
+    if device == "cpu":
+        unpacked.close()
+    return TorchEngine(
+        _Compiled(runner, constants, unpacked), name, manifest, device, settings
+    )
+
+
+@contextmanager
+def _unpacked(package: Path) -> Iterator[Path]:
+    """The compiled library of a package, with its files around it.
+
+    PyTorch's own loader unpacks too, and leaves the folder where the process is killed.
+    """
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    with (
+        staging(Path(tempfile.gettempdir()) / f"esm2-aoti-{user}") as folder,
+        zipfile.ZipFile(package) as archive,
+    ):
+        archive.extractall(folder)
+        library = next(folder.rglob("*.so"), None)
+        if library is None:
+            raise EngineError(f"cannot load {package}: it holds no compiled library. Export again")
+        yield library
+
+
+def _open_runner(library: Path, device: str) -> Any:
+    """AOTInductor's own class: the public functions around it import the whole compiler."""
+    from torch._C import _aoti  # type: ignore[attr-defined]
+
+    if device == "cpu":
+        return _aoti.AOTIModelContainerRunnerCpu(str(library), 1)
+    # It loads its kernels from the folder when they are first called.
+    return _aoti.AOTIModelContainerRunnerCuda(str(library), 1, device, str(library.parent))
 
 
 @dataclass(frozen=True)
 class _Compiled:
     """The compiled forward with its constants, of which the code itself holds addresses alone."""
 
-    loader: Any
+    runner: Any
     constants: "dict[str, torch.Tensor]"
+    unpacked: ExitStack
 
     def __call__(self, inputs: "list[torch.Tensor]") -> "list[torch.Tensor]":
-        outputs: list[torch.Tensor] = self.loader.run(inputs)
+        outputs: list[torch.Tensor] = self.runner.run(inputs)
         return outputs

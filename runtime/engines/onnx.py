@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 # when it is first imported. ORT_DISABLE_TELEMETRY=0 in the environment lets it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+THREADS_ENTRY = "esm2.threads"
+
 FUNCTION = "standard (model-local function)"
 
 
@@ -56,9 +58,7 @@ def load(
             f"{cannot} on cpu: onnxruntime has no bfloat16 "
             "kernels for CPUs. Take a float32 artifact, the engine 'torchscript', or a GPU"
         )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = settings.threads.per_pack
+    options = session_options(settings.threads.of_pool)
     kernel, why = FUNCTION, ""
     if settings.attention == "standard":
         why = "attention 'standard' was asked for"
@@ -69,6 +69,18 @@ def load(
     names = [output.name for output in manifest.signature.outputs]
     spec = spec_of(manifest, name, device, kernel, why)
     return OnnxEngine(session, spec, names, settings.threads.concurrency if device == "cpu" else 1)
+
+
+def session_options(num_threads: int) -> Any:
+    """``onnxruntime.SessionOptions`` with a pool of so many threads, the caller of ``run`` included."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = num_threads
+    # Read by runtime/ops/native/onnxruntime_op.cpp, which splits its work for them.
+    options.add_session_config_entry(THREADS_ENTRY, str(num_threads))
+    return options
 
 
 def refuse_cuda_graphs(settings: Settings, cannot: str) -> None:
@@ -140,6 +152,7 @@ def spec_of(
         attention_reason=attention_reason,
         library=f"onnxruntime {onnxruntime.__version__}",
         synthetic=manifest.weights.kind == "synthetic",
+        embed_dim=manifest.architecture.embed_dim,
     )
 
 

@@ -55,10 +55,7 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> "
     if not kernel:
         raise UnsupportedError(f"{cannot} with attention {settings.attention!r}: {why}")
     onnx.refuse_cuda_graphs(settings, cannot)
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options = onnx.session_options(settings.threads.total)
     cuda = {
         "use_tf32": str(int(settings.tf32)),
         "sdpa_kernel": str(SDPA_KERNELS[settings.attention]),

@@ -113,6 +113,7 @@ def _spec(manifest: Manifest, plan: Plan) -> EngineSpec:
         attention_reason="; ".join(f"{rung}: {why}" for rung, why in plan.refused.items()),
         library=f"{LIBRARIES[plan.library][0]} {plan.version}",
         synthetic=manifest.weights.kind == "synthetic",
+        embed_dim=manifest.architecture.embed_dim,
     )
 
 

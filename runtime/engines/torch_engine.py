@@ -1,6 +1,7 @@
 """What the engines that PyTorch runs share: all but how their file is loaded and called."""
 
 import importlib.util
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool, pool
+from runtime.threads import Threads
 from runtime.weights_file import FILE_NAME
 
 if TYPE_CHECKING:
@@ -43,6 +45,14 @@ def read_weights(folder: Path, device: str) -> "dict[str, torch.Tensor]":
         raise OSError(str(error)) from error
 
 
+def limit_threads(threads: Threads) -> None:
+    """PyTorch's threads are the process's: without a number of the caller's, never more than were."""
+    import torch
+
+    if not threads.is_default or threads.total < torch.get_num_threads():
+        torch.set_num_threads(threads.total)
+
+
 def cause(error: Exception) -> str:
     """The line of PyTorch's message that says what happened; TorchScript puts its trace before."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -51,7 +61,7 @@ def cause(error: Exception) -> str:
 
 
 class TorchEngine:
-    """One pack at a time, for PyTorch has one thread count a process.
+    """One pack at a time, for PyTorch has one thread count a process; other callers wait.
 
     Args:
         forward: from ``input_ids``, ``cu_seqlens`` on the device and ``max_seqlen`` on the host to
@@ -92,12 +102,16 @@ class TorchEngine:
             attention_reason="; ".join(self._choice.passed_over),
             library=f"torch {torch.__version__}",
             synthetic=manifest.weights.kind == "synthetic",
+            embed_dim=manifest.architecture.embed_dim,
         )
         self.output_names = [output.name for output in manifest.signature.outputs]
         if settings.cuda_graphs:
             forward = _graphed(forward, self.output_names, self.spec)
         self._forward: Callable[[list[torch.Tensor]], Iterable[torch.Tensor]] | None = forward
-        self._tf32 = settings.tf32
+        # AOTInductor's runner waits inside for its only model, with the interpreter held.
+        self._one_at_a_time = threading.Lock()
+        if device == "cuda":
+            _set_tf32(settings.tf32)
 
     def unsupported_reasons(self, batch: PackedBatch) -> list[str]:
         """See ``Engine``: every valid pack runs."""
@@ -147,7 +161,7 @@ class TorchEngine:
 
         if self._forward is None:
             raise EngineError("this engine is closed: load it again")
-        with torch.inference_mode(), varlen_attention.using(self._choice), _tf32(self._tf32):
+        with torch.inference_mode(), varlen_attention.using(self._choice):
             return self._forward(inputs)
 
     @contextmanager
@@ -155,9 +169,9 @@ class TorchEngine:
         import torch
 
         try:
-            with torch.inference_mode():
+            with self._one_at_a_time, torch.inference_mode():
                 yield
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             raise EngineError(
                 f"torch failed on a pack of {batch.num_proteins} proteins, "
                 f"{batch.num_tokens} tokens: {cause(error)}"
@@ -189,17 +203,14 @@ def _graphed(
     return GraphedForward(forward, output_names)
 
 
-@contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    """PyTorch's switch is of the whole process, so it is put back."""
+def _set_tf32(allowed: bool) -> None:
+    """Of the whole process, and read nowhere else: PyTorch refuses to say it in a program that sets
+    its newer ``fp32_precision``. The older name sets both."""
     import torch
 
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+    matmul = torch.backends.cuda.matmul
+    if (matmul.fp32_precision == "tf32") != allowed:
+        matmul.allow_tf32 = allowed
 
 
 def _to_array(tensor: "torch.Tensor") -> NDArray[np.floating]:

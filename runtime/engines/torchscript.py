@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.engine import Settings
-from runtime.engines.torch_engine import TorchEngine, cause, missing_library, read_weights
+from runtime.engines.torch_engine import (
+    TorchEngine,
+    cause,
+    limit_threads,
+    missing_library,
+    read_weights,
+)
 from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import EngineEntry, Manifest
 
@@ -36,8 +42,7 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> T
         )
     entry = manifest.engines["torchscript"]
     varlen_attention.use_native_of(folder, entry)
-    if settings.threads.total is not None:
-        torch.set_num_threads(settings.threads.total)
+    limit_threads(settings.threads)
     path = folder / entry.file
     try:
         module = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
