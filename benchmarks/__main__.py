@@ -21,7 +21,7 @@ from benchmarks.summary import WRONG, headline_of, rows_of
 from exporter.environment import cpu_name
 from exporter.weights import load_original
 from runtime import manifest as manifests
-from runtime.engine import usable_cores
+from runtime.threads import usable_cores
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from runtime.engine import usable_cores
+from runtime.threads import usable_cores
 
 PACKAGES = ("esm2-engines", "fair-esm", "torch", "numpy", "onnx", "onnxruntime", "flash-attn")
 

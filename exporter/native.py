@@ -21,7 +21,7 @@ import torch
 
 from exporter.errors import ExportError
 from exporter.parity.cache import default_folder
-from runtime.engine import usable_cores
+from runtime.threads import usable_cores
 
 TORCH_LIBRARY, ONNXRUNTIME_LIBRARY = "libesm2_ops.so", "libesm2_ort.so"
 COMPILER_VARIABLE = "CXX"

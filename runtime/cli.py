@@ -17,16 +17,13 @@ from runtime.pooling import POOL_CHOICES
 from runtime.tokenizer import UNKNOWN_CHOICES
 
 if TYPE_CHECKING:
+    from runtime.concurrency import Packing, Stream
     from runtime.engine import Attention, EngineSpec
     from runtime.manifest import Manifest
     from runtime.runner import Embedding, Record, Totals
 
 USER_ERROR = 2
 FAILED_SELFTEST = 1
-
-# Packs that run at once on a CPU, each on its share of the cores: measured 8 % (mixed lengths) to
-# 22 % (short ones) faster than one after the other on 2 cores. Each takes memory of its own.
-MAX_CONCURRENCY = 4
 
 
 def one_line_errors(*roots: type[Exception]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -147,17 +144,27 @@ def info(artifact: Path, as_json: bool) -> None:
 @click.option(
     "--cuda-graphs", is_flag=True, help="On CUDA, replay captured graphs for small packs."
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: every core]")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="CPU threads.  [default: OMP_NUM_THREADS, else every core of the mask and the quota]",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(min=1),
+    help="Packs that run at once on a CPU.  [default: by cores, proteins and memory]",
+)
 @click.option("--debug", is_flag=True, help="Log one line for each pack.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @one_line_errors(Esm2Error, OSError)
 def embed(
     artifact: Path, fasta: tuple[str, ...], output: Path, engine: str, device: str, pool: Any,
     layer: int | None, max_tokens: int, unknown: Any, attention: Any, v1_attention: bool,
-    tf32: bool, cuda_graphs: bool, threads: int | None, debug: bool, as_json: bool,
+    tf32: bool, cuda_graphs: bool, threads: int | None, concurrency: int | None, debug: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Embed the proteins of FASTA files (plain, .gz, .zst; - is standard input)."""
-    from runtime.engine import usable_cores
+    from runtime.concurrency import Stream
     from runtime.fasta import check_readable, read_fasta
     from runtime.loading import load
     from runtime.runner import AsyncInferenceRunner
@@ -171,10 +178,12 @@ def embed(
     check_readable(fasta)
     started = time.perf_counter()
     chosen = _attention(attention, v1_attention)
-    concurrency = min(threads or usable_cores(), MAX_CONCURRENCY)
-    loaded = load(artifact, engine, device, chosen, threads, concurrency, tf32, cuda_graphs)
+    packing = _packing(artifact, threads, concurrency, max_tokens, Stream())
+    loaded = load(artifact, engine, device, chosen, threads, packing.concurrency, tf32, cuda_graphs)
     with loaded:
-        runner = AsyncInferenceRunner(loaded, max_tokens, pool, layer, unknown)
+        # Smaller packs are for engines that share their cores among them.
+        budget = packing.max_tokens if loaded.concurrency > 1 else max_tokens
+        runner = AsyncInferenceRunner(loaded, budget, pool, layer, unknown)
         spec = loaded.spec
         _say(
             f"{spec.artifact}: {spec.format} ({spec.library}) on {spec.device}, {spec.dtype}, "
@@ -193,6 +202,21 @@ def embed(
     _report_oddities(runner.totals, seen, max_tokens)
     seconds = time.perf_counter() - started
     _summarise(output, spec, runner.totals, seconds, as_json)
+
+
+def _packing(
+    artifact: Path, threads: int | None, concurrency: int | None, max_tokens: int, stream: "Stream"
+) -> "Packing":
+    from runtime import manifest as manifests
+    from runtime.concurrency import Packing, choose_packing
+    from runtime.threads import default_threads, usable_memory
+
+    if concurrency is not None:
+        return Packing(concurrency, max_tokens)
+    embed_dim = manifests.read(artifact, check_files=False).architecture.embed_dim
+    return choose_packing(
+        threads or default_threads(), max_tokens, embed_dim, stream, usable_memory()
+    )
 
 
 @main.command()

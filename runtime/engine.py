@@ -1,7 +1,7 @@
 """What an engine is: the protocol, what it says of itself, what it returns, what is asked of it."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.packing import PackedBatch
+from runtime.threads import Threads
 
 if TYPE_CHECKING:
     from runtime.pooling import Pool
@@ -36,6 +37,7 @@ class EngineSpec:
         attention_reason: why faster ones were passed over; empty where there is none.
         library: the engine library and its version.
         synthetic: the weights are random; for trying the project only.
+        embed_dim: E, of one row of the outputs.
     """
 
     format: str
@@ -48,6 +50,7 @@ class EngineSpec:
     attention_reason: str
     library: str
     synthetic: bool
+    embed_dim: int
 
 
 @dataclass(frozen=True)
@@ -140,33 +143,13 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class Threads:
-    """CPU threads of an engine (None: one for each core) and how many packs share them."""
-
-    total: int | None
-    concurrency: int
-
-    @property
-    def per_pack(self) -> int:
-        """At least one."""
-        return max(1, (self.total or usable_cores()) // self.concurrency)
-
-
-@dataclass(frozen=True)
 class Settings:
     """What the caller of ``load`` wants of an engine; see there."""
 
     attention: Attention = "auto"
-    threads: Threads = Threads(None, 1)
+    threads: Threads = field(default_factory=lambda: Threads.resolve(None, 1))
     tf32: bool = False
     cuda_graphs: bool = False
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def default_attention() -> Attention:

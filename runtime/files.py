@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from runtime.engine import usable_cores
+from runtime.threads import usable_cores
 
 # Larger files have a digest for each block, so that several threads check one file.
 BLOCK_BYTES = 64 << 20

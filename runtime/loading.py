@@ -16,10 +16,10 @@ from runtime.engine import (
     Attention,
     Engine,
     Settings,
-    Threads,
     default_attention,
 )
 from runtime.errors import EngineError, Esm2Error, UnsupportedError, cause
+from runtime.threads import Threads
 
 if TYPE_CHECKING:
     from runtime.manifest import Manifest
@@ -68,12 +68,14 @@ def load(
             on CUDA, ``"flash-attn"``, ``"flash"`` or ``"memory-efficient"``. None takes
             ``"standard"`` where ``ESM2_V1_ATTENTION`` (or ``VIRNUCPRO_V1_ATTENTION``) is true, else
             ``"auto"``. The choice and its reason are logged and stand in ``engine.spec``.
-        threads: CPU threads of the engine; None takes one for each core.
-        concurrency: how many packs share those threads. More than one raises the throughput of a
-            stream on a CPU, and the time that a single pack takes. Engines that cannot take
-            several packs at once run one.
+        threads: CPU threads of the engine. None takes ``OMP_NUM_THREADS``, else one for each core
+            that the affinity mask and the cgroups' CPU quota give this process.
+        concurrency: how many packs share those threads, at most as many as there are threads. More
+            than one raises the throughput of a stream on a CPU, and the time that a single pack
+            takes. Engines that cannot take several packs at once run one.
         tf32: let float32 products on CUDA be rounded to TF32: faster, and a thousand times less
-            exact than the parity gate allows.
+            exact than the parity gate allows. PyTorch has one switch for the process: an engine
+            for CUDA that it runs sets it when it is loaded.
         cuda_graphs: on CUDA, in engines that PyTorch runs: capture packs of at most 4,096 tokens as
             CUDA graphs, one for each bucket of sizes, and replay them.
         check_files: compare the SHA-256 of the files that the engine reads with the manifest.
@@ -86,16 +88,15 @@ def load(
             of every candidate why.
         EngineError: an argument is wrong, the engine is not in the artifact or cannot be loaded, or
             ``validate`` found it wrong.
-        InputError: ``threads`` or ``concurrency`` is below 1.
+        InputError: ``threads`` or ``concurrency`` is not a whole number of at least 1.
     """
     from runtime import manifest as manifests
 
+    _check_arguments(engine, device, attention)
+    on_cpu = Threads.resolve(threads, concurrency)
+    settings = Settings(attention or default_attention(), on_cpu, tf32, cuda_graphs)
     folder = Path(artifact)
     manifest = manifests.read(folder, check_files=False)
-    _check_arguments(engine, device, attention)
-    settings = Settings(
-        attention or default_attention(), Threads(threads, concurrency), tf32, cuda_graphs
-    )
     if engine != "auto" and engine not in manifest.engines:
         raise EngineError(
             f"artifact {folder} holds no engine {engine!r}, it holds "

@@ -1,13 +1,14 @@
 """Streaming: records in, packs, engine, embeddings out, in input order.
 
-The data's path: ``_next_window`` reads and tokenizes records and packs them; ``_run_window`` runs
-the packs and pools. The next window is prepared in a thread while the engine works on this one,
-and the engine takes as many packs at once as it was loaded for.
+The data's path: ``_next_window`` reads and tokenizes records and packs them, in a thread of its own
+while the engine works on the window before; ``_running`` keeps the engine busy with as many packs at
+once as it was loaded for, across windows; ``_embed`` runs one pack and pools.
 """
 
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 # Even packs want many proteins to choose from, and order is restored window by window.
 WINDOW_PACKS = 16
+WINDOW_PACKS_AT_ONCE = 4
+# Of a window's results where pooling is "none": one row for each token.
+WINDOW_BYTES = 128 << 20
 # A window is full a little before its packs are, so that the protein that fills it, and those that
 # fit nowhere, do not open a pack of their own.
 WINDOW_FILL = 0.975
@@ -68,6 +72,14 @@ class _Window:
     names: list[str]
     tokens: list[NDArray[np.int64]]
     packs: list[list[int]]
+
+
+@dataclass(frozen=True)
+class _Pack:
+    """A batch and the places of its proteins in the stream."""
+
+    places: list[int]
+    batch: PackedBatch
 
 
 class AsyncInferenceRunner:
@@ -123,10 +135,7 @@ class AsyncInferenceRunner:
         background = ThreadPoolExecutor(1, "esm2-packing")
         workers = ThreadPoolExecutor(self._engine.concurrency, "esm2-engine")
         try:
-            upcoming = background.submit(self._next_window, stream)
-            while (window := upcoming.result()).names:
-                upcoming = background.submit(self._next_window, stream)
-                yield from self._run_window(window, workers)
+            yield from self._in_order(self._running(stream, background, workers))
         finally:
             workers.shutdown(cancel_futures=True)
             # Not waited for: it may be reading from a pipe that stays silent.
@@ -135,7 +144,7 @@ class AsyncInferenceRunner:
     def _next_window(self, stream: Iterator[Record]) -> _Window:
         names: list[str] = []
         tokens: list[NDArray[np.int64]] = []
-        budget = WINDOW_FILL * WINDOW_PACKS * self._max_tokens
+        budget = self._window_tokens()
         while budget > 0 and (record := next(stream, None)) is not None:
             names.append(record.id)
             tokens.append(tokenize(record.sequence, record.id, self._unknown))
@@ -143,19 +152,53 @@ class AsyncInferenceRunner:
         lengths = [len(protein) for protein in tokens]
         return _Window(names, tokens, even_packs(lengths, self._max_tokens))
 
-    def _run_window(self, window: _Window, workers: Executor) -> Iterator[Embedding]:
-        batches = [
-            PackedBatch.from_tokens(
-                [window.tokens[i] for i in pack], [window.names[i] for i in pack]
-            )
-            for pack in window.packs
-        ]
+    def _window_tokens(self) -> float:
+        packs = max(WINDOW_PACKS, WINDOW_PACKS_AT_ONCE * self._engine.concurrency)
+        tokens = WINDOW_FILL * packs * self._max_tokens
+        return min(tokens, self._held_tokens()) if self._pool == "none" else tokens
+
+    def _held_tokens(self) -> int:
+        """Tokens whose rows take ``WINDOW_BYTES``."""
+        spec = self._engine.spec
+        return WINDOW_BYTES // (spec.embed_dim * (2 if spec.dtype == "float16" else 4))
+
+    def _running(
+        self, stream: Iterator[Record], background: Executor, workers: Executor
+    ) -> Iterator[tuple[_Pack, "Future[list[Embedding]]"]]:
+        """Yields packs in the order in which they were submitted; later ones run meanwhile.
+
+        The next window enters when it is there and this one is submitted, and is waited for only
+        when nothing runs: results do not wait for a slow input, nor for an error in it.
+        """
+        at_once = self._engine.concurrency
+        ahead = at_once
+        if self._pool == "none":
+            ahead = min(ahead, self._held_tokens() // self._max_tokens)
+        to_run: deque[_Pack] = deque()
+        running: deque[tuple[_Pack, Future[list[Embedding]]]] = deque()
+        records_before = 0
+        upcoming: Future[_Window] | None = background.submit(self._next_window, stream)
+        while upcoming or to_run or running:
+            if to_run and len(running) < at_once + ahead:
+                pack = to_run.popleft()
+                running.append((pack, workers.submit(self._embed, pack.batch)))
+            elif upcoming and not to_run and (not running or _is_there(upcoming)):
+                window = upcoming.result()
+                to_run.extend(_packs_of(window, records_before))
+                records_before += len(window.names)
+                upcoming = background.submit(self._next_window, stream) if window.names else None
+            else:
+                yield running.popleft()
+
+    def _in_order(
+        self, running: Iterator[tuple[_Pack, "Future[list[Embedding]]"]]
+    ) -> Iterator[Embedding]:
         finished: dict[int, Embedding] = {}
         to_yield = 0
-        embedded = workers.map(self._embed, batches)
-        for members, batch, embeddings in zip(window.packs, batches, embedded, strict=True):
-            self._account_for(batch)
-            finished.update(zip(members, embeddings, strict=True))
+        for pack, future in running:
+            embeddings = future.result()
+            self._account_for(pack.batch)
+            finished.update(zip(pack.places, embeddings, strict=True))
             while to_yield in finished:
                 yield finished.pop(to_yield)
                 to_yield += 1
@@ -198,6 +241,17 @@ class AsyncInferenceRunner:
             batch.max_seqlen,
             100 * batch.num_tokens / max(self._max_tokens, batch.num_tokens),
         )
+
+
+def _is_there(upcoming: "Future[_Window]") -> bool:
+    return upcoming.done() and upcoming.exception() is None
+
+
+def _packs_of(window: _Window, records_before: int) -> Iterator[_Pack]:
+    for members in window.packs:
+        tokens = [window.tokens[i] for i in members]
+        batch = PackedBatch.from_tokens(tokens, [window.names[i] for i in members])
+        yield _Pack([records_before + i for i in members], batch)
 
 
 def check_finite(batch: PackedBatch, rows: NDArray[np.floating], how: Pool) -> None:

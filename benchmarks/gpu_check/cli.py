@@ -29,7 +29,7 @@ from benchmarks.gpu_check.results import SCHEMA_VERSION, Report, Step
 from benchmarks.gpu_check.schedule import NO_TIME, Schedule
 from benchmarks.gpu_check.summary import is_passed
 from benchmarks.gpu_check.terminal import table
-from runtime.engine import usable_cores
+from runtime.threads import usable_cores
 
 FAILED, NOT_POSSIBLE = 1, 2
 # Builds work on CPUs for the most part: so many cores each, and so many of them at once.

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.gpu_check.results import Machine
 from exporter.environment import cpu_name, version_of
-from runtime.engine import usable_cores
+from runtime.threads import usable_cores
 
 PACKAGES = (
     "esm2-engines", "fair-esm", "torch", "triton", "flash-attn", "onnx", "onnxruntime",

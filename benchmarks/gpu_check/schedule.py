@@ -14,6 +14,7 @@ import msgspec
 
 from benchmarks.gpu_check.plan import Job
 from benchmarks.gpu_check.results import Step
+from runtime.threads import usable_cores
 
 ROOT = Path(__file__).parents[2]
 NO_TIME = "no time was left"
@@ -87,7 +88,7 @@ class Schedule:
     def _start(self, job: Job, at_once: int) -> _Running:
         results, log = self._work / f"{job.name}.jsonl", self._logs / f"{job.name}.txt"
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        threads = str(max(1, (os.cpu_count() or 1) // at_once))
+        threads = str(max(1, usable_cores() // at_once))
         command = [sys.executable, "-m", "benchmarks.gpu_check.worker"]
         with log.open("wb") as output:
             process = subprocess.Popen(

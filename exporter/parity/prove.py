@@ -38,10 +38,11 @@ from exporter.targets import exporter_of
 from exporter.verify import Gate
 from exporter.weights import Reference, check_is_original
 from runtime import manifest as manifests
-from runtime.engine import Attention, usable_cores
+from runtime.engine import Attention
 from runtime.errors import Esm2Error
 from runtime.files import file_entry
 from runtime.manifest import Architecture, Manifest
+from runtime.threads import usable_cores
 from runtime.weights_file import FILE_NAME as WEIGHTS_FILE
 from runtime.weights_file import read_places
 

@@ -1,5 +1,10 @@
 """AOTInductor: ``model.pt2``, whose constants come from ``weights.safetensors``."""
 
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from runtime import instructions
 from runtime.engine import Settings
 from runtime.engines import torch_engine
-from runtime.engines.torch_engine import TorchEngine, library, read_weights
+from runtime.engines.torch_engine import TorchEngine, library, limit_threads, read_weights
 from runtime.errors import EngineError
 from runtime.manifest import Manifest
+from runtime.staging import staging
 
 if TYPE_CHECKING:
     import torch
@@ -40,34 +46,60 @@ def run_package(
     folder: Path, manifest: Manifest, name: str, device: str, settings: Settings
 ) -> TorchEngine:
     """The engine ``name``, whose file AOTInductor made for ``device``."""
-    import torch
-
     from runtime.ops import varlen_attention
 
     entry = manifest.engines[name]
     varlen_attention.use_native_of(folder, entry)
-    if settings.threads.total is not None:
-        torch.set_num_threads(settings.threads.total)
+    limit_threads(settings.threads)
+    path = folder / entry.file
     weights = read_weights(folder, device)
-    # AOTInductor's own class: the public function around it imports the whole compiler.
-    loader = torch._C._aoti.AOTIModelPackageLoader(str(folder / entry.file), "model", False, 1, -1)
-    names = set(loader.get_constant_fqns())
-    if missing := sorted(names - weights.keys()):
-        raise EngineError(
-            f"cannot load {folder / entry.file}: weights.safetensors lacks {missing[0]}"
-        )
-    constants = {constant: weights[constant] for constant in names}
-    loader.load_constants(constants, False, True, True)
-    return TorchEngine(_Compiled(loader, constants), name, manifest, device, settings)
+    with ExitStack() as stack:
+        runner = _open_runner(stack.enter_context(_unpacked(path)), device)
+        names: dict[str, str] = runner.get_constant_names_to_original_fqns()
+        if missing := set(names.values()) - weights.keys():
+            raise EngineError(f"cannot load {path}: weights.safetensors lacks {min(missing)}")
+        constants = {name: weights[original] for name, original in names.items()}
+        runner.update_constant_buffer(constants, False, True, True)
+        # A CPU has all of it in memory; a card loads its kernels when they are first called.
+        unpacked = stack.pop_all() if device == "cuda" else ExitStack()
+    return TorchEngine(_Compiled(runner, constants, unpacked), name, manifest, device, settings)
+
+
+@contextmanager
+def _unpacked(package: Path) -> Iterator[Path]:
+    """The compiled library of a package, with its files around it.
+
+    PyTorch's own loader unpacks too, and leaves the folder where the process is killed.
+    """
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    with (
+        staging(Path(tempfile.gettempdir()) / f"esm2-aoti-{user}") as folder,
+        zipfile.ZipFile(package) as archive,
+    ):
+        archive.extractall(folder)
+        library = next(folder.rglob("*.so"), None)
+        if library is None:
+            raise EngineError(f"cannot load {package}: it holds no compiled library. Export again")
+        yield library
+
+
+def _open_runner(library: Path, device: str) -> Any:
+    """AOTInductor's own class: the public functions around it import the whole compiler."""
+    from torch._C import _aoti  # type: ignore[attr-defined]
+
+    if device == "cpu":
+        return _aoti.AOTIModelContainerRunnerCpu(str(library), 1)
+    return _aoti.AOTIModelContainerRunnerCuda(str(library), 1, device, str(library.parent))
 
 
 @dataclass(frozen=True)
 class _Compiled:
     """The compiled forward with its constants, of which the code itself holds addresses alone."""
 
-    loader: Any
+    runner: Any
     constants: "dict[str, torch.Tensor]"
+    unpacked: ExitStack
 
     def __call__(self, inputs: "list[torch.Tensor]") -> "list[torch.Tensor]":
-        outputs: list[torch.Tensor] = self.loader.run(inputs)
+        outputs: list[torch.Tensor] = self.runner.run(inputs)
         return outputs

@@ -67,4 +67,5 @@ def spec_of(
         attention_reason=reason,
         library=library,
         synthetic=manifest.weights.kind == "synthetic",
+        embed_dim=manifest.architecture.embed_dim,
     )

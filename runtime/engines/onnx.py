@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 FORMAT = "onnx"
+THREADS_ENTRY = "esm2.threads"
 FUNCTION = "standard (model-local function)"
 
 
@@ -92,12 +93,8 @@ def load(
     folder: Path, manifest: Manifest, device: str, settings: Settings, name: str = FORMAT
 ) -> "OnnxEngine":
     """See ``runtime.load``. Standard attention is the graph's own function."""
-    import onnxruntime
-
     entry = manifest.engines[name]
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = settings.threads.per_pack
+    options = session_options(settings.threads.of_pool)
     kernel, why = FUNCTION, ""
     if settings.attention == "standard":
         why = "attention 'standard' was asked for"
@@ -108,6 +105,18 @@ def load(
     names = [output.name for output in manifest.signature.outputs]
     spec = spec_of(manifest, name, device, library(), kernel, why)
     return OnnxEngine(session, spec, names, settings.threads.concurrency if device == "cpu" else 1)
+
+
+def session_options(num_threads: int) -> Any:
+    """``SessionOptions`` with a pool of so many threads, the caller of ``run`` included."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = num_threads
+    # Read by runtime/ops/native/onnxruntime_op.cpp, which splits its work for them.
+    options.add_session_config_entry(THREADS_ENTRY, str(num_threads))
+    return options
 
 
 def open_session(path: Path, options: Any, cuda: dict[str, str] | None) -> Any:

@@ -41,10 +41,7 @@ def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> 
 
 def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> "OnnxCudaEngine":
     """See ``runtime.load``."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options = onnx.session_options(settings.threads.total)
     cuda = {
         "use_tf32": str(int(settings.tf32)),
         "sdpa_kernel": str(SDPA_KERNELS[settings.attention]),

@@ -4,6 +4,7 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from runtime.errors import EngineError, UnsupportedError, cause
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool, pool
+from runtime.threads import Threads
 from runtime.weights_file import FILE_NAME
 
 if TYPE_CHECKING:
@@ -108,8 +110,16 @@ def read_weights(folder: Path, device: str) -> "dict[str, torch.Tensor]":
         raise EngineError(f"cannot load {path}: {cause(error)}") from error
 
 
+def limit_threads(threads: Threads) -> None:
+    """PyTorch's threads are the process's: where none were asked for, never more than were."""
+    import torch
+
+    if not threads.is_default or threads.total < torch.get_num_threads():
+        torch.set_num_threads(threads.total)
+
+
 class TorchEngine(LoadedEngine):
-    """One pack at a time, for PyTorch has one thread count a process.
+    """One pack at a time, for PyTorch has one thread count a process; other callers wait.
 
     Args:
         forward: from ``input_ids``, ``cu_seqlens`` on the device and ``max_seqlen`` on the host to
@@ -133,7 +143,10 @@ class TorchEngine(LoadedEngine):
 
             forward = GraphedForward(forward, self.output_names)
         self._forward: Callable[[list[torch.Tensor]], Iterable[torch.Tensor]] | None = forward
-        self._tf32 = settings.tf32
+        # AOTInductor's runner waits inside for its only model, with the interpreter held.
+        self._one_at_a_time = threading.Lock()
+        if device == "cuda":
+            _set_tf32(settings.tf32)
 
     def unsupported_reasons(self, batch: PackedBatch) -> list[str]:
         """See ``Engine``: every valid pack runs."""
@@ -183,7 +196,7 @@ class TorchEngine(LoadedEngine):
 
         self.require_usable()
         assert self._forward is not None
-        with torch.inference_mode(), varlen_attention.using(self._choice), _tf32(self._tf32):
+        with torch.inference_mode(), varlen_attention.using(self._choice):
             return self._forward(inputs)
 
     @contextmanager
@@ -191,9 +204,9 @@ class TorchEngine(LoadedEngine):
         import torch
 
         try:
-            with torch.inference_mode():
+            with self._one_at_a_time, torch.inference_mode():
                 yield
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             raise EngineError(
                 f"torch failed on a pack of {batch.num_proteins} proteins, "
                 f"{batch.num_tokens} tokens: {cause(error)}"
@@ -205,17 +218,15 @@ class TorchEngine(LoadedEngine):
         self._forward = None
 
 
-@contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    """PyTorch's switch is of the whole process, so it is put back."""
+def _set_tf32(allowed: bool) -> None:
+    """Of the whole process, and read nowhere else: PyTorch refuses to say it in a program that sets
+    its newer ``fp32_precision``. The older name sets both.
+    """
     import torch
 
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+    matmul = torch.backends.cuda.matmul
+    if (matmul.fp32_precision == "tf32") != allowed:
+        matmul.allow_tf32 = allowed
 
 
 def _to_array(tensor: "torch.Tensor") -> NDArray[np.floating]:

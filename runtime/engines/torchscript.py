@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.engine import Settings
-from runtime.engines.torch_engine import TorchEngine, library, read_weights, unsupported_reasons
+from runtime.engines.torch_engine import (
+    TorchEngine,
+    library,
+    limit_threads,
+    read_weights,
+    unsupported_reasons,
+)
 from runtime.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -24,8 +30,7 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> T
 
     entry = manifest.engines[FORMAT]
     varlen_attention.use_native_of(folder, entry)
-    if settings.threads.total is not None:
-        torch.set_num_threads(settings.threads.total)
+    limit_threads(settings.threads)
     module = torch.jit.load(folder / entry.file, map_location=device)  # type: ignore[no-untyped-call]
     module.load_state_dict(read_weights(folder, device), assign=True)
     module.eval()

@@ -17,8 +17,10 @@ class Choice:
         name: such as ``flash-attn 2.8.3``, ``torch flash``, ``native (avx2)``, ``standard``.
         kernel: the function.
         passed_over: one sentence for each faster candidate, or that it was asked for.
+        is_native: the kernel is that of the loaded library, which needs no Python to be called.
     """
 
     name: str
     kernel: Kernel
     passed_over: tuple[str, ...] = ()
+    is_native: bool = False

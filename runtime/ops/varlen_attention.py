@@ -1,10 +1,13 @@
 """``esm2::varlen_attention``: the one attention op of every traced graph.
 
-Importing this module registers the op with PyTorch; ``use_native`` gives it its fast CPU kernel.
+Importing this module defines the op, with kernels in Python; ``use_native`` loads a library that
+registers its fast CPU kernel itself, so that a forward on a CPU does not come back to Python.
 """
 
+import ctypes
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -29,25 +32,36 @@ SCHEMA = (
     " -> Tensor"
 )
 
-# Read by runtime/ops/native/torch_op.cpp: this module has registered the op already.
+# Where the native kernel hands over what Python is to compute (runtime/ops/native/torch_op.cpp).
+IN_PYTHON_NAME = f"{NAME}_python"
+# Read there too, while the library is loaded: this process's Python has defined the op already.
 IN_PYTHON_VARIABLE = "ESM2_OPS_IN_PYTHON"
 NATIVE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # The instruction set of the native kernel, once it is loaded; the first in a process stays.
 _native: str | None = None
+_loading = threading.Lock()
 
 # The schema carries no choice of kernel, so an engine sets its own around its forward. A ContextVar
 # is private to a thread: two engines that run side by side do not change each other.
 _chosen: ContextVar[Kernel | None] = ContextVar("esm2_attention", default=None)
 
 
+def _attend_in_python(wanted: bool) -> bool:
+    """Whether this thread's calls of the op come to Python; returns what held before."""
+    return True  # until a library takes the op's CPU key
+
+
 @contextmanager
 def using(choice: Choice) -> Iterator[None]:
-    """Every call of the op inside the block runs this kernel."""
+    """Every call of the op by this thread inside the block runs this kernel."""
     token = _chosen.set(choice.kernel)
+    switch = _attend_in_python
+    before = switch(not choice.is_native)
     try:
         yield
     finally:
+        switch(before)
         _chosen.reset(token)
 
 
@@ -80,9 +94,16 @@ def use_native(library: Path) -> None:
         EngineError: it is another one.
     """
     global _native
-    if _native is not None:
-        return
-    os.environ[IN_PYTHON_VARIABLE] = "1"
+    with _loading:
+        if _native is None:
+            _native = _load(library)
+
+
+def _load(library: Path) -> str:
+    """Loads a library, which registers its kernels; returns their instruction set."""
+    global _attend_in_python
+    # The process's own id, and no longer than this: a child in C++ has no Python to define the op.
+    os.environ[IN_PYTHON_VARIABLE] = str(os.getpid())
     try:
         name = instructions.of_library(library)
     except OSError as error:
@@ -91,7 +112,13 @@ def use_native(library: Path) -> None:
         ) from None
     finally:
         del os.environ[IN_PYTHON_VARIABLE]
-    _native = name
+    loaded = ctypes.PyDLL(str(library.resolve()))
+    # Libraries of older artifacts leave the op's CPU key to Python, whose kernel calls them.
+    if hasattr(loaded, "esm2_attend_in_python"):
+        switch = loaded.esm2_attend_in_python
+        switch.argtypes, switch.restype = [ctypes.c_bool], ctypes.c_bool
+        _attend_in_python = switch
+    return name
 
 
 def use_native_of(folder: Path, entry: EngineEntry) -> None:
@@ -113,7 +140,8 @@ def _choose_on_cpu(dtype: torch.dtype, requested: Attention) -> Choice:
             "On a CPU take 'auto' or 'standard'"
         )
     if _native is not None and dtype in NATIVE_DTYPES:
-        return Choice(f"native ({_native})", torch.ops.esm2.varlen_attention_native)
+        op = torch.ops.esm2.varlen_attention_native
+        return Choice(f"native ({_native})", op, is_native=True)
     missing = "not loaded" if _native is None else f"knows no {dtype}"
     return Choice("torch sdpa per protein", cpu.sdpa, (f"native: {missing}",))
 
@@ -131,6 +159,8 @@ def _fake(
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 
-torch.library.define(NAME, SCHEMA, tags=torch.Tag.pt2_compliant_tag)
-torch.library.impl(NAME, ("cpu", "cuda"), _attend)
-torch.library.register_fake(NAME, _fake)
+# For every device: a kernel that a library registers for its own comes first, without a warning.
+for _name in (NAME, IN_PYTHON_NAME):
+    torch.library.define(_name, SCHEMA, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl(_name, "default", _attend)
+    torch.library.register_fake(_name, _fake)

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import pytest
@@ -13,9 +14,12 @@ CU_SEQLENS = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], dtype=
 
 
 @pytest.fixture(autouse=True)
-def without_the_native_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_the_native_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Which a test before may have loaded; tests/runtime/test_native.py is about that."""
     monkeypatch.setattr(varlen_attention, "_native", None)
+    before = varlen_attention._attend_in_python(True)
+    yield
+    varlen_attention._attend_in_python(before)
 
 
 def qkv(head_dim: int = 16, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:

@@ -71,6 +71,13 @@ inline Status* output(const Api* api, KernelContext* context, size_t i, const in
   return call<91, Status*>(api, context, i, shape, rank, out);
 }
 inline void release(const Api* api, ShapeInfo* info) { call<99, void>(api, info); }
+inline Status* has_config_entry(const Api* api, const SessionOptions* options, const char* key, int* out) {
+  return call<237, Status*>(api, options, key, out);
+}
+inline Status* config_entry(const Api* api, const SessionOptions* options, const char* key, char* value,
+                            size_t* size) {
+  return call<238, Status*>(api, options, key, value, size);
+}
 inline Status* parallel_for(const Api* api, const KernelContext* context, void (*body)(void*, size_t),
                             size_t total, size_t num_batch, void* data) {
   return call<274, Status*>(api, context, body, total, num_batch, data);

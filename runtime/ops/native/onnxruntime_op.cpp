@@ -2,7 +2,15 @@
 // session's options, they take precedence over the model-local functions of the same names.
 
 #include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <new>
 #include <thread>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #include "onnxruntime_api.h"
 #include "varlen_attention.h"
@@ -16,13 +24,15 @@ struct AttentionKernel {
   float softmax_scale;
   esm2::Dtype dtype;
   bool rotary;
+  int threads;
 };
 
-// One op of a name for each element type.
+// One op of a name for each element type. `threads`: of the session's pool, its caller included.
 struct AttentionOp : ort::CustomOp {
   int element_type;
   esm2::Dtype dtype;
   bool rotary;
+  int threads;
 };
 
 const AttentionOp& self(const ort::CustomOp* op) { return *static_cast<const AttentionOp*>(op); }
@@ -98,7 +108,7 @@ ort::Status* compute(void* kernel_pointer, ort::KernelContext* context) {
   try {
     esm2::varlen_attention({kernel.dtype, strided(0), strided(1), strided(2), {table(0), table(1)}, out,
                             cu_seqlens, bounds.shape[0] - 1, heads, dim, kernel.softmax_scale},
-                           std::max(1u, std::thread::hardware_concurrency()), run_slots, &host);
+                           kernel.threads, run_slots, &host);
   } catch (const std::exception& error) {
     return ort::status(api, error.what());
   }
@@ -109,8 +119,9 @@ ort::Status* create_kernel(const ort::CustomOp* op, const ort::Api* api, const o
                            void** out) {
   float softmax_scale = 0;
   if (auto* failed = ort::float_attribute(api, info, "softmax_scale", &softmax_scale)) return failed;
-  *out = new AttentionKernel{api, softmax_scale, self(op).dtype, self(op).rotary};
-  return nullptr;
+  const AttentionOp& own = self(op);
+  *out = new (std::nothrow) AttentionKernel{api, softmax_scale, own.dtype, own.rotary, own.threads};
+  return *out ? nullptr : ort::status(api, "esm2::VarlenAttention: out of memory");
 }
 
 // q, k, v, cu_seqlens, max_seqlen, cos, sin
@@ -119,7 +130,7 @@ int input_type(const ort::CustomOp* op, size_t i) {
   return i == 3 ? ort::int32 : i == 4 ? ort::int64 : ort::float32;
 }
 
-AttentionOp op_for(int element_type, esm2::Dtype dtype, bool rotary) {
+AttentionOp op_for(int element_type, esm2::Dtype dtype, bool rotary, int threads) {
   AttentionOp op{};
   op.version = ort::api_version;
   op.name = [](const ort::CustomOp* op) {
@@ -142,7 +153,44 @@ AttentionOp op_for(int element_type, esm2::Dtype dtype, bool rotary) {
   op.element_type = element_type;
   op.dtype = dtype;
   op.rotary = rotary;
+  op.threads = threads;
   return op;
+}
+
+using Ops = std::array<AttentionOp, 3>;
+
+// Sessions keep their addresses, so they stay: one set for each size of a pool.
+const Ops& ops_for(int threads) {
+  static std::mutex mutex;
+  static auto& sets = *new std::map<int, Ops>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = sets.find(threads);
+  if (found != sets.end()) return found->second;
+  return sets[threads] = {op_for(ort::float32, esm2::Dtype::float32, false, threads),
+                          op_for(ort::float16, esm2::Dtype::float16, false, threads),
+                          op_for(ort::float32, esm2::Dtype::float32, true, threads)};
+}
+
+int usable_cores() {
+#if defined(__linux__)
+  cpu_set_t mask;
+  if (!sched_getaffinity(0, sizeof(mask), &mask)) return std::max(1, CPU_COUNT(&mask));
+#endif
+  return std::max(1u, std::thread::hardware_concurrency());
+}
+
+// The session's pool is not to be asked for its size: whoever makes it says so in an entry of its options.
+ort::Status* threads_of(const ort::Api* api, const ort::SessionOptions* options, int* out) {
+  constexpr const char* key = "esm2.threads";
+  *out = usable_cores();
+  int is_there = 0;
+  if (auto* failed = ort::has_config_entry(api, options, key, &is_there)) return failed;
+  if (!is_there) return nullptr;
+  char value[16] = {};
+  size_t size = sizeof(value);
+  if (auto* failed = ort::config_entry(api, options, key, value, &size)) return failed;
+  *out = std::atoi(value);
+  return *out > 0 ? nullptr : ort::status(api, "esm2.threads must be a whole number of at least 1");
 }
 
 }  // namespace
@@ -151,13 +199,16 @@ AttentionOp op_for(int element_type, esm2::Dtype dtype, bool rotary) {
 extern "C" __attribute__((visibility("default"))) ort::Status* RegisterCustomOps(
     ort::SessionOptions* options, const ort::ApiBase* base) {
   const ort::Api* api = base->get_api(ort::api_version);
-  static const AttentionOp ops[] = {op_for(ort::float32, esm2::Dtype::float32, false),
-                                    op_for(ort::float16, esm2::Dtype::float16, false),
-                                    op_for(ort::float32, esm2::Dtype::float32, true)};
+  int threads = 0;
+  if (auto* failed = threads_of(api, options, &threads)) return failed;
   ort::OpDomain* domain = nullptr;
   if (auto* failed = ort::new_domain(api, "esm2", &domain)) return failed;
-  for (const AttentionOp& op : ops)
-    if (auto* failed = ort::add_op(api, domain, &op)) return failed;
+  try {
+    for (const AttentionOp& op : ops_for(threads))
+      if (auto* failed = ort::add_op(api, domain, &op)) return failed;
+  } catch (const std::exception& error) {
+    return ort::status(api, error.what());
+  }
   return ort::add_domain(api, options, domain);
 }
 

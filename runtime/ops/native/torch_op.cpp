@@ -1,12 +1,15 @@
 // esm2::varlen_attention for PyTorch, on its stable ABI: one file for every torch from 2.11 on.
 //
-// Loading this library registers the op (torch.ops.load_library, or dlopen from C++). Where Python has
-// registered it already, it says so in ESM2_OPS_IN_PYTHON, and takes the kernel by its own name,
-// esm2::varlen_attention_native.
+// Loading this library registers the op (torch.ops.load_library, or dlopen from C++). Where this process's
+// Python has defined it already, it says so: ESM2_OPS_IN_PYTHON holds the process id, so that children
+// are not misled. Then the library adds the CPU kernel alone, and no forward on a CPU needs the
+// interpreter, but where Python asks for its own kernels (esm2_attend_in_python).
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+
+#include <unistd.h>
 
 #include <cstdlib>
 
@@ -32,14 +35,16 @@ void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v, const Tenso
                   "esm2::varlen_attention: cu_seqlens must be int32 [N + 1]");
 }
 
+bool is_known(const Tensor& q) {
+  const auto dtype = q.scalar_type();
+  return dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
+}
+
 esm2::Dtype dtype_of(const Tensor& q) {
-  switch (q.scalar_type()) {
-    case ScalarType::Float: return esm2::Dtype::float32;
-    case ScalarType::Half: return esm2::Dtype::float16;
-    case ScalarType::BFloat16: return esm2::Dtype::bfloat16;
-    default:
-      STD_TORCH_CHECK(false, "esm2::varlen_attention: this kernel takes float32, float16 and bfloat16");
-  }
+  STD_TORCH_CHECK(is_known(q), "esm2::varlen_attention: this kernel takes float32, float16 and bfloat16");
+  return q.scalar_type() == ScalarType::Float  ? esm2::Dtype::float32
+         : q.scalar_type() == ScalarType::Half ? esm2::Dtype::float16
+                                               : esm2::Dtype::bfloat16;
 }
 
 Tensor with_dense_rows(const Tensor& x) {
@@ -101,7 +106,25 @@ Tensor on_cuda(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
   return out;
 }
 
-bool in_python() { return std::getenv("ESM2_OPS_IN_PYTHON") != nullptr; }
+bool in_python() {
+  const char* process = std::getenv("ESM2_OPS_IN_PYTHON");
+  return process && std::atol(process) == getpid();
+}
+
+// Of this thread, for the forwards that it runs.
+thread_local bool attends_in_python = false;
+
+// Registered on the op's own name beside Python's, which takes what this kernel does not.
+Tensor on_cpu_beside_python(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
+                            int64_t max_seqlen, double softmax_scale) {
+  if (!attends_in_python && is_known(q)) return on_cpu(q, k, v, cu_seqlens, max_seqlen, softmax_scale);
+  using torch::stable::detail::from;
+  StableIValue stack[6] = {from(q), from(k), from(v), from(cu_seqlens), from(max_seqlen),
+                           from(softmax_scale)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("esm2::varlen_attention_python", "", stack, TORCH_FEATURE_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
 
 }  // namespace
 
@@ -115,12 +138,22 @@ STABLE_TORCH_LIBRARY_FRAGMENT(esm2, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(esm2, CPU, m) {
   m.impl("varlen_attention_native", TORCH_BOX(&on_cpu));
-  if (!in_python()) m.impl("varlen_attention", TORCH_BOX(&on_cpu));
+  if (in_python())
+    m.impl("varlen_attention", TORCH_BOX(&on_cpu_beside_python));
+  else
+    m.impl("varlen_attention", TORCH_BOX(&on_cpu));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(esm2, CUDA, m) {
   m.impl("varlen_attention_native", TORCH_BOX(&on_cuda));
   if (!in_python()) m.impl("varlen_attention", TORCH_BOX(&on_cuda));
+}
+
+// Whether the forwards of this thread run Python's kernels; returns what held before.
+extern "C" __attribute__((visibility("default"))) bool esm2_attend_in_python(bool wanted) {
+  const bool before = attends_in_python;
+  attends_in_python = wanted;
+  return before;
 }
 
 // The instruction set in use, for people.

@@ -7,7 +7,9 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <numeric>
+#include <stdexcept>
 #include <vector>
 
 namespace esm2 {
@@ -97,13 +99,20 @@ struct Work {
   const Problem& problem;
   std::vector<Task> tasks;
   std::atomic<size_t> next{0};
+  std::atomic<bool> out_of_memory{false};
 };
 
+// An exception that left a thread of the host's pool would end the process.
 void take_tasks(void* context, int64_t) {
   Work& work = *static_cast<Work*>(context);
   const Kernel& chosen = kernel();
-  for (size_t i; (i = work.next.fetch_add(1, std::memory_order_relaxed)) < work.tasks.size();)
-    chosen.run(work.problem, work.tasks[i]);
+  try {
+    for (size_t i; (i = work.next.fetch_add(1, std::memory_order_relaxed)) < work.tasks.size();)
+      chosen.run(work.problem, work.tasks[i]);
+  } catch (const std::bad_alloc&) {
+    work.out_of_memory = true;
+    work.next = work.tasks.size();  // the others need not go on
+  }
 }
 
 }  // namespace
@@ -116,6 +125,7 @@ void varlen_attention(const Problem& problem, int64_t threads, ParallelFor paral
     parallel_for(host, slots, take_tasks, &work);
   else
     take_tasks(&work, 0);
+  if (work.out_of_memory) throw std::runtime_error("esm2::varlen_attention: out of memory");
 }
 
 }  // namespace esm2

@@ -54,7 +54,8 @@ const Kernel& kernel();
 // Runs `body(context, slot)` for every slot below `slots`, on as many threads as the host gives.
 using ParallelFor = void (*)(void* host, int64_t slots, void (*body)(void*, int64_t), void* context);
 
-// Attention of every protein with itself. `threads` bounds the slots that ask for work.
+// Attention of every protein with itself. `threads` bounds the slots that ask for work. Throws
+// std::exception on the calling thread, never on one of the pool's.
 void varlen_attention(const Problem&, int64_t threads, ParallelFor, void* host);
 
 // What is wrong with cu_seqlens for T tokens, or nullptr.
