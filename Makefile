@@ -35,7 +35,7 @@ help:    ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make export MODEL=esm2_t33_650M_UR50D     a model by fair-esm's name"
-	@echo "  make export CHECKPOINT=FILE.pt|FOLDER     fair-esm's file, or Hugging Face's folder"
+	@echo "  make export CHECKPOINT=FILE.pt|FOLDER|NAME  fair-esm's file, Hugging Face's folder or name"
 	@echo "  make export TARGET=onnx LAYERS=6,12       which engines, which layers"
 	@echo "  make gpu-check PYTHON=python3.12 WHEELS=FOLDER GPU_ARGS=--with-3b"
 

@@ -36,17 +36,17 @@ RENAMES = {
 SUFFIXES = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}
 
 # Stored by some versions, used by none with rotary positions; a second copy of lm_head.bias; and
-# transformers 5's one entry, literally with a star, for the frequencies that a formula gives.
+# transformers 5's one entry, in files literally with a star, for frequencies that a formula gives.
 UNUSED = re.compile(
     r"esm\.embeddings\.position_(embeddings|ids)|lm_head\.decoder\.bias"
-    r"|esm\.encoder\.layer\.\*\.attention\.self\.rotary_embeddings\.inv_freq"
+    r"|esm\.(encoder\.layer\.\*\.attention\.self\.)?rotary_embeddings\.inv_freq"
 )
 
 FAIR_ESM_TABLE = "embed_tokens.weight"
 HUGGING_FACE_TABLE = "esm.embeddings.word_embeddings.weight"
 
 # Of EsmModel, which its heads' classes hold as "esm".
-_BASE = re.compile(r"^(embeddings|encoder|pooler|contact_head)\.")
+_BASE = re.compile(r"^(embeddings|encoder|pooler|contact_head|rotary_embeddings)(?=\.)")
 # Heads of transformers' classes: for classes of a protein or a token, questions; and the pooler.
 _HEADS = re.compile(r"(classifier|qa_outputs|esm\.pooler)\.")
 # Put inside names by torch.compile, FSDP and activation checkpointing.

@@ -119,7 +119,11 @@ def _shards(index: Path) -> list[str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} names no files: it has no weight_map")
     names = list(dict.fromkeys(weight_map.values()))
-    outside = [n for n in names if not isinstance(n, str) or n != Path(n).name or "\\" in n]
+    outside = [
+        name
+        for name in names
+        if not isinstance(name, str) or not name or name != Path(name).name or "\\" in name
+    ]
     if outside:
         raise CheckpointError(
             f"{index} is refused: it names {some(outside)}, expected files of its own folder"

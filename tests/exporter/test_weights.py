@@ -209,6 +209,12 @@ class TestForeignFiles:
 
     def test_bare_state_dict(self, reference: Reference, tmp_path: Path) -> None:
         torch.save(fair_esm_state(reference), tmp_path / "state.pt")
+        loaded = load(tmp_path / "state.pt")
+        assert loaded.origin.state_sha256 == reference.origin.state_sha256
+        assert loaded.architecture == reference.architecture
+
+    def test_a_dictionary_of_something_else(self, tmp_path: Path) -> None:
+        torch.save({"weights": [1, 2]}, tmp_path / "state.pt")
         with pytest.raises(CheckpointError, match="expected the keys 'cfg' and 'model'"):
             load(tmp_path / "state.pt")
 
