@@ -41,9 +41,9 @@ from runtime import manifest as manifests
 from runtime.engine import Attention
 from runtime.errors import Esm2Error
 from runtime.manifest import Architecture, Manifest
+from runtime.threads import usable_cores
 from runtime.weights_file import FILE_NAME as WEIGHTS_FILE
 from runtime.weights_file import read_places
-from runtime.threads import usable_cores
 
 # Where a fault is planted that the rounding of an engine hides.
 _IN_FLOAT32 = {"onnx-int8": "onnx"}

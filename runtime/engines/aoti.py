@@ -87,9 +87,7 @@ def run_package(
         ) from error
     if device == "cpu":
         unpacked.close()
-    return TorchEngine(
-        _Compiled(runner, constants, unpacked), name, manifest, device, settings
-    )
+    return TorchEngine(_Compiled(runner, constants, unpacked), name, manifest, device, settings)
 
 
 @contextmanager
@@ -112,7 +110,7 @@ def _unpacked(package: Path) -> Iterator[Path]:
 
 def _open_runner(library: Path, device: str) -> Any:
     """AOTInductor's own class: the public functions around it import the whole compiler."""
-    from torch._C import _aoti  # type: ignore[attr-defined]
+    from torch._C import _aoti
 
     if device == "cpu":
         return _aoti.AOTIModelContainerRunnerCpu(str(library), 1)

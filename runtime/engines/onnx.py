@@ -72,7 +72,7 @@ def load(
 
 
 def session_options(num_threads: int) -> Any:
-    """``onnxruntime.SessionOptions`` with a pool of so many threads, the caller of ``run`` included."""
+    """``SessionOptions`` with a pool of so many threads, the caller of ``run`` included."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

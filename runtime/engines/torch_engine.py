@@ -46,7 +46,7 @@ def read_weights(folder: Path, device: str) -> "dict[str, torch.Tensor]":
 
 
 def limit_threads(threads: Threads) -> None:
-    """PyTorch's threads are the process's: without a number of the caller's, never more than were."""
+    """PyTorch's threads are the process's: never more of them without the caller's word."""
     import torch
 
     if not threads.is_default or threads.total < torch.get_num_threads():
@@ -204,8 +204,11 @@ def _graphed(
 
 
 def _set_tf32(allowed: bool) -> None:
-    """Of the whole process, and read nowhere else: PyTorch refuses to say it in a program that sets
-    its newer ``fp32_precision``. The older name sets both."""
+    """Of the whole process, once.
+
+    It is read by its newer name: PyTorch refuses to tell the older one in a program that has set
+    the newer. It is set by the older name, which sets both.
+    """
     import torch
 
     matmul = torch.backends.cuda.matmul
