@@ -70,24 +70,24 @@ def run_package(
     varlen_attention.use_native_of(folder, entry)
     limit_threads(settings.threads)
     path = folder / entry.file
-    unpacked = ExitStack()
-    try:
-        weights = read_weights(folder, device)
-        runner = _open_runner(unpacked.enter_context(_unpacked(path)), device)
-        names: dict[str, str] = runner.get_constant_names_to_original_fqns()
-        if missing := set(names.values()) - weights.keys():
-            raise EngineError(f"cannot load {path}: weights.safetensors lacks {min(missing)}")
-        constants = {name: weights[original] for name, original in names.items()}
-        runner.update_constant_buffer(constants, False, True, True)
-    except (RuntimeError, OSError, zipfile.BadZipFile) as error:
-        unpacked.close()
-        raise EngineError(
-            f"cannot load {path}: {cause(error)} (built with "
-            f"{entry.built_with}, here torch {torch.__version__})"
-        ) from error
-    if device == "cpu":
-        unpacked.close()
-    return TorchEngine(_Compiled(runner, constants, unpacked), name, manifest, device, settings)
+    with ExitStack() as unpacked:
+        try:
+            weights = read_weights(folder, device)
+            runner = _open_runner(unpacked.enter_context(_unpacked(path)), device)
+            originals: dict[str, str] = runner.get_constant_names_to_original_fqns()
+            if missing := set(originals.values()) - weights.keys():
+                raise EngineError(f"cannot load {path}: weights.safetensors lacks {min(missing)}")
+            constants = {constant: weights[original] for constant, original in originals.items()}
+            runner.update_constant_buffer(constants, False, True, True)
+        except (RuntimeError, OSError, zipfile.BadZipFile) as error:
+            raise EngineError(
+                f"cannot load {path}: {cause(error)} (built with "
+                f"{entry.built_with}, here torch {torch.__version__})"
+            ) from error
+        # A CPU's library is loaded; a card's kernels are read when they are first called.
+        kept = unpacked.pop_all() if device == "cuda" else None
+    compiled = _Compiled(runner, constants, kept)
+    return TorchEngine(compiled, name, manifest, device, settings)
 
 
 @contextmanager
@@ -114,17 +114,19 @@ def _open_runner(library: Path, device: str) -> Any:
 
     if device == "cpu":
         return _aoti.AOTIModelContainerRunnerCpu(str(library), 1)
-    # It loads its kernels from the folder when they are first called.
     return _aoti.AOTIModelContainerRunnerCuda(str(library), 1, device, str(library.parent))
 
 
 @dataclass(frozen=True)
 class _Compiled:
-    """The compiled forward with its constants, of which the code itself holds addresses alone."""
+    """The compiled forward with its constants, of which the code itself holds addresses alone.
+
+    ``unpacked`` is its folder, which goes with it.
+    """
 
     runner: Any
     constants: "dict[str, torch.Tensor]"
-    unpacked: ExitStack
+    unpacked: ExitStack | None
 
     def __call__(self, inputs: "list[torch.Tensor]") -> "list[torch.Tensor]":
         outputs: list[torch.Tensor] = self.runner.run(inputs)
