@@ -1,7 +1,7 @@
 """Threads that want to run while an engine works: ``python -m benchmarks.threads ARTIFACT``.
 
-Linux gives the state of every thread; ``R`` is runnable, on a core or waiting for one. So 64 threads
-can be counted on 2 cores. Prints the table of docs/threads-and-memory.md.
+Linux gives the state of every thread; ``R`` is runnable, on a core or waiting for one. So 64
+threads can be counted on 2 cores. Prints the table of docs/threads-and-memory.md.
 """
 
 import argparse
@@ -113,7 +113,9 @@ def main() -> None:
         artifact, engine, *numbers = sys.argv[2:]
         threads, concurrency, max_tokens, num_proteins, length = map(int, numbers)
         _work(artifact, engine, threads, concurrency, max_tokens, Load("", num_proteins, length))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--engine", default="onnx")
     parser.add_argument("--seconds", type=float, default=10.0)

@@ -1,7 +1,8 @@
 """How many packs run at once on a CPU, and of what size: by cores, work at hand, and memory.
 
-One pack on all cores idles between its operators; packs side by side do not, but the last of a stream
-runs alone. So an even stream gets a core for each pack, and a protein that outweighs it all cores.
+One pack on all cores idles between its operators; packs side by side do not, but the last of a
+stream runs alone. So an even stream gets a core for each pack, and a protein that outweighs it all
+cores.
 """
 
 import math
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 LEAST_PACK_TOKENS = 512
 # Of the memory that the process may take, for packs in flight; the rest is for weights and results.
 MEMORY_SHARE = 0.5
-# Rows of E floats that a pack holds for each of its tokens at its peak. Measured: 17 with ONNX Runtime at
-# 8M, for proteins of 64 and of 2,048 tokens; more here, for its arena keeps what other shapes took.
+# Rows of E floats that a pack holds for each of its tokens at its peak. Measured: 17 with ONNX
+# Runtime at 8M, for proteins of 64 and of 2,048 tokens; more here, for its arena keeps what other
+# shapes took.
 ROWS_PER_TOKEN = 24
 FLOAT_BYTES = 4
 

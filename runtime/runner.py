@@ -1,8 +1,8 @@
 """Streaming: records in, packs, engine, embeddings out, in input order.
 
 The data's path: ``_next_window`` reads and tokenizes records and packs them, in a thread of its own
-while the engine works on the window before; ``_running`` keeps the engine busy with as many packs at
-once as it was loaded for, across windows; ``_embed`` runs one pack and pools.
+while the engine works on the window before; ``_running`` keeps the engine busy with as many packs
+at once as it was loaded for, across windows; ``_embed`` runs one pack and pools.
 """
 
 import logging

@@ -1,15 +1,17 @@
 """How many CPU threads, and how much memory, this process may use.
 
-A container sees every core of its machine, but its control group (cgroup) may hold it to the time of
-a few. More threads than that stop each other, so the quota counts like the affinity mask.
+A container sees every core of its machine, but its control group (cgroup) may hold it to the time
+of a few. More threads than that stop each other, so the quota counts like the affinity mask.
 """
 
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
 
 from runtime.errors import InputError
 
@@ -89,8 +91,9 @@ def usable_memory(root: Path = _ROOT) -> int | None:
     return min(limits, default=None)
 
 
-def _at_least_1(name: str, value: object) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+def _at_least_1(name: str, value: Any) -> int:
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_whole or value < 1:
         raise InputError(f"{name} must be a whole number of at least 1, got {value!r}")
     return int(value)
 
@@ -116,9 +119,9 @@ def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
     """Of this process's cgroup and of all its parents, in both versions of cgroups."""
     paths = {}
     for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
+        _, controllers, where = line.split(":", 2)
         if not controllers or controller in controllers.split(","):
-            paths["cgroup" if controllers else "cgroup2"] = PurePosixPath(path)
+            paths["cgroup" if controllers else "cgroup2"] = PurePosixPath(where)
     for mount in _lines(root / "proc/self/mountinfo"):
         fields, _, source = mount.partition(" - ")
         kind, _, options = (source.split() + ["", ""])[:3]

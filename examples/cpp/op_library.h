@@ -33,7 +33,7 @@ inline void load_op(const std::string& library) {
                              dlerror() + ")");
   if (!c10::Dispatcher::singleton().findSchema({"esm2::varlen_attention", ""}))
     throw std::runtime_error(library + " does not register esm2::varlen_attention: "
-                             "it is not this artifact's, or ESM2_OPS_IN_PYTHON is set");
+                             "it is not this artifact's, or is older and ESM2_OPS_IN_PYTHON is set");
 }
 
 }  // namespace esm2

@@ -53,16 +53,17 @@ def run_package(
     limit_threads(settings.threads)
     path = folder / entry.file
     weights = read_weights(folder, device)
-    with ExitStack() as stack:
-        runner = _open_runner(stack.enter_context(_unpacked(path)), device)
-        names: dict[str, str] = runner.get_constant_names_to_original_fqns()
-        if missing := set(names.values()) - weights.keys():
+    with ExitStack() as unpacked:
+        runner = _open_runner(unpacked.enter_context(_unpacked(path)), device)
+        originals: dict[str, str] = runner.get_constant_names_to_original_fqns()
+        if missing := set(originals.values()) - weights.keys():
             raise EngineError(f"cannot load {path}: weights.safetensors lacks {min(missing)}")
-        constants = {name: weights[original] for name, original in names.items()}
+        constants = {constant: weights[original] for constant, original in originals.items()}
         runner.update_constant_buffer(constants, False, True, True)
-        # A CPU has all of it in memory; a card loads its kernels when they are first called.
-        unpacked = stack.pop_all() if device == "cuda" else ExitStack()
-    return TorchEngine(_Compiled(runner, constants, unpacked), name, manifest, device, settings)
+        # A CPU's library is loaded; a card's kernels are read when they are first called.
+        kept = unpacked.pop_all() if device == "cuda" else None
+    compiled = _Compiled(runner, constants, kept)
+    return TorchEngine(compiled, name, manifest, device, settings)
 
 
 @contextmanager
@@ -85,7 +86,7 @@ def _unpacked(package: Path) -> Iterator[Path]:
 
 def _open_runner(library: Path, device: str) -> Any:
     """AOTInductor's own class: the public functions around it import the whole compiler."""
-    from torch._C import _aoti  # type: ignore[attr-defined]
+    from torch._C import _aoti
 
     if device == "cpu":
         return _aoti.AOTIModelContainerRunnerCpu(str(library), 1)
@@ -94,11 +95,14 @@ def _open_runner(library: Path, device: str) -> Any:
 
 @dataclass(frozen=True)
 class _Compiled:
-    """The compiled forward with its constants, of which the code itself holds addresses alone."""
+    """The compiled forward with its constants, of which the code itself holds addresses alone.
+
+    ``unpacked`` is its folder, which goes with it.
+    """
 
     runner: Any
     constants: "dict[str, torch.Tensor]"
-    unpacked: ExitStack
+    unpacked: ExitStack | None
 
     def __call__(self, inputs: "list[torch.Tensor]") -> "list[torch.Tensor]":
         outputs: list[torch.Tensor] = self.runner.run(inputs)

@@ -111,7 +111,7 @@ def read_weights(folder: Path, device: str) -> "dict[str, torch.Tensor]":
 
 
 def limit_threads(threads: Threads) -> None:
-    """PyTorch's threads are the process's: where none were asked for, never more than were."""
+    """PyTorch's threads are the process's: never more of them without the caller's word."""
     import torch
 
     if not threads.is_default or threads.total < torch.get_num_threads():
@@ -219,8 +219,10 @@ class TorchEngine(LoadedEngine):
 
 
 def _set_tf32(allowed: bool) -> None:
-    """Of the whole process, and read nowhere else: PyTorch refuses to say it in a program that sets
-    its newer ``fp32_precision``. The older name sets both.
+    """Of the whole process, once.
+
+    It is read by its newer name: PyTorch refuses to tell the older one in a program that has set
+    the newer. It is set by the older name, which sets both.
     """
     import torch
 

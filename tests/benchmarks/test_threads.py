@@ -1,4 +1,4 @@
-"""Threads that want to run, counted while real engines embed; more of them than this machine has."""
+"""Threads that want to run, counted while real engines embed; more than there are cores."""
 
 from pathlib import Path
 
@@ -19,7 +19,12 @@ ONE_PROTEIN = Load("one protein alone", 1, 400)
 
 
 def runnable(
-    artifact: Path, engine: str, threads: int, concurrency: int, load: Load, seconds: float = SECONDS
+    artifact: Path,
+    engine: str,
+    threads: int,
+    concurrency: int,
+    load: Load,
+    seconds: float = SECONDS,
 ) -> list[int]:
     return sample(artifact, engine, threads, concurrency, MAX_TOKENS, load, seconds)
 

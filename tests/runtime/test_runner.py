@@ -3,6 +3,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,80 @@ def test_what_an_engine_does_not_support_is_said(engine: runtime.Engine) -> None
     poisoned.unsupported_reasons = lambda batch: ["too long", "too odd"]  # type: ignore[method-assign]
     with pytest.raises(runtime.EngineError, match="cannot run this pack: too long; too odd"):
         list(runtime.AsyncInferenceRunner(poisoned).run([Record("a", "MKT")]))
+
+
+def test_packs_of_the_next_window_run_beside_the_last_of_this_one(engine: runtime.Engine) -> None:
+    """Between windows all cores but one waited for the last pack."""
+    first_of_next = threading.Event()
+    in_window = WINDOW_PACKS  # of one protein each
+
+    class Waiting(Poisoned):
+        def embed(self, batch: runtime.PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
+            if int(batch.names[0]) >= in_window:
+                first_of_next.set()
+            elif batch.names[0] == str(in_window - 1):
+                assert first_of_next.wait(timeout=20)
+            return super().embed(batch, layer, how)
+
+    runner = runtime.AsyncInferenceRunner(Waiting(engine, ""), max_tokens=10)
+    records = [Record(str(i), "MKTAYIAK") for i in range(2 * in_window)]
+    assert [result.id for result in runner.run(records)] == [record.id for record in records]
+
+
+@pytest.mark.parametrize("how", ["mean", "none"])
+def test_what_is_held_is_bounded(engine: runtime.Engine, how: Pool) -> None:
+    """A slow reader of results stops the engine, and with it the reading."""
+    embedded = 0
+
+    class Counting(Poisoned):
+        def embed(self, batch: runtime.PackedBatch, *_: object) -> NDArray[np.floating]:
+            nonlocal embedded
+            embedded += 1
+            return np.zeros((batch.num_tokens if how == "none" else 1, 1), dtype=np.float32)
+
+    counting = Counting(engine, "")
+    counting.spec = replace(engine.spec, embed_dim=1 << 21)  # 16 tokens fill WINDOW_BYTES
+    runner = runtime.AsyncInferenceRunner(counting, max_tokens=10, pool=how)
+    read = 0
+
+    def endless() -> Iterator[Record]:
+        nonlocal read
+        while True:
+            read += 1
+            yield Record(str(read), "MKTAYIAK")
+
+    results = runner.run(endless())
+    for _ in range(20):
+        next(results)
+    time.sleep(0.2)
+    at_once = counting.concurrency
+    assert embedded <= 20 + 2 * at_once
+    assert read <= (30 if how == "none" else 3 * WINDOW_PACKS)
+    results.close()
+
+
+def test_results_do_not_wait_for_a_silent_input(engine: runtime.Engine) -> None:
+    released = threading.Event()
+
+    def silent_after_the_first_window() -> Iterator[Record]:
+        for i in range(WINDOW_PACKS):
+            yield Record(str(i), "MKTAYIAK")
+        released.wait(timeout=60)
+
+    results = runtime.AsyncInferenceRunner(Poisoned(engine, ""), 10).run(
+        silent_after_the_first_window()
+    )
+    assert [next(results).id for _ in range(WINDOW_PACKS)] == [str(i) for i in range(WINDOW_PACKS)]
+    released.set()
+    assert not list(results)
+
+
+def test_results_before_an_error_in_the_input_are_kept(engine: runtime.Engine) -> None:
+    records = [Record(str(i), "MKTAYIAK") for i in range(WINDOW_PACKS)] + [Record("bad", "MJT")]
+    results = runtime.AsyncInferenceRunner(Poisoned(engine, ""), 10).run(records)
+    assert [next(results).id for _ in range(WINDOW_PACKS)] == [str(i) for i in range(WINDOW_PACKS)]
+    with pytest.raises(runtime.InputError, match="'bad'"):
+        next(results)
 
 
 def test_as_many_packs_at_once_as_the_engine_takes(engine: runtime.Engine) -> None:

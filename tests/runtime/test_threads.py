@@ -94,9 +94,7 @@ class TestVersion1:
             f"cpu,cpuacct/{place}cpu.cfs_quota_us": quota,
             f"cpu,cpuacct/{place}cpu.cfs_period_us": "100000",
         }
-        root = system(
-            tmp_path, V1_GROUPS.format(path=path), V1_MOUNTS.format(root=mounted), files
-        )
+        root = system(tmp_path, V1_GROUPS.format(path=path), V1_MOUNTS.format(root=mounted), files)
         assert usable_cores(root) == cores
 
     def test_memory(self, tmp_path: Path) -> None:
@@ -112,7 +110,8 @@ def test_both_versions_at_once(tmp_path: Path) -> None:
     root = system(
         tmp_path,
         V1_GROUPS.format(path="/a") + "\n0::/a",
-        V1_MOUNTS.format(root="/") + "\n33 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw",
+        V1_MOUNTS.format(root="/")
+        + "\n33 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw",
         {
             "cpu,cpuacct/a/cpu.cfs_quota_us": "300000",
             "cpu,cpuacct/a/cpu.cfs_period_us": "100000",
