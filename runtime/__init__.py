@@ -14,6 +14,8 @@ from runtime.errors import (
     Esm2Error,
     InputError,
     NonFiniteError,
+    OutOfMemoryError,
+    OutputError,
     UnsupportedError,
 )
 from runtime.packing import PackedBatch
@@ -32,6 +34,8 @@ __all__ = [
     "Esm2Error",
     "InputError",
     "NonFiniteError",
+    "OutOfMemoryError",
+    "OutputError",
     "Outputs",
     "PackedBatch",
     "Record",

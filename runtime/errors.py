@@ -23,3 +23,11 @@ class InputError(Esm2Error, ValueError):
 
 class NonFiniteError(Esm2Error, ArithmeticError):
     """An engine returned NaN or Inf; the message names the proteins."""
+
+
+class OutputError(Esm2Error, OSError):
+    """A file cannot be written; the message names the one that was asked for."""
+
+
+class OutOfMemoryError(Esm2Error, MemoryError):
+    """Memory ran out; the message says what was finished and where it is."""
