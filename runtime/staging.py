@@ -7,6 +7,7 @@ which of them still write: what a killed process left is removed by the next tha
 import glob
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -50,6 +51,14 @@ def staging(destination: Path) -> Iterator[Path]:
             _remove(new, folder, lock)
     finally:  # again, should a signal have interrupted that
         _remove(new, folder, lock)
+
+
+@contextmanager
+def temporary_folder(purpose: str) -> Iterator[Path]:
+    """Gives a folder among the system's temporary ones; a killed run's goes with the next run."""
+    with staging(Path(tempfile.gettempdir()) / f"esm2-engines-{purpose}") as folder:
+        folder.mkdir()
+        yield folder
 
 
 def _remove(new: Path, folder: Path, lock: FileLock) -> None:

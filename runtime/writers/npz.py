@@ -54,10 +54,10 @@ class Writer:
             self._row = block.rows[:0]
             self._has_offsets = block.ends is not None
             self._file.write(self._header())
-        self._file.write(block.rows)
+        self._file.write(block.rows.data)
         if block.ends is not None:
-            self._ends.write(block.ends + self._rows)
-        self._num_tokens.write(block.num_tokens)
+            self._ends.write((block.ends + self._rows).data)
+        self._num_tokens.write(block.num_tokens.data)
         self._ids.write(json.dumps(block.ids).encode() + b"\n")
         self._width_of_ids = max(self._width_of_ids, *map(len, block.ids))
         self._rows += len(block.rows)
@@ -96,7 +96,7 @@ class Writer:
         """Fills in what was not known before; returns where the member ends."""
         assert self._row is not None
         header = self._header()
-        size = len(header) + self._rows * self._row.shape[1] * self._row.itemsize
+        size: int = len(header) + self._rows * self._row.shape[1] * self._row.itemsize
         end = self._begin + size
         # A write that failed may have left more than was counted.
         self._file.truncate(end)

@@ -38,9 +38,7 @@ class Writer:
             }
         ).replace_schema_metadata(self._metadata)
         if self._file is None:
-            self._file = parquet.ParquetWriter(
-                self._path, table.schema, use_dictionary=["ids"]
-            )
+            self._file = parquet.ParquetWriter(self._path, table.schema, use_dictionary=["ids"])
         self._file.write_table(table)
         self.proteins += len(block.ids)
 

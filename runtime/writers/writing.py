@@ -59,7 +59,7 @@ def check_output(path: Path) -> None:
         with staging(target) as aside:
             aside.touch()
         if _belongs_to_another(target):
-            raise PermissionError("it is another user's, in a folder where only they may replace it")
+            raise PermissionError("it is another user's, and only they may replace it there")
 
 
 def write_embeddings(path: Path, embeddings: Iterable[Embedding], metadata: dict[str, str]) -> None:

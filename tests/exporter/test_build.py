@@ -2,7 +2,6 @@ import copy
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from exporter.cli import main
 from exporter.errors import ExportError
 from exporter.packed_forward import PackedESM2
 from exporter.parity.packs import Pack, parity_packs, with_names
-from exporter.publish import staged
+from exporter.publish import staged, writable_copy
 from exporter.weights import Reference
 from tests.conftest import ARCHITECTURE, LAYERS, TINY, save_checkpoint
 
@@ -144,7 +143,7 @@ def test_killing_a_build_leaves_the_old_artifact(
     artifact: Path, tmp_path: Path, moment: float
 ) -> None:
     target = tmp_path / "tiny"
-    shutil.copytree(artifact, target)
+    writable_copy(artifact, target)
     before = digests(target)
     command = [
         sys.executable, "-m", "exporter.cli", "build", "--synthetic", ARCHITECTURE, "--seed", "1",
@@ -218,7 +217,7 @@ class TestVerify:
 
     def test_another_checkpoint(self, artifact: Path, tmp_path: Path) -> None:
         other = tmp_path / "other"
-        shutil.copytree(artifact, other)
+        writable_copy(artifact, other)
         result = run("verify", other, "--checkpoint", "/nowhere.pt")
         assert result.exit_code == 2
         assert "no such file" in result.stderr

@@ -28,7 +28,9 @@ def read(path: Path) -> list[Embedding]:
     if path.suffix == ".parquet":
         table = parquet.read_table(path)
         values = [np.array(value) for value in table["embeddings"].to_pylist()]
-        return list(map(Embedding, table["ids"].to_pylist(), table["num_tokens"].to_pylist(), values))
+        return list(
+            map(Embedding, table["ids"].to_pylist(), table["num_tokens"].to_pylist(), values)
+        )
     with np.load(path) if path.suffix == ".npz" else h5py.File(path) as file:
         rows = file["embeddings"][:]
         ids = [name if isinstance(name, str) else name.decode() for name in file["ids"][:]]

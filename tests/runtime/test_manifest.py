@@ -1,9 +1,9 @@
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
+from exporter.publish import writable_copy
 from runtime import manifest as manifests
 from runtime.engine import load
 from runtime.errors import ArtifactError
@@ -16,7 +16,7 @@ FILES = [
 
 @pytest.fixture
 def copy(artifact: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(artifact, tmp_path / "copy"))
+    return writable_copy(artifact, tmp_path / "copy")
 
 
 def test_reads_what_was_written(artifact: Path) -> None:

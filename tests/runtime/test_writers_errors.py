@@ -80,7 +80,9 @@ class TestFullDisk:
         subprocess.run(["umount", str(tmp_path)], check=True)
 
     @pytest.mark.parametrize("proteins", [190, 6000])
-    def test_is_one_line_and_leaves_the_old_output(self, disk: Path, output: Path, proteins: int) -> None:
+    def test_is_one_line_and_leaves_the_old_output(
+        self, disk: Path, output: Path, proteins: int
+    ) -> None:
         """Full while rows are written, and full only when the file is closed."""
         output.write_bytes(b"precious")
         result = write_in_a_process(output, proteins)
@@ -118,7 +120,9 @@ class TestMemory:
             write_embeddings(output, stream(), {"engine": "onnx"})
         unfinished = output.with_name(f"x.unfinished{output.suffix}")
         if finished:
-            assert f"The {finished} proteins finished before are in {unfinished}" in str(caught.value)
+            assert f"The {finished} proteins finished before are in {unfinished}" in str(
+                caught.value
+            )
             assert_same(read(unfinished), expected)
         else:
             assert "No protein was finished before" in str(caught.value)
@@ -238,9 +242,7 @@ def test_the_next_run_removes_what_a_killed_one_left(output: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_two_of_one_pid_that_write_one_file(
-    output: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_of_one_pid_that_write_one_file(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in two containers that share a folder: the file was damaged and the status 0."""
     monkeypatch.setattr("os.getpid", lambda: 1)
     for _ in range(20):
