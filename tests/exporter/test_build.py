@@ -1,7 +1,6 @@
 import copy
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -118,19 +117,6 @@ class TestPublishing:
         with pytest.raises(ExportError, match="is not an artifact"), staged(tmp_path / "a"):
             pass
         assert (tmp_path / "a" / "thesis.tex").exists()
-
-    def test_removes_what_dead_builds_left(self, tmp_path: Path) -> None:
-        dead = subprocess.Popen([sys.executable, "-c", ""])
-        dead.wait()
-        leftover = tmp_path / f".a.building-{dead.pid}"
-        # In a container the dead build often had the pid that this one has.
-        (tmp_path / f".a.building-{os.getpid()}").mkdir()
-        running = tmp_path / f".a.building-{os.getppid()}"
-        leftover.mkdir()
-        running.mkdir()
-        self.make(tmp_path / "a", "one")
-        assert not leftover.exists()
-        assert running.exists()
 
 
 def digests(folder: Path) -> dict[str, bytes]:

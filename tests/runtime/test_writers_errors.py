@@ -199,7 +199,7 @@ def test_interrupted_in_any_line(output: Path) -> None:
         tracing = sys.gettrace()
         try:
             sys.settrace(Interrupter(line))
-            write_embeddings(output, embeddings(40, residues=3), {"engine": "onnx"})
+            write_embeddings(output, embeddings(16, residues=3), {"engine": "onnx"})
             finished = True
         except SystemExit:
             pass
@@ -209,7 +209,7 @@ def test_interrupted_in_any_line(output: Path) -> None:
         left = [path.name for path in output.parent.iterdir()]
         assert left in ([], [output.name]), f"line {line}"
         if left:
-            assert len(read(output)) == 40
+            assert len(read(output)) == 16
             output.unlink()
     gc.collect()
     assert line > 100
