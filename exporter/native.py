@@ -4,7 +4,9 @@ One source (``runtime/ops/native/``) and one kernel for each instruction set; th
 chosen when the library is loaded. Compiled once for a machine, compiler and PyTorch, and cached.
 """
 
+import atexit
 import contextlib
+import functools
 import hashlib
 import importlib.resources
 import os
@@ -12,7 +14,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 
 from exporter.errors import ExportError
 from exporter.parity.cache import default_folder
+from runtime.staging import staging, temporary_folder
 from runtime.threads import usable_cores
 
 TORCH_LIBRARY, ONNXRUNTIME_LIBRARY = "libesm2_ops.so", "libesm2_ort.so"
@@ -66,19 +68,31 @@ def compile_libraries() -> Path:
     compiler = compiler_command()
     source = importlib.resources.files("runtime.ops") / "native"
     with importlib.resources.as_file(source) as folder:
-        destination = default_folder() / f"native-{_digest(compiler, folder)}"
-        if all((destination / name).is_file() for name in (TORCH_LIBRARY, ONNXRUNTIME_LIBRARY)):
-            return destination
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        built = Path(tempfile.mkdtemp(dir=destination.parent, prefix=".native-"))
-        try:
-            _compile(compiler, folder, built)
-            built.chmod(0o755)
-            with contextlib.suppress(OSError):  # another process was faster
-                built.rename(destination)
-        finally:
-            shutil.rmtree(built, ignore_errors=True)
+        name = f"native-{_digest(compiler, folder)}"
+        for cache in (default_folder, _folder_of_this_process):
+            destination = cache() / name
+            if all((destination / name).is_file() for name in (TORCH_LIBRARY, ONNXRUNTIME_LIBRARY)):
+                break
+            with contextlib.ExitStack() as stack:
+                try:
+                    destination.parent.mkdir(parents=True, exist_ok=True)
+                    built = stack.enter_context(staging(destination))
+                    built.mkdir()
+                except OSError:  # a cache that cannot be written
+                    continue
+                _compile(compiler, folder, built)
+                with contextlib.suppress(OSError):  # another process was faster
+                    built.rename(destination)
+                break
     return destination
+
+
+@functools.cache
+def _folder_of_this_process() -> Path:
+    """Goes with it: without a cache the op is compiled again by the next."""
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(temporary_folder("native"))
 
 
 def compiler_command() -> list[str]:

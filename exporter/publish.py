@@ -1,14 +1,16 @@
 """Artifacts appear whole or not at all: written aside, verified there, renamed into place."""
 
+import contextlib
 import ctypes
+import errno
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from exporter.errors import ExportError
+from runtime.staging import staging
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -18,7 +20,9 @@ def staged(destination: Path) -> Iterator[Path]:
     """Gives a folder beside ``destination`` to write into, and publishes it if the block succeeds.
 
     A build that fails removes its folder; one that is killed leaves it, and the next build of the
-    same artifact removes it. Either way what ``destination`` held before is untouched.
+    same artifact removes it. Either way what ``destination`` held before is untouched. Of two
+    builds at a time the last to end stays. Files become read-only: an engine has them mapped while
+    it lives, so they are replaced by renaming, never written in place.
 
     Raises:
         ExportError: ``destination`` is something other than an artifact.
@@ -33,14 +37,11 @@ def staged(destination: Path) -> Iterator[Path]:
             "Choose another --out"
         )
     destination.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(destination)
-    folder = destination.with_name(f".{destination.name}.building-{os.getpid()}")
-    folder.mkdir()
-    try:
+    with staging(destination) as folder:
+        folder.mkdir()
         yield folder
+        _make_files_read_only(folder)
         _publish(folder, destination)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -51,15 +52,42 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def writable_copy(source: Path, target: Path) -> Path:
+    """A copy of an artifact that its owner can change; ``shutil.copytree`` would keep the modes."""
+    target.mkdir()
+    for path in source.iterdir():
+        if path.is_dir():
+            writable_copy(path, target / path.name)
+        else:
+            shutil.copyfile(path, target / path.name)
+    return target
+
+
+def _make_files_read_only(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        mode = path.stat().st_mode
+        if path.is_file() and mode & 0o222:
+            path.chmod(mode & 0o555)
+
+
 def _publish(folder: Path, destination: Path) -> None:
-    if not destination.exists():
-        folder.rename(destination)
-    elif not _exchange(folder, destination):
+    while not _renamed(folder, destination) and not _exchange(folder, destination):
         # No atomic exchange on this system: for a moment there is no artifact, never half of one.
-        old = destination.with_name(f".{destination.name}.building-{os.getpid()}-old")
-        destination.rename(old)
+        old = folder.with_name(f"{folder.name}-old")
+        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another build does the same
+            destination.rename(old)
+
+
+def _renamed(folder: Path, destination: Path) -> bool:
+    """False where there is an artifact already."""
+    try:
         folder.rename(destination)
-        shutil.rmtree(old)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -70,22 +98,3 @@ def _exchange(one: Path, other: Path) -> bool:
     paths = os.fsencode(one), os.fsencode(other)
     failed: int = renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE)
     return not failed
-
-
-def _remove_leftovers(destination: Path) -> None:
-    pattern = re.compile(re.escape(f".{destination.name}.building-") + r"(\d+)(-old)?")
-    for sibling in destination.parent.iterdir():
-        match = pattern.fullmatch(sibling.name)
-        # Containers give the same pid again and again: one of this pid is not this build's either.
-        if match and (int(match.group(1)) == os.getpid() or not _is_running(int(match.group(1)))):
-            shutil.rmtree(sibling, ignore_errors=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

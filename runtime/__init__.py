@@ -14,6 +14,8 @@ from runtime.errors import (
     Esm2Error,
     InputError,
     NonFiniteError,
+    OutOfMemoryError,
+    OutputError,
     UnsupportedError,
 )
 from runtime.loading import load
@@ -33,6 +35,8 @@ __all__ = [
     "Esm2Error",
     "InputError",
     "NonFiniteError",
+    "OutOfMemoryError",
+    "OutputError",
     "Outputs",
     "PackedBatch",
     "Record",

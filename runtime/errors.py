@@ -25,6 +25,14 @@ class NonFiniteError(Esm2Error, ArithmeticError):
     """An engine returned NaN or Inf; the message names the proteins."""
 
 
+class OutputError(Esm2Error, OSError):
+    """A file cannot be written; the message names the one that was asked for."""
+
+
+class OutOfMemoryError(Esm2Error, MemoryError):
+    """Memory ran out; the message says what was finished and where it is."""
+
+
 def cause(error: Exception) -> str:
     """The line of a library's message that says what happened; TorchScript traces come before."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -5,8 +5,10 @@ which of them still write: what a killed process left is removed by the next tha
 """
 
 import glob
+import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,8 +17,10 @@ from filelock import FileLock, Timeout
 
 _LOCK = ".lock"
 _LOCKED, _NOT_YET = ".partial", ".new"
-# File systems take names of 255 bytes; a name that is cut is still found by the same cut.
-_NAME_LENGTH = 60
+# A folder is new for some microseconds; a clock of another host may be off.
+_NEW_SECONDS = 3600
+# File systems take names of 255 bytes, 4 a character; one that is cut is found by the same cut.
+_NAME_LENGTH = 50
 
 
 @contextmanager
@@ -30,22 +34,44 @@ def staging(destination: Path) -> Iterator[Path]:
         OSError: the folder that holds ``destination`` cannot be written.
     """
     _remove_leftovers(destination)
-    prefix = _prefix(destination)
-    folder = Path(tempfile.mkdtemp(dir=destination.parent, prefix=prefix, suffix=_NOT_YET))
-    lock = _lock_in(folder)
+    # Named before it exists: whatever interrupts this block, it knows what to remove.
+    name = f"{_prefix(destination)}{secrets.token_hex(8)}"
+    new, folder = (destination.with_name(name + ending) for ending in (_NOT_YET, _LOCKED))
+    lock = _lock_in(new)
     try:
-        # A file system without locks: what is left there is left, but nothing live is removed.
-        with suppress(OSError, NotImplementedError):
-            lock.acquire(blocking=False)
-        # Locked before it has the name that others look for.
-        folder = folder.rename(folder.with_suffix(_LOCKED))
-        yield folder / destination.name
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        lock.release()
+        try:
+            new.mkdir(mode=0o700)
+            # A file system without locks: what is left there is left, but nothing live is removed.
+            with suppress(OSError, NotImplementedError):
+                lock.acquire(blocking=False)
+            # Locked before it has the name that others look for.
+            new.rename(folder)
+            yield folder / destination.name
+        finally:
+            _remove(new, folder, lock)
+    finally:  # again, should a signal have interrupted that
+        _remove(new, folder, lock)
+
+
+@contextmanager
+def temporary_folder(purpose: str) -> Iterator[Path]:
+    """Gives a folder among the system's temporary ones; a killed run's goes with the next run."""
+    with staging(Path(tempfile.gettempdir()) / f"esm2-engines-{purpose}") as folder:
+        folder.mkdir()
+        yield folder
+
+
+def _remove(new: Path, folder: Path, lock: FileLock) -> None:
+    for path in (folder, new):
+        shutil.rmtree(path, ignore_errors=True)
+    lock.release()
 
 
 def _remove_leftovers(destination: Path) -> None:
+    for folder in destination.parent.glob(f"{glob.escape(_prefix(destination))}*{_NOT_YET}"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _NEW_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
     for folder in destination.parent.glob(f"{glob.escape(_prefix(destination))}*{_LOCKED}"):
         lock = _lock_in(folder)
         try:

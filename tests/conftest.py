@@ -1,5 +1,6 @@
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache as cached
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -205,3 +207,22 @@ def fresh_python() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
         return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
 
     yield run
+
+
+@pytest.fixture
+def as_nobody() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command as a user who may read everything and owns nothing."""
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("only root, with setpriv, can become another user")
+    # Python itself may lie in a folder of root's.
+    reading = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *reading]
+    if subprocess.run([*user, "true"], capture_output=True).returncode:
+        pytest.skip("this container may not become another user")
+
+    def run(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*user, *map(str, command)], capture_output=True, text=True, timeout=300, **options
+        )
+
+    return run

@@ -4,6 +4,7 @@ A file is named by a digest of everything that its answers depend on, and holds 
 contents: one that was changed is not believed but computed again.
 """
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from runtime.staging import staging
 
 VARIABLE = "ESM2_ENGINES_CACHE"
 MAX_BYTES = 4 << 30
@@ -22,7 +25,10 @@ def default_folder() -> Path:
     """``$ESM2_ENGINES_CACHE``, else ``esm2-engines`` in the user's cache folder."""
     if folder := os.environ.get(VARIABLE):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "esm2-engines"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "esm2-engines"
+    except RuntimeError:  # no home: a folder that cannot be made, like one on a read-only disk
+        return Path(os.devnull) / "esm2-engines"
 
 
 class Cache:
@@ -51,9 +57,10 @@ class Cache:
         try:
             with np.load(path) as file:
                 arrays = {name: file[name] for name in file.files}
-            path.touch()
         except Exception:  # a damaged archive fails in the classes of three libraries
             return None
+        with contextlib.suppress(OSError):  # read-only: used as it is, and never removed
+            path.touch()
         stored = arrays.pop("digest", None)
         return arrays if stored is not None and str(stored) == _digest(key, arrays) else None
 
@@ -61,10 +68,10 @@ class Cache:
         """Keeps ``arrays``. A full or read-only disk costs the next run its time, nothing else."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            # Counted and swept like the others, should this process be killed.
-            aside = self._path(f"{key}.{os.getpid()}")
-            np.savez(aside, digest=np.array(_digest(key, arrays)), **arrays)
-            aside.replace(self._path(key))
+            # Under one name for all keys: the next answer removes what a killed process left.
+            with staging(self._path("answers")) as aside:
+                np.savez(aside, digest=np.array(_digest(key, arrays)), **arrays)
+                aside.replace(self._path(key))
             self._remove_oldest()
         except OSError:
             return

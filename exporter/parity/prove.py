@@ -7,7 +7,6 @@ engine whatever the others say. What half precision's own rounding hides is plan
 import functools
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -34,6 +33,7 @@ from exporter.parity.rejection import decisive, rejected
 from exporter.parity.report import FaultVerdict
 from exporter.parity.verdict import EngineVerdict
 from exporter.precision import cast_copy
+from exporter.publish import writable_copy
 from exporter.targets import exporter_of
 from exporter.verify import Gate
 from exporter.weights import Reference, check_is_original
@@ -42,6 +42,7 @@ from runtime.engine import Attention
 from runtime.errors import Esm2Error
 from runtime.files import file_entry
 from runtime.manifest import Architecture, Manifest
+from runtime.staging import temporary_folder
 from runtime.threads import usable_cores
 from runtime.weights_file import FILE_NAME as WEIGHTS_FILE
 from runtime.weights_file import read_places
@@ -82,19 +83,17 @@ def prove_gate(
         (number, engine) for engine in engines for number in range(len(faults_of(manifest, engine)))
     ]
     with (
-        tempfile.TemporaryDirectory() as workspace,
+        temporary_folder("faults") as workspace,
         tqdm(total=len(tasks), desc="planting faults", leave=False, disable=None) as progress,
     ):
         found = []
         if jobs == 1:
             planter = Planter(
-                folder, manifest, reference, Path(workspace), attention, cache, device=device
+                folder, manifest, reference, workspace, attention, cache, device=device
             )
             verdicts = (planter.numbered(number, engine) for number, engine in tasks)
         else:
-            setting = _Setting(
-                folder, manifest, load, Path(workspace), attention, cache, jobs, device
-            )
+            setting = _Setting(folder, manifest, load, workspace, attention, cache, jobs, device)
             verdicts = _in_processes(setting, tasks)
         for verdict in verdicts:
             found.append(verdict)
@@ -278,7 +277,7 @@ class Planter:
         One copy of the artifact serves all of them: what a fault changed is put back after it.
         """
         if not self._faulty.exists():
-            shutil.copytree(self._folder, self._faulty)
+            writable_copy(self._folder, self._faulty)
         manifests.write(self._manifest, self._faulty)
         if isinstance(fault, GraphFault):
             changed = self._exported(fault, engine)
@@ -306,7 +305,7 @@ class Planter:
             self._seal(name)
             yield
         finally:
-            shutil.copy(self._folder / name, self._faulty)
+            shutil.copyfile(self._folder / name, self._faulty / name)
 
     @contextmanager
     def _with_weights(self, fault: WeightsFault, engine: str) -> Iterator[None]:

@@ -1,8 +1,7 @@
 """Engines for a card on a machine without one: all of their graph but the attention kernel."""
 
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -14,6 +13,7 @@ from exporter.targets.onnx_packed_attention import with_reference_attention
 from exporter.targets.plan_options import profiles_of
 from runtime import manifest as manifests
 from runtime.manifest import Manifest, Profile, Signature
+from runtime.staging import staging, temporary_folder
 from runtime.weights_file import FILE_NAME as WEIGHTS_FILE
 
 # Of attention written out: half a GiB in float32, several times.
@@ -33,13 +33,13 @@ def stand_in_artifact(
     weights, are the engine's own. ``tensorrt``'s graph is of standard ops as it is.
 
     Args:
-        folder: the artifact; a temporary folder is made beside it.
+        folder: the artifact; only read. A temporary folder is made beside it, where links to its
+            weights are possible, or elsewhere, with a copy, where that place cannot be written.
         manifest: of it.
         name: key of ``STAND_INS``.
     """
     entry = manifest.engines[name]
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".without-card-") as temporary:
-        copy = Path(temporary)
+    with _folder_for(folder) as copy:
         model = onnx.load(folder / entry.file, load_external_data=False)
         shape = manifest.architecture
         dtype = ONNX_DTYPES[manifest.dtype]
@@ -53,6 +53,17 @@ def stand_in_artifact(
         )
         manifests.write(described, copy)
         yield copy, described
+
+
+@contextmanager
+def _folder_for(artifact: Path) -> Iterator[Path]:
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(staging(artifact.resolve()))
+            folder.mkdir()
+        except OSError:
+            folder = stack.enter_context(temporary_folder("without-card"))
+        yield folder
 
 
 def profiles_here(manifest: Manifest, name: str) -> list[Profile]:

@@ -4,7 +4,6 @@ import os
 import platform
 import shlex
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from exporter.targets.archive import rewrite
 from exporter.targets.tracing import dynamic_shapes, exporting, tracing_pack
 from runtime.instructions import PORTABLE, X86_64_V3
 from runtime.manifest import EngineEntry
+from runtime.staging import temporary_folder
 
 FILE_NAME = "model.pt2"
 LOWERING = "esm2::varlen_attention, everything around it compiled"
@@ -77,7 +77,7 @@ def compile_package(
     input_ids, cu_seqlens, max_seqlen = tracing_pack()
     # The host's max_seqlen stays there: it is a size.
     pack = input_ids.to(device), cu_seqlens.to(device), max_seqlen
-    with tempfile.TemporaryDirectory() as workspace, _compiling_in(Path(workspace), compiler):
+    with temporary_folder("aoti") as workspace, _compiling_in(workspace, compiler):
         with exporting():
             program = torch.export.export(
                 packed, pack, dynamic_shapes=dynamic_shapes(), strict=False

@@ -1,7 +1,6 @@
 """One plan: ``model.trt.onnx`` parsed, its attention lowered, and built for one kind of card."""
 
 import contextlib
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from exporter.targets.tensorrt_attention import CUT_AT, RefusedError, lower_atte
 from exporter.targets.tensorrt_graph import without_written_out_attention
 from runtime.engines.tensorrt_library import collecting_logger, first_error, known_cards
 from runtime.manifest import Profile
+from runtime.staging import staging
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,9 @@ def _kept_timings(config: Any, path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    known = path.read_bytes() if path.is_file() else b""
+    known = b""
+    with contextlib.suppress(OSError):
+        known = path.read_bytes()
     # One of another card or version, or a damaged one, is not taken: then it starts anew.
     for content in (known, b""):
         timings = config.create_timing_cache(content)
@@ -132,10 +134,11 @@ def _kept_timings(config: Any, path: Path | None) -> Iterator[None]:
             break
     yield
     if (measured := config.get_timing_cache()) is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{os.getpid()}")
-        aside.write_bytes(measured.serialize())
-        aside.replace(path)
+        with contextlib.suppress(OSError):  # a read-only cache costs the next build its time
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with staging(path) as aside:
+                aside.write_bytes(measured.serialize())
+                aside.replace(path)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import shutil
 import tempfile
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from click.testing import CliRunner
 import runtime
 from deploy.clean_root import Mount, UnavailableError
 from deploy.run_steps import CANNOT_RUN, FASTA, Image, Layers, StepError, build, checks, main
+from exporter.publish import writable_copy
 from runtime import manifest as manifests
 from runtime.files import file_entry
 
@@ -143,7 +143,7 @@ class TestHealthcheckFails:
 
     @pytest.fixture
     def copy(self, tiny_artifact: Path, tmp_path: Path) -> Path:
-        shutil.copytree(tiny_artifact, tmp_path / "artifact")
+        writable_copy(tiny_artifact, tmp_path / "artifact")
         return tmp_path / "artifact"
 
     @staticmethod

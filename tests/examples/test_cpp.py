@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from exporter.publish import writable_copy
 from tests.examples.outputs import BAD_FASTA, EXAMPLES, compare, golden_sequences, write_fasta
 
 Embed = Callable[..., subprocess.CompletedProcess[str]]
@@ -54,7 +55,7 @@ def embed(program: Path, tmp_path: Path) -> Embed:
 
 @pytest.fixture
 def copied(tiny_artifact: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_artifact, tmp_path / "artifact"))
+    return writable_copy(tiny_artifact, tmp_path / "artifact")
 
 
 def refused(result: subprocess.CompletedProcess[str]) -> str:
@@ -83,7 +84,7 @@ def test_answers_are_pythons(
 class TestCompiledEngine:
     @pytest.fixture
     def copied(self, compiled_artifact: Path, tmp_path: Path) -> Path:
-        return Path(shutil.copytree(compiled_artifact, tmp_path / "artifact"))
+        return writable_copy(compiled_artifact, tmp_path / "artifact")
 
     def test_for_another_processor(self, embed: Embed, copied: Path) -> None:
         manifest = json.loads((copied / "manifest.json").read_text())

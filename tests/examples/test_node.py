@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from exporter.publish import writable_copy
 from tests.examples.outputs import BAD_FASTA, EXAMPLES, compare, golden_sequences, write_fasta
 
 FOLDER = EXAMPLES / "node"
@@ -66,7 +67,7 @@ def test_answers_are_pythons(embed: Embed, artifact: Path, tmp_path: Path) -> No
 
 def test_weights(embed: Embed, tiny_artifact: Path, tmp_path: Path) -> None:
     fasta = write_fasta(tmp_path / "x.fasta", ("MKTAYIAKQR",))
-    folder = Path(shutil.copytree(tiny_artifact, tmp_path / "artifact"))
+    folder = writable_copy(tiny_artifact, tmp_path / "artifact")
     weights = folder / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     assert f"cannot load {folder / 'model.onnx'}" in refused(embed(folder, fasta))

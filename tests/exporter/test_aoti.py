@@ -1,6 +1,5 @@
 """The AOTInductor engine: built, loaded, refused, and its faults seen by the gate."""
 
-import shutil
 from pathlib import Path
 
 import msgspec
@@ -16,6 +15,7 @@ from exporter.parity.packs import as_batch, parity_packs
 from exporter.parity.prove import Planter
 from exporter.parity.rotation import positions_in
 from exporter.parity.verdict import INTERNALS
+from exporter.publish import writable_copy
 from exporter.weights import WeightsSource, load_reference
 from runtime import PackedBatch, instructions
 from runtime import manifest as manifests
@@ -73,7 +73,7 @@ def test_weights_that_lack_a_tensor_are_refused(compiled: Path, tmp_path: Path) 
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "artifact"
-    shutil.copytree(compiled, folder)
+    writable_copy(compiled, folder)
     state = load_file(folder / "weights.safetensors")
     del state["layers.1.fc1.weight"]
     save_file(state, folder / "weights.safetensors")
@@ -83,7 +83,7 @@ def test_weights_that_lack_a_tensor_are_refused(compiled: Path, tmp_path: Path) 
 
 def test_a_damaged_package_is_refused(compiled: Path, tmp_path: Path) -> None:
     folder = tmp_path / "artifact"
-    shutil.copytree(compiled, folder)
+    writable_copy(compiled, folder)
     path = folder / "model.pt2"
     path.write_bytes(path.read_bytes()[: 1 << 14])
     with pytest.raises(runtime.EngineError, match=r"cannot load .*model.pt2") as refused:

@@ -1,8 +1,6 @@
 import copy
 import hashlib
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +17,7 @@ from exporter.cli import main
 from exporter.errors import ExportError
 from exporter.packed_forward import PackedESM2
 from exporter.parity.packs import Pack, parity_packs, with_names
-from exporter.publish import staged
+from exporter.publish import staged, writable_copy
 from exporter.weights import Reference
 from tests.conftest import ARCHITECTURE, LAYERS, TINY, save_checkpoint
 
@@ -120,19 +118,6 @@ class TestPublishing:
             pass
         assert (tmp_path / "a" / "thesis.tex").exists()
 
-    def test_removes_what_dead_builds_left(self, tmp_path: Path) -> None:
-        dead = subprocess.Popen([sys.executable, "-c", ""])
-        dead.wait()
-        leftover = tmp_path / f".a.building-{dead.pid}"
-        # In a container the dead build often had the pid that this one has.
-        (tmp_path / f".a.building-{os.getpid()}").mkdir()
-        running = tmp_path / f".a.building-{os.getppid()}"
-        leftover.mkdir()
-        running.mkdir()
-        self.make(tmp_path / "a", "one")
-        assert not leftover.exists()
-        assert running.exists()
-
 
 def digests(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file())
@@ -144,7 +129,7 @@ def test_killing_a_build_leaves_the_old_artifact(
     artifact: Path, tmp_path: Path, moment: float
 ) -> None:
     target = tmp_path / "tiny"
-    shutil.copytree(artifact, target)
+    writable_copy(artifact, target)
     before = digests(target)
     command = [
         sys.executable, "-m", "exporter.cli", "build", "--synthetic", ARCHITECTURE, "--seed", "1",
@@ -218,7 +203,7 @@ class TestVerify:
 
     def test_another_checkpoint(self, artifact: Path, tmp_path: Path) -> None:
         other = tmp_path / "other"
-        shutil.copytree(artifact, other)
+        writable_copy(artifact, other)
         result = run("verify", other, "--checkpoint", "/nowhere.pt")
         assert result.exit_code == 2
         assert "no such file" in result.stderr

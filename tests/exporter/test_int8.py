@@ -1,7 +1,6 @@
 """The int8 engine: its weights, its gate, its selftest, and what it never does."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from exporter.parity.packs import parity_packs, with_names
 from exporter.parity.prove import Planter
 from exporter.parity.report import read
 from exporter.parity.verdict import WEIGHTS
+from exporter.publish import writable_copy
 from exporter.weights import Reference, WeightsSource, load_reference
 from runtime import manifest as manifests
 from runtime.cli import main as run_main
@@ -186,7 +186,7 @@ class TestSelftest:
         assert limits["logits"] > 1e-3
 
     def test_fails_on_a_changed_weight(self, int8: Path, tmp_path: Path) -> None:
-        folder = Path(shutil.copytree(int8, tmp_path / "copy"))
+        folder = writable_copy(int8, tmp_path / "copy")
         path = folder / int8_weights.FILE_NAME
         data = bytearray(path.read_bytes())
         state = load_file(path)

@@ -1,6 +1,5 @@
 """The engine ``onnx-cuda`` on a machine without a card: all of it but the attention kernel."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from exporter.parity.cache import Cache
 from exporter.parity.internals import token_offset_of
 from exporter.parity.verdict import EngineVerdict
 from exporter.parity.without_card import stand_in_artifact
+from exporter.publish import writable_copy
 from exporter.targets.onnx_attention import DOMAIN, OPSET
 from exporter.targets.onnx_packed_attention import PACKED_OP_TYPE, token_offset_function
 from exporter.verify import verify
@@ -190,7 +190,7 @@ class TestGate:
         fault: Callable[[onnx.ModelProto], None], named: str,
     ) -> None:  # fmt: skip
         folder = tmp_path / "faulty"
-        shutil.copytree(cuda_artifact, folder)
+        writable_copy(cuda_artifact, folder)
         path = folder / "model.ort-cuda.onnx"
         model = onnx.load(path, load_external_data=False)
         fault(model)

@@ -38,6 +38,7 @@ from exporter.parity.verdict import (
     judge,
 )
 from exporter.precision import cast_copy
+from exporter.publish import writable_copy
 from exporter.verify import Gate, verify
 from exporter.weights import Reference, WeightsSource, load_reference, state_sha256
 from runtime import manifest as manifests
@@ -739,12 +740,10 @@ class TestCommand:
         assert all(engine["attention"].startswith("standard") for engine in engines)
 
     def test_weights_with_nan_are_refused(self, tiny_artifact: Path, tmp_path: Path) -> None:
-        import shutil
-
         from safetensors.torch import load_file, save_file
 
         broken = tmp_path / "broken"
-        shutil.copytree(tiny_artifact, broken)
+        writable_copy(tiny_artifact, broken)
         path = broken / "weights.safetensors"
         state = load_file(path)
         state["layers.0.fc1.weight"][0, 0] = torch.nan

@@ -1,6 +1,5 @@
 """The engine ``tensorrt`` without a card: built by TensorRT-RTX, judged by its graph."""
 
-import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +18,7 @@ from exporter.errors import ExportError
 from exporter.parity.cache import Cache
 from exporter.parity.internals import grid_of
 from exporter.parity.verdict import EngineVerdict
+from exporter.publish import writable_copy
 from exporter.targets import tensorrt, tensorrt_plan
 from exporter.targets.plan_options import PlanOptions, profiles_of
 from exporter.targets.tensorrt_attention import RUNGS, RefusedError
@@ -212,7 +212,7 @@ class TestGate:
         fault: Callable[[onnx.ModelProto], None], named: str,
     ) -> None:  # fmt: skip
         folder = tmp_path / "faulty"
-        shutil.copytree(trt_artifact, folder)
+        writable_copy(trt_artifact, folder)
         path = folder / FILE_NAME
         model = onnx.load(path, load_external_data=False)
         fault(model)
@@ -262,7 +262,7 @@ class TestRefusals:
 
     def test_a_flipped_byte_of_a_plan(self, trt_artifact: Path, tmp_path: Path) -> None:
         folder = tmp_path / "damaged"
-        shutil.copytree(trt_artifact, folder)
+        writable_copy(trt_artifact, folder)
         (path,) = (folder / "tensorrt").iterdir()
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1

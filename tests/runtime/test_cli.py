@@ -1,6 +1,5 @@
 import gzip
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from click.testing import CliRunner, Result
 from pyarrow import parquet
 
 import runtime
+from exporter.publish import writable_copy
 from runtime.cli import main
 from tests.conftest import random_sequence
 
@@ -269,7 +269,7 @@ class TestInfo:
         assert json.loads(run("info", artifact, "--json").stdout)["dtype"] == "float32"
 
     def test_a_damaged_artifact(self, artifact: Path, tmp_path: Path) -> None:
-        copy = Path(shutil.copytree(artifact, tmp_path / "copy"))
+        copy = writable_copy(artifact, tmp_path / "copy")
         (copy / "model.ts").write_bytes(b"x")
         result = run("info", copy)
         assert result.exit_code == 2

@@ -1,5 +1,4 @@
 import logging
-import shutil
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 
 import runtime
+from exporter.publish import writable_copy
 from exporter.weights import Reference
 from runtime.engine import V1_ATTENTION_VARIABLES
 from runtime.engines.torch_engine import TorchEngine
@@ -185,7 +185,7 @@ class TestErrors:
     def test_a_file_that_the_library_refuses(
         self, artifact: Path, tmp_path: Path, name: str, file: str
     ) -> None:
-        folder = Path(shutil.copytree(artifact, tmp_path / "copy"))
+        folder = writable_copy(artifact, tmp_path / "copy")
         (folder / file).write_bytes(b"not an engine")
         with pytest.raises(runtime.EngineError) as error:
             runtime.load(folder, name, check_files=False)

@@ -2,7 +2,6 @@
 
 import logging
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from torch import Tensor
 
 import runtime
 from exporter.native import ONNXRUNTIME_LIBRARY, TORCH_LIBRARY, CompilerError, compile_libraries
+from exporter.publish import writable_copy
 from runtime import PackedBatch, instructions
 from runtime import manifest as manifests
 from runtime.ops import varlen_attention
@@ -156,7 +156,7 @@ class TestOnnxRuntime:
         with runtime.load(tiny_artifact, "onnx") as engine:
             right = engine.run(batch).logits
         folder = tmp_path / "artifact"
-        shutil.copytree(tiny_artifact, folder)
+        writable_copy(tiny_artifact, folder)
         model = onnx.load(folder / "model.onnx", load_external_data=False)
         (function,) = (f for f in model.functions if f.name == "VarlenRotaryAttention")
         del function.node[:]
@@ -189,7 +189,7 @@ class TestLibrariesThatCannotBeLoaded:
         self, tiny_artifact: Path, tmp_path: Path, engine: str, library: str, damage: str
     ) -> None:
         folder = tmp_path / "artifact"
-        shutil.copytree(tiny_artifact, folder)
+        writable_copy(tiny_artifact, folder)
         path = folder / "lib" / library
         if damage == "missing":
             path.unlink()
@@ -208,7 +208,7 @@ class TestLibrariesThatCannotBeLoaded:
         self, tiny_artifact: Path, tmp_path: Path, engine: str, library: str
     ) -> None:
         folder = tmp_path / "artifact"
-        shutil.copytree(tiny_artifact, folder)
+        writable_copy(tiny_artifact, folder)
         (folder / "lib" / library).write_text("not a library")
         with pytest.raises(runtime.ArtifactError, match=rf"lib/{library} has 13 bytes"):
             runtime.load(folder, engine)
@@ -219,7 +219,7 @@ def test_an_engine_without_its_library_says_nothing(
 ) -> None:
     """Built where there was no compiler."""
     folder = tmp_path / "artifact"
-    shutil.copytree(tiny_artifact, folder)
+    writable_copy(tiny_artifact, folder)
     manifest = manifests.read(folder)
     entry = manifests.EngineEntry(**{
         **{name: getattr(manifest.engines["onnx"], name) for name in ("file", "lowering")},

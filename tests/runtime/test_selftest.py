@@ -1,7 +1,6 @@
 """The golden proteins that an artifact carries, and what they catch where an engine runs."""
 
 import json
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import runtime
+from exporter.publish import writable_copy
 from runtime import manifest as manifests
 from runtime.cli import main
 from runtime.files import file_entry
@@ -53,7 +53,7 @@ class TestGolden:
 
     def test_without_proteins_nothing_passes(self, tiny_artifact: Path, tmp_path: Path) -> None:
         folder = tmp_path / "empty"
-        shutil.copytree(tiny_artifact, folder)
+        writable_copy(tiny_artifact, folder)
         manifest = manifests.read(folder)
         path = folder / manifest.golden.file
         with np.load(path) as file:
@@ -102,7 +102,7 @@ class TestCommand:
         from safetensors.torch import load_file, save_file
 
         folder = tmp_path / "faulty"
-        shutil.copytree(tiny_artifact, folder)
+        writable_copy(tiny_artifact, folder)
         path = folder / "weights.safetensors"
         state = load_file(path)
         state["layers.1.fc1.bias"][0] += 0.01
@@ -129,7 +129,7 @@ class TestCommand:
 
     def test_nothing_compared_is_no_pass(self, tiny_artifact: Path, tmp_path: Path) -> None:
         folder = tmp_path / "half"
-        shutil.copytree(tiny_artifact, folder)
+        writable_copy(tiny_artifact, folder)
         manifest = msgspec.structs.replace(manifests.read(folder), dtype="bfloat16")
         manifests.write(manifest, folder)
         result = CliRunner().invoke(main, ["selftest", str(folder), "--engine", "onnx"])
