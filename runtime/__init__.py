@@ -18,7 +18,8 @@ from runtime.errors import (
 )
 from runtime.packing import PackedBatch
 from runtime.pooling import pool
-from runtime.runner import AsyncInferenceRunner, Embedding, Record
+from runtime.records import Record, Rejection
+from runtime.runner import AsyncInferenceRunner, Embedding
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ __all__ = [
     "Outputs",
     "PackedBatch",
     "Record",
+    "Rejection",
     "UnsupportedError",
     "even_packs",
     "first_fit_decreasing",

@@ -208,7 +208,7 @@ class TestErrors:
 def test_importing_runtime_needs_numpy_alone(fresh_python) -> None:  # type: ignore[no-untyped-def]
     heavy = (
         "torch", "onnxruntime", "esm", "exporter", "onnx", "safetensors", "tensorrt",
-        "click", "msgspec", "dnaio", "xopen", "tqdm", "h5py", "pyarrow",
+        "click", "msgspec", "isal", "backports", "tqdm", "h5py", "pyarrow",
     )  # fmt: skip
     result = fresh_python("import runtime; print('imported')", blocked=heavy)
     assert result.stdout == "imported\n", result.stderr
@@ -217,7 +217,7 @@ def test_importing_runtime_needs_numpy_alone(fresh_python) -> None:  # type: ign
 @pytest.mark.parametrize("module", ["runtime.cli", "exporter.cli"])
 def test_help_needs_no_engine_library(fresh_python, module: str) -> None:  # type: ignore[no-untyped-def]
     code = f"import {module} as m; m.main(['--help'])"
-    blocked = ("torch", "onnxruntime", "esm", "onnx", "safetensors", "dnaio")
+    blocked = ("torch", "onnxruntime", "esm", "onnx", "safetensors", "isal")
     result = fresh_python(code, blocked=blocked)
     assert result.stdout.startswith("Usage: "), result.stderr
     assert sys.version_info >= (3, 10)
