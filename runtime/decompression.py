@@ -53,7 +53,7 @@ def decompressed(blocks: Iterable[bytes]) -> Iterator[bytes]:
         InputError: what is compressed is damaged, ends too early, or is followed by something else.
     """
     source = iter(blocks)
-    first = at_least(_LONGEST_START, source)
+    first, source = at_least(_LONGEST_START, source)
     for known in _FORMATS:
         if first.startswith(known.starts):
             yield from _streams(known, first, source)
@@ -62,14 +62,23 @@ def decompressed(blocks: Iterable[bytes]) -> Iterator[bytes]:
     yield from source
 
 
-def at_least(size: int, source: Iterator[bytes]) -> bytes:
-    """The next ``size`` bytes or more, fewer at the end: a pipe gives as few as it likes."""
+def at_least(size: int, source: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """The next ``size`` bytes or more, and what follows: a pipe gives as few at once as it likes.
+
+    Fewer where ``source`` ends or fails; it fails again where it is read on.
+    """
     first = b""
-    for block in source:
-        first += block
-        if len(first) >= size:
-            break
-    return first
+    try:
+        while len(first) < size and (block := next(source, None)) is not None:
+            first += block
+    except InputError as error:
+        return first, _failing(error)
+    return first, source
+
+
+def _failing(error: InputError) -> Iterator[bytes]:
+    yield b""
+    raise error
 
 
 def _streams(known: _Format, held: bytes, source: Iterator[bytes]) -> Iterator[bytes]:

@@ -23,8 +23,8 @@ from runtime.records import Record, printable
 STDIN = "-"
 
 _BLOCK_BYTES = 1 << 20
-# Enough to tell a tar archive.
-_START_BYTES = 512
+# Enough to tell an encoding, and a tar archive. A pipe may give no more for long.
+_BOM_BYTES, _START_BYTES = 4, 512
 _DEFAULT_ENCODING = "utf-8"
 # What text begins with in other encodings: byte order marks, or ">" without one.
 _ENCODING_OF_START = (
@@ -122,7 +122,7 @@ def read_pieces(paths: Iterable[str]) -> Iterator[Pieces]:
                 for line, texts in _split(_decoded(decompressed(blocks))):
                     yield Pieces(name, count + 1, line, texts)
                     count += len(texts)
-        except (InputError, UnicodeDecodeError, OSError) as error:
+        except (InputError, OSError) as error:
             raise InputError(f"cannot read {name} after {count} records: {error}") from None
         if count == 0:
             raise InputError(f"{name} is empty: it holds no FASTA record")
@@ -149,7 +149,10 @@ def _open(path: str) -> io.FileIO:
 
 def _decoded(blocks: Iterator[bytes]) -> Iterator[str]:
     """Text with LF at the ends of lines; bytes that are no UTF-8 are escaped (PEP 383)."""
-    start = at_least(_START_BYTES, blocks)
+    start, blocks = at_least(_BOM_BYTES, blocks)
+    if not start.startswith(b">"):
+        more, blocks = at_least(_START_BYTES - len(start), blocks)
+        start += more
     if reason := binary_format(start):
         raise InputError(f"not FASTA: {reason}")
     encoding = next(
@@ -158,10 +161,14 @@ def _decoded(blocks: Iterator[bytes]) -> Iterator[str]:
     decoder = io.IncrementalNewlineDecoder(
         codecs.getincrementaldecoder(encoding)("surrogateescape"), translate=True
     )
-    for block in chain([start], blocks):
-        # Anywhere: files with such a mark are joined with others.
-        yield decoder.decode(block).replace(_BYTE_ORDER_MARK, "")
-    yield decoder.decode(b"", final=True)
+    try:
+        for block in chain([start], blocks):
+            # Anywhere: files with such a mark are joined with others.
+            yield decoder.decode(block).replace(_BYTE_ORDER_MARK, "")
+        yield decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        what = f"its {encoding.upper()} text is damaged or truncated ({error.reason})"
+        raise InputError(f"{what}. Copy or download it again") from None
 
 
 def _split(blocks: Iterator[str]) -> Iterator[tuple[int, list[str]]]:

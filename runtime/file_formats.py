@@ -11,6 +11,7 @@ _BINARY: tuple[tuple[bytes, str, str], ...] = (
     (b"PK\x03\x04", "a zip archive (.zip, .npz, .xlsx, .pt)", _UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
     (b"Rar!", "a rar archive", _UNPACK),
+    (b"\x1f\x8b", "compressed twice", "Decompress it once with 'gzip -dc'"),
     (b"\x1f\x9d", "a .Z file", "Decompress it with 'gzip -dc'"),
     (b"\x04\x22\x4d\x18", "an lz4 file", "Decompress it with 'lz4 -dc'"),
     (b"PAR1", "a Parquet file", "Write its sequences as FASTA"),
