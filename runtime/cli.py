@@ -166,6 +166,7 @@ def embed(
     Exits with 0 if every record was embedded, 3 if some were rejected (--on-error skip: they are
     listed in OUTPUT.rejected.tsv), 2 if nothing was written.
     """
+    from runtime import manifest as manifests
     from runtime.engine import load, usable_cores
     from runtime.fasta import check_readable, read_fasta
     from runtime.nucleotides import watch_for_nucleotides
@@ -183,6 +184,7 @@ def embed(
     check_readable(fasta)
     started = time.perf_counter()
     chosen = _attention(attention, v1_attention)
+    manifests.read(artifact, check_files=False)  # before files are read that may be large
     skip = on_error == "skip"
     found = scan(fasta, RecordOptions(unknown, upper, strip_stop))
     found.check(skip)

@@ -69,7 +69,7 @@ class Pieces:
 
 
 def check_readable(paths: Iterable[str]) -> None:
-    """Raises InputError, before any work is done, for what cannot be read or is empty."""
+    """Raises InputError, before any work is done, for what cannot be read."""
     paths = list(paths)
     if paths.count(STDIN) > 1:
         raise InputError("standard input (-) is given twice, and can be read once. Give it once")
@@ -88,9 +88,6 @@ def check_readable(paths: Iterable[str]) -> None:
             )
         if not os.access(path, os.R_OK):
             raise InputError(f"cannot read {path}: permission denied")
-        # A pipe such as <(zcat x.gz) has no size.
-        if stat.S_ISREG(status.st_mode) and status.st_size == 0:
-            raise InputError(f"{path} is empty: it holds no FASTA record")
 
 
 def is_regular(path: str) -> bool:

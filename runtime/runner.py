@@ -18,7 +18,7 @@ from runtime.bin_packing import even_packs
 from runtime.engine import Engine
 from runtime.errors import EngineError, InputError, NonFiniteError
 from runtime.packing import PackedBatch
-from runtime.pooling import POOL_CHOICES, Pool, residue_rows
+from runtime.pooling import Pool, check_pool, residue_rows
 from runtime.records import Record, RecordOptions, Rejection, prepare
 from runtime.tokenizer import Unknown
 
@@ -106,8 +106,7 @@ class AsyncInferenceRunner:
         strip_stop: bool = False,
         on_rejected: Callable[[Rejection], None] | None = None,
     ):
-        if pool not in POOL_CHOICES:
-            raise InputError(f"pool must be one of {', '.join(POOL_CHOICES)}, got {pool!r}")
+        check_pool(pool)
         if max_tokens < 1:
             raise InputError(f"max_tokens must be at least 1, got {max_tokens}")
         layers = engine.spec.layers

@@ -14,7 +14,7 @@ from runtime.engine import EngineSpec, Outputs, Settings
 from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import EngineEntry, Manifest
 from runtime.packing import PackedBatch
-from runtime.pooling import Pool, pool
+from runtime.pooling import Pool, check_pool, pool
 
 logger = logging.getLogger(__name__)
 
@@ -175,6 +175,7 @@ class OnnxEngine:
 
     def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
         """See ``Engine.embed``."""
+        check_pool(how)
         rows = self._fetch(batch, [f"representations.{layer}"])[0]
         return rows if how == "none" else pool(rows, batch.cu_seqlens, how)
 

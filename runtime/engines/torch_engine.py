@@ -13,7 +13,7 @@ from runtime.engine import EngineSpec, Outputs, Settings
 from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
-from runtime.pooling import Pool, pool
+from runtime.pooling import Pool, check_pool, pool
 from runtime.weights_file import FILE_NAME
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ class TorchEngine:
         """See ``Engine.embed``; on CUDA the card pools, and only the result leaves it."""
         from runtime.engines.torch_pooling import pool_tensor
 
+        check_pool(how)
         with self._running(batch):
             inputs = self.inputs(batch)
             tensors = list(self.forward(inputs))

@@ -42,6 +42,11 @@ def test_a_later_run_leaves_the_earlier_outputs(
     np.testing.assert_array_equal(first.logits, kept)
 
 
+def test_a_wrong_pooling_is_no_guess(engine: runtime.Engine, batch: runtime.PackedBatch) -> None:
+    with pytest.raises(runtime.InputError, match="pool must be one of mean, .*, got 'max'"):
+        engine.embed(batch, 6, "max")
+
+
 def test_a_pack_of_one_token(engine: runtime.Engine) -> None:
     outputs = engine.run(runtime.PackedBatch.from_tokens([np.array([5])]))
     assert outputs.logits.shape == (1, 33)
