@@ -3,7 +3,6 @@
 A parser of its own, in blocks and not in lines: see docs/decisions.md.
 """
 
-import codecs
 import io
 import os
 import re
@@ -15,24 +14,15 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from runtime.decompression import at_least, decompressed
+from runtime.decoding import decoded
+from runtime.decompression import decompressed
 from runtime.errors import InputError
-from runtime.file_formats import PIR_HEADER, binary_format, text_format
+from runtime.file_formats import PIR_HEADER, text_format
 from runtime.records import Record, printable
 
 STDIN = "-"
 
 _BLOCK_BYTES = 1 << 20
-# Enough to tell an encoding, and a tar archive. A pipe may give no more for long.
-_BOM_BYTES, _START_BYTES = 4, 512
-_DEFAULT_ENCODING = "utf-8"
-# What text begins with in other encodings: byte order marks, or ">" without one.
-_ENCODING_OF_START = (
-    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
-    (b">\0", "utf-16-le"), (b"\0>", "utf-16-be"),
-)  # fmt: skip
-_BYTE_ORDER_MARK = "\ufeff"
 _MARK = "\n>"
 # Blank lines, and comments as in Pearson's FASTA and in many tools' output.
 _LEAD = re.compile(r"(?:[ \t]*\n|[#;][^\n]*\n)*")
@@ -111,12 +101,12 @@ def read_fasta(paths: Iterable[str]) -> Iterator[Record]:
 def read_pieces(paths: Iterable[str]) -> Iterator[Pieces]:
     """``read_fasta`` for those who look at many records at once; raises the same."""
     for path in paths:
-        name = "standard input" if path == STDIN else path
+        name = "standard input" if path == STDIN else printable(path)
         count = 0
         try:
             with _open(path) as file:
                 blocks = iter(partial(file.read, _BLOCK_BYTES), b"")
-                for line, texts in _split(_decoded(decompressed(blocks))):
+                for line, texts in _split(decoded(decompressed(blocks))):
                     yield Pieces(name, count + 1, line, texts)
                     count += len(texts)
         except (InputError, OSError) as error:
@@ -142,30 +132,6 @@ def _open(path: str) -> io.FileIO:
     # A descriptor of its own, without a buffer and its lock: a thread that waits in sys.stdin's
     # would end the process with a fatal error when the interpreter shuts down.
     return io.FileIO(os.dup(sys.stdin.fileno()))
-
-
-def _decoded(blocks: Iterator[bytes]) -> Iterator[str]:
-    """Text with LF at the ends of lines; bytes that are no UTF-8 are escaped (PEP 383)."""
-    start, blocks = at_least(_BOM_BYTES, blocks)
-    if not start.startswith(b">"):
-        more, blocks = at_least(_START_BYTES - len(start), blocks)
-        start += more
-    if reason := binary_format(start):
-        raise InputError(f"not FASTA: {reason}")
-    encoding = next(
-        (name for bom, name in _ENCODING_OF_START if start.startswith(bom)), _DEFAULT_ENCODING
-    )
-    decoder = io.IncrementalNewlineDecoder(
-        codecs.getincrementaldecoder(encoding)("surrogateescape"), translate=True
-    )
-    try:
-        for block in chain([start], blocks):
-            # Anywhere: files with such a mark are joined with others.
-            yield decoder.decode(block).replace(_BYTE_ORDER_MARK, "")
-        yield decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        what = f"its {encoding.upper()} text is damaged or truncated ({error.reason})"
-        raise InputError(f"{what}. Copy or download it again") from None
 
 
 def _split(blocks: Iterator[str]) -> Iterator[tuple[int, list[str]]]:

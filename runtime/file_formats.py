@@ -58,7 +58,7 @@ _TEXT: tuple[tuple[str, str, str], ...] = (
     (r"(?:[^\t\n]*\t){8}[^\t\n]*(?:\n|$)", "a GFF file",
      f"It holds places in a genome. {_PROTEINS}"),
     (r"(?:[^\t\n]*\t){10}", "a SAM file", f"It holds reads. {_PROTEINS}"),
-    (r"[^\n]*[\t,;][^\n]*", "a table (CSV or TSV)",
+    (r"[^\n]*([\t,;])[^\n]*\n[^\n]*\1", "a table (CSV or TSV)",
      "Write a line '>name' and a line with the sequence for each row"),
     (r"[A-Za-z*.\-]+\s*(?:\n|$)", "sequences without headers",
      "Put a line '>name' before each sequence"),
