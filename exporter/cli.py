@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,10 +14,11 @@ from exporter.architectures import DTYPES
 from exporter.errors import ExportError, ParityError
 from runtime.cli import one_line_errors
 from runtime.errors import Esm2Error
+from runtime.record_options import record_options
 
 if TYPE_CHECKING:
-    from exporter.parity.packs import Pack
     from exporter.weights import WeightsSource
+    from runtime.tokenizer import Unknown
 
 FAILED_PARITY = 1
 PROVE_IN_HELP = "Formats to plant faults in, separated by commas.  [default: all]"
@@ -188,6 +189,7 @@ def build(
     help="Of the random packs.",
 )
 @click.option("--fasta", type=click.Path(), help="Your own proteins, compared beside the packs.")
+@record_options
 @click.option("--prove", is_flag=True, help="Also plant faults and demand that each is rejected.")
 @click.option("--prove-in", help=PROVE_IN_HELP)
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help=JOBS_HELP)
@@ -211,7 +213,8 @@ def build(
 @one_line_errors(ExportError, Esm2Error, OSError)
 def verify(
     artifact: Path, engine: str | None, checkpoint: str | None, seed: int, fasta: str | None,
-    prove: bool, prove_in: str | None, jobs: int, device: str, v1_attention: bool,
+    on_error: str, unknown: Any, upper: bool, strip_stop: bool, prove: bool,
+    prove_in: str | None, jobs: int, device: str, v1_attention: bool,
     report: Path | None, junit: Path | None, against: Path | None, no_cache: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare ARTIFACT's engines with eager fair-esm in float64.
@@ -228,6 +231,7 @@ def verify(
         )
     from exporter.parity.cache import Cache, default_folder
     from exporter.parity.junit import as_junit
+    from exporter.parity.packs import packs_of
     from exporter.parity.report import encode, grown_errors, read, write_report
     from exporter.parity.terminal import summary
     from exporter.verify import Proof, ProofOptions
@@ -236,7 +240,10 @@ def verify(
     from runtime.engine import default_attention
 
     older = read(against) if against else None
-    own_packs = _own_packs(fasta)
+    own_packs = None
+    if fasta is not None:
+        own = _sequences(fasta, on_error, unknown, upper, strip_stop)
+        own_packs = packs_of(own, Path(fasta).name)
     load = partial(load_original, artifact, manifest, checkpoint)
     result = run_verify(
         artifact,
@@ -265,6 +272,7 @@ def verify(
 @main.command()
 @source_options
 @click.option("--fasta", type=click.Path(), help="Your own proteins.  [default: random ones]")
+@record_options
 @click.option(
     "--proteins",
     default=200,
@@ -278,11 +286,12 @@ def verify(
 @one_line_errors(ExportError, Esm2Error, OSError)
 def divergence(
     model: str | None, checkpoint: str | None, synthetic: str | None, seed: int,
-    fasta: str | None, proteins: int, out: Path | None,
+    fasta: str | None, on_error: str, unknown: Any, upper: bool, strip_stop: bool, proteins: int,
+    out: Path | None,
 ) -> None:  # fmt: skip
     """Measure whether flash-type, standard and eager attention agree, in every dtype."""
     source = _source(model, checkpoint, synthetic, seed)
-    sequences = _sequences(fasta) if fasta else None
+    sequences = _sequences(fasta, on_error, unknown, upper, strip_stop) if fasta else None
 
     from exporter.divergence import random_sequences, render, study
     from exporter.parity.cache import Cache, default_folder
@@ -330,19 +339,14 @@ def triton(artifact: Path, out: Path, engine: str | None, max_batch_size: int) -
     click.echo(f"serve with: {launch_line(out.resolve(), [m.resolve() for m in models])}")
 
 
-def _own_packs(fasta: str | None) -> "dict[str, Pack] | None":
-    if fasta is None:
-        return None
-    from exporter.parity.packs import packs_of
+def _sequences(
+    fasta: str, on_error: str, unknown: "Unknown", upper: bool, strip_stop: bool
+) -> list[str]:
+    from exporter.own_proteins import read_sequences
+    from runtime.records import RecordOptions
 
-    return packs_of(_sequences(fasta), Path(fasta).name)
-
-
-def _sequences(fasta: str) -> list[str]:
-    from runtime.fasta import check_readable, read_fasta
-
-    check_readable([fasta])
-    return [record.sequence for record in read_fasta([fasta])]
+    options = RecordOptions(unknown, upper, strip_stop)
+    return read_sequences(fasta, options, on_error == "skip", _warn)
 
 
 def _source(

@@ -21,7 +21,8 @@ from runtime.errors import (
 from runtime.loading import load
 from runtime.packing import PackedBatch
 from runtime.pooling import pool
-from runtime.runner import AsyncInferenceRunner, Embedding, Record
+from runtime.records import Record, Rejection
+from runtime.runner import AsyncInferenceRunner, Embedding
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ __all__ = [
     "Outputs",
     "PackedBatch",
     "Record",
+    "Rejection",
     "UnsupportedError",
     "even_packs",
     "first_fit_decreasing",

@@ -13,31 +13,42 @@ import click
 
 from runtime.engine import ATTENTION_CHOICES
 from runtime.errors import EngineError, Esm2Error, InputError, UnsupportedError
+from runtime.interruption import orderly_end
 from runtime.pooling import POOL_CHOICES
-from runtime.tokenizer import UNKNOWN_CHOICES
+from runtime.record_options import record_options
 
 if TYPE_CHECKING:
-    from runtime.concurrency import Packing, Stream
+    from runtime.concurrency import Packing
     from runtime.engine import Attention, EngineSpec
     from runtime.manifest import Manifest
-    from runtime.runner import Embedding, Record, Totals
+    from runtime.records import Record
+    from runtime.rejected_file import RejectedFile
+    from runtime.runner import Embedding, Totals
+    from runtime.scan import Scan
 
 USER_ERROR = 2
+SOME_REJECTED = 3
 FAILED_SELFTEST = 1
 
 
 def one_line_errors(*roots: type[Exception]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Prints errors of these classes as one line on stderr and exits with 2."""
+    """Prints errors of these classes as one line on stderr and exits with 2.
+
+    Ctrl-C and SIGTERM end the command as ``orderly_end`` says.
+    """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return command(*args, **kwargs)
-            except ModuleNotFoundError as error:
-                _fail(f"{error.name} is not installed. pip install 'esm2-engines[export]'")
-            except roots as error:
-                _fail(str(error))
+            with orderly_end():
+                try:
+                    return command(*args, **kwargs)
+                except ModuleNotFoundError as error:
+                    _fail(f"{error.name} is not installed. pip install 'esm2-engines[export]'")
+                except BrokenPipeError:
+                    raise
+                except roots as error:
+                    _fail(str(error))
 
         return wrapped
 
@@ -132,13 +143,7 @@ def info(artifact: Path, as_json: bool) -> None:
     type=click.IntRange(min=1),
     help="Budget of a pack; a longer protein gets a pack of its own.",
 )
-@click.option(
-    "--unknown",
-    default="error",
-    show_default=True,
-    type=click.Choice(UNKNOWN_CHOICES),
-    help="For characters outside the alphabet, such as J, * or lower case.",
-)
+@record_options
 @attention_options
 @click.option("--tf32", is_flag=True, help="On CUDA, round float32 to TF32: fast, not exact.")
 @click.option(
@@ -159,15 +164,23 @@ def info(artifact: Path, as_json: bool) -> None:
 @one_line_errors(Esm2Error, OSError)
 def embed(
     artifact: Path, fasta: tuple[str, ...], output: Path, engine: str, device: str, pool: Any,
-    layer: int | None, max_tokens: int, unknown: Any, attention: Any, v1_attention: bool,
-    tf32: bool, cuda_graphs: bool, threads: int | None, concurrency: int | None, debug: bool,
-    as_json: bool,
+    layer: int | None, max_tokens: int, on_error: str, unknown: Any, upper: bool,
+    strip_stop: bool, attention: Any, v1_attention: bool, tf32: bool, cuda_graphs: bool,
+    threads: int | None, concurrency: int | None, debug: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Embed the proteins of FASTA files (plain, .gz, .zst; - is standard input)."""
-    from runtime.concurrency import Stream
+    """Embed the proteins of FASTA files (plain, .gz, .zst, .bz2, .xz; - is standard input).
+
+    Exits with 0 if every record was embedded, 3 if some were rejected (--on-error skip: they are
+    listed in OUTPUT.rejected.tsv), 2 if nothing was written.
+    """
+    from runtime import manifest as manifests
     from runtime.fasta import check_readable, read_fasta
     from runtime.loading import load
+    from runtime.nucleotides import watch_for_nucleotides
+    from runtime.records import RecordOptions
+    from runtime.rejected_file import rejected_file
     from runtime.runner import AsyncInferenceRunner
+    from runtime.scan import scan
     from runtime.writers import check_output, write_embeddings
 
     if debug:
@@ -178,12 +191,19 @@ def embed(
     check_readable(fasta)
     started = time.perf_counter()
     chosen = _attention(attention, v1_attention)
-    packing = _packing(artifact, threads, concurrency, max_tokens, Stream())
+    manifest = manifests.read(artifact, check_files=False)  # before files that may be large
+    skip = on_error == "skip"
+    found = scan(fasta, RecordOptions(unknown, upper, strip_stop))
+    found.check(skip)
+    packing = _packing(manifest, threads, concurrency, max_tokens, found)
     loaded = load(artifact, engine, device, chosen, threads, packing.concurrency, tf32, cuda_graphs)
-    with loaded:
+    with loaded, rejected_file(output, len(fasta) > 1) as rejected:
         # Smaller packs are for engines that share their cores among them.
         budget = packing.max_tokens if loaded.concurrency > 1 else max_tokens
-        runner = AsyncInferenceRunner(loaded, budget, pool, layer, unknown)
+        runner = AsyncInferenceRunner(
+            loaded, budget, pool, layer, unknown, upper, strip_stop,
+            on_rejected=rejected.add if skip else None,
+        )  # fmt: skip
         spec = loaded.spec
         _say(
             f"{spec.artifact}: {spec.format} ({spec.library}) on {spec.device}, {spec.dtype}, "
@@ -193,30 +213,36 @@ def embed(
         if spec.synthetic:
             _warn("this artifact's weights are random: its embeddings mean nothing")
         seen = _Ids()
-        embeddings = runner.run(seen.watch(read_fasta(fasta)))
+        records = watch_for_nucleotides(read_fasta(fasta), _warn)
+        embeddings = runner.run(seen.watch(records))
         metadata = {
             "artifact": spec.artifact, "engine": spec.format, "pool": pool,
             "layer": str(spec.layers[-1] if layer is None else layer),
         }  # fmt: skip
-        write_embeddings(output, _with_progress(embeddings, runner.totals), metadata)
+        write_embeddings(output, _with_progress(embeddings, runner.totals, rejected), metadata)
     _report_oddities(runner.totals, seen, max_tokens)
     seconds = time.perf_counter() - started
-    _summarise(output, spec, runner.totals, seconds, as_json)
+    _summarise(output, spec, runner.totals, rejected, seconds, as_json)
+    if rejected.count:
+        sys.exit(SOME_REJECTED)
 
 
 def _packing(
-    artifact: Path, threads: int | None, concurrency: int | None, max_tokens: int, stream: "Stream"
-) -> "Packing":
-    from runtime import manifest as manifests
-    from runtime.concurrency import Packing, choose_packing
+    manifest: "Manifest", threads: int | None, concurrency: int | None, max_tokens: int,
+    found: "Scan",
+) -> "Packing":  # fmt: skip
+    from runtime.concurrency import Packing, Stream, choose_packing
     from runtime.threads import default_threads, usable_memory
 
     if concurrency is not None:
         return Packing(concurrency, max_tokens)
-    embed_dim = manifests.read(artifact, check_files=False).architecture.embed_dim
+    stream = Stream()
+    if found.is_whole:
+        stream = Stream(found.num_proteins, found.num_tokens, found.longest)
     return choose_packing(
-        threads or default_threads(), max_tokens, embed_dim, stream, usable_memory()
-    )
+        threads or default_threads(), max_tokens, manifest.architecture.embed_dim, stream,
+        usable_memory(),
+    )  # fmt: skip
 
 
 @main.command()
@@ -296,8 +322,12 @@ class _Ids:
             yield record
 
 
-def _with_progress(embeddings: "Iterable[Embedding]", totals: "Totals") -> "Iterator[Embedding]":
+def _with_progress(
+    embeddings: "Iterable[Embedding]", totals: "Totals", rejected: "RejectedFile"
+) -> "Iterator[Embedding]":
     from tqdm import tqdm
+
+    from runtime.scan import all_rejected
 
     with tqdm(unit=" tokens", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
         for embedding in embeddings:
@@ -305,6 +335,8 @@ def _with_progress(embeddings: "Iterable[Embedding]", totals: "Totals") -> "Iter
             bar.set_postfix_str(f"{totals.proteins} proteins", refresh=False)
             yield embedding
     if totals.proteins == 0:
+        if rejected.first:
+            raise all_rejected(rejected.count, rejected.first)
         raise InputError("the input holds no proteins")
 
 
@@ -320,13 +352,20 @@ def _report_oddities(totals: "Totals", seen: _Ids, max_tokens: int) -> None:
 
 
 def _summarise(
-    output: Path, spec: "EngineSpec", totals: "Totals", seconds: float, as_json: bool
+    output: Path,
+    spec: "EngineSpec",
+    totals: "Totals",
+    rejected: "RejectedFile",
+    seconds: float,
+    as_json: bool,
 ) -> None:
     if as_json:
         summary = {
             "output": str(output), "proteins": totals.proteins, "tokens": totals.tokens,
-            "packs": totals.packs, "seconds": round(seconds, 3),
-            "engine": dataclasses.asdict(spec),
+            "packs": totals.packs, "rejected": rejected.count,
+            "rejected_file": str(rejected.path) if rejected.count else None,
+            "lower_case": totals.lower_case, "stops": totals.stops, "unknown": totals.unknown,
+            "seconds": round(seconds, 3), "engine": dataclasses.asdict(spec),
         }  # fmt: skip
         click.echo(json.dumps(summary, indent=2))
         return
@@ -335,6 +374,14 @@ def _summarise(
         f"({totals.tokens / seconds:,.0f} tokens/s, loading included), "
         f"{output.stat().st_size / 1e6:.1f} MB"
     )
+    for count, what in (
+        (totals.lower_case, "proteins with lower case, taken as upper case"),
+        (totals.stops, "proteins with a * at the end, removed"),
+        (totals.unknown, "proteins with characters outside the alphabet, replaced"),
+        (rejected.count, f"records rejected, listed in {rejected.path}"),
+    ):
+        if count:
+            click.echo(f"  {count:,} {what}")
 
 
 def _describe(manifest: "Manifest") -> Iterator[str]:

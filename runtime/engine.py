@@ -124,6 +124,7 @@ class Engine(Protocol):
             ``[N, E]``, or ``[T, E]`` where ``how`` is ``"none"``; the caller owns it.
 
         Raises:
+            InputError: ``how`` is unknown.
             EngineError: the engine library failed; the message is its own.
         """
         ...

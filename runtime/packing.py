@@ -53,8 +53,21 @@ class PackedBatch:
     def from_sequences(
         cls, sequences: Sequence[str], names: Sequence[str] = (), unknown: Unknown = "error"
     ) -> "PackedBatch":
-        """Tokenizes sequences (BOS and EOS added) and packs them in the order given."""
+        """Tokenizes sequences (BOS and EOS added) and packs them in the order given.
+
+        Raises:
+            InputError: one string instead of a list, another number of names, or as ``tokenize``.
+        """
+        if isinstance(sequences, str):
+            raise InputError(
+                "sequences must be a list of proteins, got one string, of which each letter would "
+                "be a protein. Put it in a list: [sequence]"
+            )
         labels = names or [""] * len(sequences)
+        if isinstance(names, str) or len(labels) != len(sequences):
+            raise InputError(
+                f"names must be a list of {len(sequences)}, one for each sequence, got {names!r}"
+            )
         tokens = [
             tokenize(sequence, name, unknown)
             for sequence, name in zip(sequences, labels, strict=True)

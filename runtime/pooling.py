@@ -13,6 +13,18 @@ POOL_CHOICES: tuple[str, ...] = get_args(Pool)
 Floats = NDArray[np.floating]
 
 
+def check_pool(how: str) -> None:
+    """Raises InputError if ``how`` is none of ``POOL_CHOICES``."""
+    if how not in POOL_CHOICES:
+        raise InputError(f"pool must be one of {', '.join(POOL_CHOICES)}, got {how!r}")
+
+
+def check_per_protein(how: str) -> None:
+    """Raises InputError if ``how`` does not give one vector for each protein."""
+    if how not in POOL_CHOICES or how == "none":
+        raise InputError(f"pool must be mean, mean-with-eos or cls, got {how!r}")
+
+
 def pool(representations: Floats, cu_seqlens: NDArray[np.int32], how: Pool) -> Floats:
     """Pools a pack's representations.
 
@@ -35,8 +47,7 @@ def pool(representations: Floats, cu_seqlens: NDArray[np.int32], how: Pool) -> F
     Raises:
         InputError: ``how`` is ``"none"`` or unknown.
     """
-    if how not in ("mean", "mean-with-eos", "cls"):
-        raise InputError(f"pool must be mean, mean-with-eos or cls, got {how!r}")
+    check_per_protein(how)
     pooled = np.full((len(cu_seqlens) - 1, representations.shape[1]), np.nan, representations.dtype)
     for protein, (start, end) in enumerate(zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True)):
         if how == "cls" or end - start == 1:

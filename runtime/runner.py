@@ -7,19 +7,21 @@ at once as it was loaded for, across windows; ``_embed`` runs one pack and pools
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.background import in_background
 from runtime.bin_packing import even_packs
 from runtime.engine import Engine
 from runtime.errors import EngineError, InputError, NonFiniteError
 from runtime.packing import PackedBatch
-from runtime.pooling import POOL_CHOICES, Pool, residue_rows
-from runtime.tokenizer import Unknown, tokenize
+from runtime.pooling import Pool, check_pool, residue_rows
+from runtime.records import Record, RecordOptions, Rejection, prepare
+from runtime.tokenizer import Unknown
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +33,6 @@ WINDOW_BYTES = 128 << 20
 # A window is full a little before its packs are, so that the protein that fills it, and those that
 # fit nowhere, do not open a pack of their own.
 WINDOW_FILL = 0.975
-
-
-@dataclass(frozen=True)
-class Record:
-    """One protein: its id and its residues."""
-
-    id: str
-    sequence: str
 
 
 @dataclass(frozen=True)
@@ -58,11 +52,24 @@ class Embedding:
 
 @dataclass
 class Totals:
-    """What a runner has done so far."""
+    """What a runner has done so far.
+
+    Attributes:
+        proteins, tokens, packs: that were run.
+        rejected: records that were left out.
+        lower_case, stops, unknown: proteins in which lower case was taken as upper case, a ``*`` at
+            the end removed, characters outside the alphabet replaced.
+        without_residues: ids of proteins of BOS and EOS alone.
+        over_budget: ids of proteins with more tokens than a pack's budget.
+    """
 
     proteins: int = 0
     tokens: int = 0
     packs: int = 0
+    rejected: int = 0
+    lower_case: int = 0
+    stops: int = 0
+    unknown: int = 0
     without_residues: list[str] = field(default_factory=list)
     over_budget: list[str] = field(default_factory=list)
 
@@ -91,9 +98,13 @@ class AsyncInferenceRunner:
         pool: how to pool residues, or ``"none"`` for one vector per residue.
         layer: which exported layer to embed with; None takes the last.
         unknown: what to do with characters outside the alphabet (see ``tokenizer.encode``).
+        upper: take lower case as upper case (soft-masked sequences).
+        strip_stop: remove a single ``*`` at the end of a sequence.
+        on_rejected: gets each record that cannot be tokenized, in the thread that reads, and the
+            others go on. None raises InputError at the first.
 
     Raises:
-        InputError: a layer that the artifact does not export, or an unknown pooling.
+        InputError: a layer that the artifact does not export, an unknown pooling or ``unknown``.
     """
 
     def __init__(
@@ -103,9 +114,11 @@ class AsyncInferenceRunner:
         pool: Pool = "mean",
         layer: int | None = None,
         unknown: Unknown = "error",
+        upper: bool = False,
+        strip_stop: bool = False,
+        on_rejected: Callable[[Rejection], None] | None = None,
     ):
-        if pool not in POOL_CHOICES:
-            raise InputError(f"pool must be one of {', '.join(POOL_CHOICES)}, got {pool!r}")
+        check_pool(pool)
         if max_tokens < 1:
             raise InputError(f"max_tokens must be at least 1, got {max_tokens}")
         layers = engine.spec.layers
@@ -121,36 +134,52 @@ class AsyncInferenceRunner:
         self._max_tokens = max_tokens
         self._pool: Pool = pool
         self._layer = layer
-        self._unknown: Unknown = unknown
+        self._options = RecordOptions(unknown, upper, strip_stop)
+        self._on_rejected = on_rejected
 
     def run(self, records: Iterable[Record]) -> Iterator[Embedding]:
         """Yields one embedding for each record, in input order.
 
         Raises:
-            InputError: a sequence that cannot be tokenized.
+            InputError: a record that cannot be tokenized, if there is no ``on_rejected``.
             NonFiniteError: the engine returned NaN or Inf.
             EngineError: the engine failed.
         """
         stream = iter(records)
-        background = ThreadPoolExecutor(1, "esm2-packing")
         workers = ThreadPoolExecutor(self._engine.concurrency, "esm2-engine")
+        wait = True
         try:
-            yield from self._in_order(self._running(stream, background, workers))
+            yield from self._in_order(self._running(stream, workers))
+        except (KeyboardInterrupt, SystemExit):
+            wait = False  # the process ends, and a pack may take minutes
+            raise
         finally:
-            workers.shutdown(cancel_futures=True)
-            # Not waited for: it may be reading from a pipe that stays silent.
-            background.shutdown(wait=False, cancel_futures=True)
+            # The reading is not waited for: a pipe may stay silent.
+            workers.shutdown(wait=wait, cancel_futures=True)
 
     def _next_window(self, stream: Iterator[Record]) -> _Window:
         names: list[str] = []
         tokens: list[NDArray[np.int64]] = []
         budget = self._window_tokens()
         while budget > 0 and (record := next(stream, None)) is not None:
+            prepared = prepare(record, self._options)
+            if isinstance(prepared, Rejection):
+                self._reject(prepared)
+                continue
             names.append(record.id)
-            tokens.append(tokenize(record.sequence, record.id, self._unknown))
-            budget -= len(tokens[-1])
+            tokens.append(prepared.tokens)
+            budget -= len(prepared.tokens)
+            self.totals.lower_case += prepared.was_lower
+            self.totals.stops += prepared.had_stop
+            self.totals.unknown += prepared.had_unknown
         lengths = [len(protein) for protein in tokens]
         return _Window(names, tokens, even_packs(lengths, self._max_tokens))
+
+    def _reject(self, rejection: Rejection) -> None:
+        if self._on_rejected is None:
+            raise InputError(str(rejection))
+        self.totals.rejected += 1
+        self._on_rejected(rejection)
 
     def _window_tokens(self) -> float:
         packs = max(WINDOW_PACKS, WINDOW_PACKS_AT_ONCE * self._engine.concurrency)
@@ -163,7 +192,7 @@ class AsyncInferenceRunner:
         return WINDOW_BYTES // (spec.embed_dim * (2 if spec.dtype == "float16" else 4))
 
     def _running(
-        self, stream: Iterator[Record], background: Executor, workers: Executor
+        self, stream: Iterator[Record], workers: Executor
     ) -> Iterator[tuple[_Pack, "Future[list[Embedding]]"]]:
         """Yields packs in the order in which they were submitted; later ones run meanwhile.
 
@@ -177,7 +206,7 @@ class AsyncInferenceRunner:
         to_run: deque[_Pack] = deque()
         running: deque[tuple[_Pack, Future[list[Embedding]]]] = deque()
         records_before = 0
-        upcoming: Future[_Window] | None = background.submit(self._next_window, stream)
+        upcoming: Future[_Window] | None = in_background(self._next_window, stream)
         while upcoming or to_run or running:
             if to_run and len(running) < at_once + ahead:
                 pack = to_run.popleft()
@@ -186,7 +215,7 @@ class AsyncInferenceRunner:
                 window = upcoming.result()
                 to_run.extend(_packs_of(window, records_before))
                 records_before += len(window.names)
-                upcoming = background.submit(self._next_window, stream) if window.names else None
+                upcoming = in_background(self._next_window, stream) if window.names else None
             else:
                 yield running.popleft()
 

@@ -15,7 +15,7 @@ from runtime.engines.base import LoadedEngine, spec_of
 from runtime.errors import EngineError, UnsupportedError, cause
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
-from runtime.pooling import Pool, pool
+from runtime.pooling import Pool, check_pool, pool
 
 logger = logging.getLogger(__name__)
 
@@ -184,6 +184,7 @@ class OnnxEngine(LoadedEngine):
 
     def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
         """See ``Engine.embed``."""
+        check_pool(how)
         rows = self._fetch(batch, [f"representations.{layer}"])[0]
         return rows if how == "none" else pool(rows, batch.cu_seqlens, how)
 

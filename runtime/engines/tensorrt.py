@@ -23,7 +23,7 @@ from runtime.engines.tensorrt_refit import refit
 from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import EngineEntry, Manifest, Plan, Profile
 from runtime.packing import PackedBatch
-from runtime.pooling import Pool, pool
+from runtime.pooling import Pool, check_pool, pool
 from runtime.weights_file import FILE_NAME as WEIGHTS_FILE
 
 FORMAT = "tensorrt"
@@ -142,6 +142,7 @@ class TensorRTEngine(LoadedEngine):
 
     def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
         """See ``Engine.embed``."""
+        check_pool(how)
         rows = self._fetch(batch, [f"representations.{layer}"])[0]
         return rows if how == "none" else pool(rows, batch.cu_seqlens, how)
 

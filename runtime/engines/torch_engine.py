@@ -18,7 +18,7 @@ from runtime.engines.base import LoadedEngine, spec_of
 from runtime.errors import EngineError, UnsupportedError, cause
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
-from runtime.pooling import Pool, pool
+from runtime.pooling import Pool, check_pool, pool
 from runtime.threads import Threads
 from runtime.weights_file import FILE_NAME
 
@@ -162,6 +162,7 @@ class TorchEngine(LoadedEngine):
         """See ``Engine.embed``; on CUDA the card pools, and only the result leaves it."""
         from runtime.engines.torch_pooling import pool_tensor
 
+        check_pool(how)
         with self._running(batch):
             inputs = self.inputs(batch)
             tensors = list(self.forward(inputs))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from runtime.pooling import Pool
+from runtime.pooling import Pool, check_per_protein
 
 
 def pool_tensor(rows: Tensor, cu_seqlens: Tensor, how: Pool) -> Tensor:
@@ -13,7 +13,11 @@ def pool_tensor(rows: Tensor, cu_seqlens: Tensor, how: Pool) -> Tensor:
         rows: ``[T, E]`` on any device.
         cu_seqlens: ``[N + 1]`` int32 on the same.
         how: not ``"none"``.
+
+    Raises:
+        InputError: ``how`` is ``"none"`` or unknown.
     """
+    check_per_protein(how)
     starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
     if how == "cls":
         return rows[starts]

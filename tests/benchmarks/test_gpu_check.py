@@ -196,8 +196,8 @@ def test_missing_packages_are_one_line(fresh_python: Callable[..., object]) -> N
 def test_nothing_else_is_needed_to_start(fresh_python: Callable[..., object]) -> None:
     """Every module of a rehearsal can be imported without what is not in the list."""
     optional = (
-        "transformers", "onnxscript", "triton", "pyarrow", "h5py", "psutil", "openvino", "dnaio",
-        "xopen",
+        "transformers", "onnxscript", "triton", "pyarrow", "h5py", "psutil", "openvino", "isal",
+        "backports",
     )  # fmt: skip
     assert not NEEDED.keys() & set(optional)
     code = (

@@ -723,6 +723,12 @@ class TestCommand:
         result = invoke("verify", tiny_artifact, "--engine", "onnx", "--fasta", fasta, "--json")
         assert result.exit_code == 0, result.output
         assert json.loads(result.stdout)["packs"]["mine.fasta 1"] == [2, 19]
+        fasta.write_text(">a\nmktayiakqr\n>b\nGGAVL*\n>c\nM1\n")
+        options = ("--upper", "--strip-stop", "--on-error", "skip", "--json")
+        result = invoke("verify", tiny_artifact, "--engine", "onnx", "--fasta", fasta, *options)
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["packs"]["mine.fasta 1"] == [2, 19]
+        assert "1 records are left out, the first: record 'c'" in result.stderr
         fasta.write_text(">a\nMKT\n>b\n\n")
         result = invoke("verify", tiny_artifact, "--fasta", fasta)
         assert result.exit_code == 2

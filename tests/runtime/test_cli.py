@@ -1,7 +1,11 @@
+import csv
 import gzip
+import io
 import json
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +63,10 @@ def read(path: Path) -> tuple[list[str], np.ndarray]:
             return [name.decode() for name in file["ids"]], file["embeddings"][:]
     table = parquet.read_table(path)
     return table["ids"].to_pylist(), np.array(table["embeddings"].to_pylist(), dtype=np.float32)
+
+
+def ids_of(path: Path) -> list[str]:
+    return read(path)[0]
 
 
 def read_residues(path: Path) -> list[np.ndarray]:
@@ -145,9 +153,11 @@ class TestInputs:
         (tmp_path / "x.fasta").write_text(">a\nMKJ*\n")
         output = tmp_path / "x.npz"
         arguments = ("embed", artifact, tmp_path / "x.fasta", "-o", output)
-        assert "record 'a': character 'J' at position 3" in run(*arguments).stderr
+        assert "line 1): character 'J' at position 3" in run(*arguments).stderr
         assert not output.exists()
-        assert run(*arguments, "--unknown", "x").exit_code == 0
+        result = run(*arguments, "--unknown", "x")
+        assert result.exit_code == 0
+        assert "1 proteins with characters outside the alphabet, replaced" in result.stdout
 
     def test_json(self, artifact: Path, fasta: Path) -> None:
         output = fasta.with_suffix(".npz")
@@ -164,6 +174,129 @@ class TestInputs:
         assert "pack 1: 3 proteins, 47 tokens, longest 34, packing efficiency" in result.stderr
 
 
+BAD = b""">good first
+MKTAYIAK
+>J|x
+MKJT
+>lower
+mkt
+>caf\xe9 x
+MKT
+>stop
+MK*
+>=1+1
+GG<pad>
+>last
+GGAVL
+"""
+
+
+class TestBadRecords:
+    @pytest.fixture
+    def bad(self, tmp_path: Path) -> Path:
+        path = tmp_path / "bad.fasta"
+        path.write_bytes(BAD)
+        return path
+
+    def test_stop_names_the_place_and_the_remedies(
+        self, tiny_artifact: Path, bad: Path, tmp_path: Path
+    ) -> None:
+        result = run("embed", tiny_artifact, bad, "-o", tmp_path / "x.npz")
+        assert result.exit_code == 2
+        (error,) = result.stderr.splitlines()  # before the engine says that it is loaded
+        assert error.startswith(
+            f"error: record 'J|x' ({bad}, line 3): character 'J' at position 3 is not in"
+        )
+        assert "--unknown x" in error
+        assert "--on-error skip" in error
+        assert "4 more cannot be run" in error
+        assert list(tmp_path.iterdir()) == [bad]
+
+    @pytest.mark.parametrize("suffix", [".npz", ".parquet", ".h5"])
+    def test_skip_writes_the_others_and_a_table(
+        self, tiny_artifact: Path, bad: Path, tmp_path: Path, suffix: str
+    ) -> None:
+        output = tmp_path / f"x{suffix}"
+        result = run("embed", tiny_artifact, bad, "-o", output, "--on-error", "skip")
+        assert result.exit_code == 3, result.output
+        assert "5 records rejected, listed in" in result.stdout
+        assert ids_of(output) == ["good", "last"]
+        table = (tmp_path / f"x{suffix}.rejected.tsv").read_text()
+        rows = list(csv.DictReader(io.StringIO(table), dialect="excel-tab"))
+        assert [(row["record"], row["line"], row["position"]) for row in rows] == [
+            ("J|x", "3", "3"), ("lower", "5", "1"), ("caf\\xe9", "7", ""), ("stop", "9", "3"),
+            ("=1+1", "11", "3"),
+        ]  # fmt: skip
+        assert list(rows[0]) == ["record", "line", "position", "reason"]
+        assert rows[2]["reason"] == "byte 0xE9 at position 4 of the header is not UTF-8"
+
+    def test_what_is_taken_is_counted_and_said(
+        self, tiny_artifact: Path, bad: Path, tmp_path: Path
+    ) -> None:
+        output = tmp_path / "x.npz"
+        arguments = ("embed", tiny_artifact, bad, bad, "-o", output, "--on-error", "skip",
+                     "--upper", "--strip-stop", "--unknown", "x")  # fmt: skip
+        result = run(*arguments)
+        assert result.exit_code == 3
+        for line in (
+            "  2 proteins with lower case, taken as upper case",
+            "  2 proteins with a * at the end, removed",
+            "  2 proteins with characters outside the alphabet, replaced",
+            f"  4 records rejected, listed in {output}.rejected.tsv",
+        ):
+            assert line in result.stdout.splitlines()
+        summary = json.loads(run(*arguments, "--json").stdout)
+        assert summary["rejected"] == 4
+        assert summary["rejected_file"] == f"{output}.rejected.tsv"
+        assert (summary["lower_case"], summary["stops"], summary["unknown"]) == (2, 2, 2)
+        table = (tmp_path / "x.npz.rejected.tsv").read_text().splitlines()
+        assert [row.split("\t")[-1] for row in table] == ["file", *[str(bad)] * 4]
+
+    @pytest.mark.parametrize("on_error", ["skip", "stop"])
+    def test_an_earlier_table_goes_when_nothing_is_rejected(
+        self, tiny_artifact: Path, fasta: Path, on_error: str
+    ) -> None:
+        output = fasta.with_suffix(".npz")
+        table = Path(f"{output}.rejected.tsv")
+        table.write_text("of an earlier run")
+        assert (
+            run("embed", tiny_artifact, fasta, "-o", output, "--on-error", on_error).exit_code == 0
+        )
+        assert not table.exists()
+
+    def test_nothing_is_left(self, tiny_artifact: Path, tmp_path: Path) -> None:
+        (tmp_path / "x.fasta").write_text(">a\nMJ\n>b\nM*\n")
+        os.mkfifo(tmp_path / "fifo")
+        output = tmp_path / "x.npz"
+        arguments = ("-o", output, "--on-error", "skip")
+        expected = "none of 2 records can be run, so nothing is written. record 'a' ("
+        result = run("embed", tiny_artifact, tmp_path / "x.fasta", *arguments)
+        assert (result.exit_code, expected in result.stderr) == (2, True)
+        feeding = threading.Thread(target=(tmp_path / "fifo").write_text, args=[">a\nMJ\n>b\nM*\n"])
+        feeding.start()
+        result = run("embed", tiny_artifact, tmp_path / "fifo", *arguments)
+        feeding.join()
+        assert (result.exit_code, expected in result.stderr) == (2, True)
+        assert {path.name for path in tmp_path.iterdir()} == {"x.fasta", "fifo"}
+
+    def test_5000_proteins_through_a_pipe(self, tiny_artifact: Path, tmp_path: Path) -> None:
+        good = b"".join(b">p%d\nMKTAYIAKQR\n" % i for i in range(4999))
+        command = [sys.executable, "-m", "runtime.cli", "embed", str(tiny_artifact), "-",
+                   "-o", str(tmp_path / "x.npz"), "--on-error", "skip"]  # fmt: skip
+        result = subprocess.run(
+            command, input=good + b">last\nMKJ\n", capture_output=True, timeout=120
+        )
+        assert result.returncode == 3, result.stderr.decode()
+        assert len(ids_of(tmp_path / "x.npz")) == 4999
+        assert "last\t9999\t3\t" in (tmp_path / "x.npz.rejected.tsv").read_text()
+
+    def test_nucleotides_are_told(self, tiny_artifact: Path, tmp_path: Path) -> None:
+        (tmp_path / "x.fasta").write_text(f">gene\n{'ACGTGA' * 20}\n")
+        result = run("embed", tiny_artifact, tmp_path / "x.fasta", "-o", tmp_path / "x.npz")
+        assert result.exit_code == 0
+        assert "they seem to be nucleotides" in result.stderr
+
+
 class TestUserErrors:
     def one_line(self, result: Result) -> str:
         assert result.exit_code == 2, result.output
@@ -177,8 +310,8 @@ class TestUserErrors:
         [
             ("empty.fasta", b"", "is empty: it holds no FASTA record"),
             ("blank.fasta", b"\n\n", "is empty: it holds no FASTA record"),
-            ("page.fasta", b"<html>not found</html>\n", "is not FASTA after 0 records"),
-            ("binary.fasta", b"\x83\x00\xff" * 50, "is not FASTA after 0 records"),
+            ("page.fasta", b"<html>not found</html>\n", "not FASTA: it is a web page"),
+            ("binary.fasta", b"\x83\x00\xff" * 50, "not FASTA: it is a binary file"),
             ("cut.fasta.gz", gzip.compress(FASTA.encode())[:-12], "cannot read"),
             ("bad.fasta.gz", gzip.compress(FASTA.encode())[:12] + b"x" * 99, "cannot read"),
             ("bad.fasta.zst", zstd.compress(FASTA.encode())[:6] + b"x" * 99, "cannot read"),
@@ -224,6 +357,7 @@ class TestUserErrors:
         )
 
     def test_not_an_artifact(self, fasta: Path) -> None:
+        fasta.write_text("no FASTA: is not read before the artifact is known to be one")
         result = run("embed", fasta.parent, fasta, "-o", fasta.with_suffix(".npz"))
         assert "is not an artifact" in self.one_line(result)
 

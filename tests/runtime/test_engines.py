@@ -42,6 +42,11 @@ def test_a_later_run_leaves_the_earlier_outputs(
     np.testing.assert_array_equal(first.logits, kept)
 
 
+def test_a_wrong_pooling_is_no_guess(engine: runtime.Engine, batch: runtime.PackedBatch) -> None:
+    with pytest.raises(runtime.InputError, match="pool must be one of mean, .*, got 'max'"):
+        engine.embed(batch, 6, "max")
+
+
 def test_a_pack_of_one_token(engine: runtime.Engine) -> None:
     outputs = engine.run(runtime.PackedBatch.from_tokens([np.array([5])]))
     assert outputs.logits.shape == (1, 33)
@@ -196,7 +201,7 @@ class TestErrors:
 def test_importing_runtime_needs_numpy_alone(fresh_python) -> None:  # type: ignore[no-untyped-def]
     heavy = (
         "torch", "onnxruntime", "esm", "exporter", "onnx", "safetensors", "tensorrt",
-        "click", "msgspec", "dnaio", "xopen", "tqdm", "h5py", "pyarrow",
+        "click", "msgspec", "isal", "backports", "tqdm", "h5py", "pyarrow",
     )  # fmt: skip
     result = fresh_python("import runtime; print('imported')", blocked=heavy)
     assert result.stdout == "imported\n", result.stderr
@@ -205,7 +210,7 @@ def test_importing_runtime_needs_numpy_alone(fresh_python) -> None:  # type: ign
 @pytest.mark.parametrize("module", ["runtime.cli", "exporter.cli"])
 def test_help_needs_no_engine_library(fresh_python, module: str) -> None:  # type: ignore[no-untyped-def]
     code = f"import {module} as m; m.main(['--help'])"
-    blocked = ("torch", "onnxruntime", "esm", "onnx", "safetensors", "dnaio")
+    blocked = ("torch", "onnxruntime", "esm", "onnx", "safetensors", "isal")
     result = fresh_python(code, blocked=blocked)
     assert result.stdout.startswith("Usage: "), result.stderr
     assert sys.version_info >= (3, 10)

@@ -22,6 +22,21 @@ def test_from_sequences() -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("MKT",), "sequences must be a list of proteins, got one string"),
+        ((["MK", "GG"], ["a"]), r"names must be a list of 2, one for each sequence, got \['a'\]"),
+        ((["MK", "GG"], "ab"), "names must be a list of 2, one for each sequence, got 'ab'"),
+        ((["MK"], ["a"], "X"), "unknown must be one of error, x, unk, got 'X'"),
+        ((["MK", "M1"], ["a", "b"]), "record 'b': character '1' at position 2"),
+    ],
+)
+def test_from_sequences_does_not_guess(arguments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        PackedBatch.from_sequences(*arguments)
+
+
+@pytest.mark.parametrize(
     ("ids", "bounds", "longest", "message"),
     [
         ([0, 5, 2], [0, 2], 2, r"from 0 to T = 3, got 0\.\.2"),

@@ -148,6 +148,25 @@ def test_an_error_in_the_input_reaches_the_caller(engine: runtime.Engine) -> Non
         list(runner.run([Record("good", "MKT"), Record("bad", "MJT")]))
 
 
+def test_bad_records_are_left_out_and_told(engine: runtime.Engine) -> None:
+    rejected: list[runtime.Rejection] = []
+    runner = runtime.AsyncInferenceRunner(
+        engine, 20, upper=True, strip_stop=True, on_rejected=rejected.append
+    )
+    proteins = [Record("bad", "M1T"), Record("a", "mkt"), Record("worse", "M*T"), Record("b", "M*")]
+    assert [result.id for result in runner.run(proteins)] == ["a", "b"]
+    assert [(r.record, r.position) for r in rejected] == [("bad", 2), ("worse", 2)]
+    totals = runner.totals
+    assert (totals.proteins, totals.rejected, totals.lower_case, totals.stops) == (2, 2, 1, 1)
+
+
+def test_wrong_options_are_no_guess(engine: runtime.Engine) -> None:
+    with pytest.raises(runtime.InputError, match="unknown must be one of error, x, unk, got 'X'"):
+        runtime.AsyncInferenceRunner(engine, unknown="X")
+    with pytest.raises(runtime.InputError, match="pool must be one of .*, got 'max'"):
+        runtime.AsyncInferenceRunner(engine, pool="max")
+
+
 class Poisoned:
     """A real engine that returns a NaN in one protein's rows."""
 

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import esm
 import pytest
 from hypothesis import given
@@ -69,6 +71,22 @@ def test_padding_is_no_part_of_a_protein() -> None:
 def test_lower_case_gets_a_hint() -> None:
     with pytest.raises(InputError, match="Write residues in upper case"):
         encode("mkt")
+
+
+@pytest.mark.parametrize("function", [encode, tokenize])
+def test_a_wrong_substitute_is_no_guess(function: Callable[..., object]) -> None:
+    """Even where nothing is to be substituted."""
+    for wrong in ("X", "", None, "UNK"):
+        with pytest.raises(InputError, match="unknown must be one of error, x, unk, got "):
+            function("MKT", unknown=wrong)
+
+
+@given(PIECES, st.sampled_from(["x", "unk"]))
+def test_substitutes_stand_where_the_unknown_stood(pieces: list[str], unknown: str) -> None:
+    """In the fast path as in the slow one, which a token anywhere asks for."""
+    text = "".join(pieces)
+    ids = encode(f"{text}<mask>", unknown=unknown)[:-1]
+    assert encode(text, unknown=unknown).tolist() == ids.tolist()
 
 
 def test_substitutes() -> None:

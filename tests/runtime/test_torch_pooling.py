@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.engines.torch_pooling import pool_tensor
+from runtime.errors import InputError
 from runtime.pooling import Pool, pool
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=20)
@@ -19,6 +20,12 @@ def test_equals_pooling_of_arrays(how: Pool, lengths: list[int]) -> None:
     rows = np.random.default_rng(0).standard_normal((cu_seqlens[-1], 6)).astype(np.float32)
     pooled = pool_tensor(torch.from_numpy(rows), torch.from_numpy(cu_seqlens), how)
     np.testing.assert_allclose(pooled, pool(rows, cu_seqlens, how), rtol=1e-6, atol=1e-7)
+
+
+def test_a_wrong_pooling_is_no_guess() -> None:
+    for how in ("none", "max"):
+        with pytest.raises(InputError, match=f"pool must be mean, .*, got '{how}'"):
+            pool_tensor(torch.ones(3, 2), torch.tensor([0, 3], dtype=torch.int32), how)
 
 
 @pytest.mark.parametrize("how", ["mean", "mean-with-eos"])

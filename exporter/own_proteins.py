@@ -1,0 +1,41 @@
+"""A user's own proteins, from FASTA, as text for eager fair-esm and for the engines."""
+
+from collections.abc import Callable
+
+from runtime.errors import InputError
+from runtime.fasta import check_readable, read_fasta
+from runtime.records import RecordOptions, Rejection, prepare
+from runtime.scan import all_rejected
+
+
+def read_sequences(
+    fasta: str, options: RecordOptions, skip: bool, warn: Callable[[str], None]
+) -> list[str]:
+    """The sequences of a FASTA file, read as ``esm2-run embed`` reads them.
+
+    Args:
+        fasta: a file, or ``-`` for standard input.
+        options: what is taken beyond the alphabet.
+        skip: leave out records that cannot be run, and ``warn`` of them.
+        warn: takes a line for the user.
+
+    Raises:
+        InputError: what ``read_fasta`` raises; a record that cannot be run, with ``skip`` only if
+            none can.
+    """
+    check_readable([fasta])
+    sequences: list[str] = []
+    rejected: list[Rejection] = []
+    for record in read_fasta([fasta]):
+        result = prepare(record, options)
+        if not isinstance(result, Rejection):
+            sequences.append(result.text(record))
+        elif skip:
+            rejected.append(result)
+        else:
+            raise InputError(str(result))
+    if rejected and not sequences:
+        raise all_rejected(len(rejected), rejected[0])
+    if rejected:
+        warn(f"warning: {len(rejected)} records are left out, the first: {rejected[0]}")
+    return sequences

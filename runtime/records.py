@@ -1,0 +1,179 @@
+"""What becomes of a record: tokens, or a rejection that says where and why.
+
+The scan of files, the runner and ``--on-error skip`` all ask ``prepare``, so they agree.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import InputError
+from runtime.tokenizer import UNKNOWN_CHOICES, SequenceError, Unknown, decode, tokenize
+
+# A byte that was not UTF-8 is read as one of these (PEP 383).
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_UPPER = {code: code - 32 for code in range(ord("a"), ord("z") + 1)}  # ASCII: "ß" has no upper case
+_TOKEN = re.compile(r"(<[a-z_0-9]+>)")
+_LONGEST_SHOWN = 60
+
+
+@dataclass(frozen=True)
+class Record:
+    """One protein.
+
+    Attributes:
+        id: its name in results.
+        sequence: its residues.
+        file: where it was read, or empty.
+        line: of its header in ``file``, from 1; 0 where it was not read from a file.
+        header: all of it, or empty; it is checked as well as the id.
+    """
+
+    id: str
+    sequence: str
+    file: str = ""
+    line: int = 0
+    header: str = ""
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """What is taken beyond ESM-2's own alphabet.
+
+    Attributes:
+        unknown: see ``tokenizer.encode``.
+        upper: lower case is taken as upper case: soft-masked sequences.
+        strip_stop: a single ``*`` at the end is removed.
+
+    Raises:
+        InputError: an ``unknown`` that is none of its choices.
+    """
+
+    unknown: Unknown = "error"
+    upper: bool = False
+    strip_stop: bool = False
+
+    def __post_init__(self) -> None:
+        if self.unknown not in UNKNOWN_CHOICES:
+            raise InputError(
+                f"unknown must be one of {', '.join(UNKNOWN_CHOICES)}, got {self.unknown!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A record that can be run.
+
+    Attributes:
+        tokens: ``[L + 2]`` int64, BOS and EOS included.
+        was_lower: lower case was taken as upper case.
+        had_stop: a ``*`` was removed.
+        had_unknown: a character outside the alphabet was replaced.
+    """
+
+    tokens: NDArray[np.int64]
+    was_lower: bool = False
+    had_stop: bool = False
+    had_unknown: bool = False
+
+    def text(self, record: Record) -> str:
+        """What was tokenized; the sequence as it was given where nothing was changed."""
+        changed = self.was_lower or self.had_stop or self.had_unknown
+        return decode(self.tokens) if changed else record.sequence
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A record that cannot be run.
+
+    Attributes:
+        record: its id.
+        file: where it was read, or empty.
+        line: of its header, or 0.
+        position: in the sequence, from 1; None where the header is wrong.
+        reason: in a phrase.
+        advice: in a sentence without its stop.
+    """
+
+    record: str
+    file: str
+    line: int
+    position: int | None
+    reason: str
+    advice: str
+
+    def __str__(self) -> str:
+        """One line: what, where, why, and what to do."""
+        place = f" ({printable(self.file)}, line {self.line})" if self.line else ""
+        name = printable(self.record)
+        shown = name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}..."
+        who = f"record '{shown}'" if self.record else "sequence"
+        skip = "leave such records out with --on-error skip"
+        return f"{who}{place}: {self.reason}. {self.advice}, or {skip}"
+
+
+def prepare(record: Record, options: RecordOptions) -> Prepared | Rejection:
+    """The tokens of ``record``, or what is wrong with it."""
+    header = record.header or record.id
+    if rejection := _bad_bytes(record, header) or _bad_id(record):
+        return rejection
+    sequence = record.sequence
+    had_stop = options.strip_stop and sequence.rstrip().endswith("*")
+    if had_stop:
+        sequence = sequence.rstrip()[:-1]
+    upper = _in_upper_case(sequence) if options.upper else sequence
+    had_unknown = False
+    try:
+        try:
+            tokens = tokenize(upper)
+        except SequenceError:
+            if options.unknown == "error":
+                raise
+            tokens = tokenize(upper, unknown=options.unknown)
+            had_unknown = True
+    except SequenceError as error:
+        return _rejection(record, error.position, error.reason, error.advice)
+    return Prepared(tokens, upper != sequence, had_stop, had_unknown)
+
+
+def printable(text: str) -> str:
+    r"""``text`` with bytes that were not UTF-8 and control characters as ``\x..``."""
+    if text.isprintable():
+        return text
+    known = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in known
+    )
+
+
+def _in_upper_case(sequence: str) -> str:
+    if "<" not in sequence:
+        return sequence.translate(_UPPER)
+    pieces = _TOKEN.split(sequence)
+    pieces[::2] = [piece.translate(_UPPER) for piece in pieces[::2]]
+    return "".join(pieces)
+
+
+def _bad_bytes(record: Record, header: str) -> Rejection | None:
+    for text, where in ((header, "header"), (record.sequence, "sequence")):
+        if not text.isascii() and (found := _ESCAPED_BYTE.search(text)):
+            place = found.start() + 1
+            byte = ord(found.group()) - 0xDC00
+            reason = f"byte 0x{byte:02X} at position {place} of the {where} is not UTF-8"
+            advice = "If the file is Latin-1, convert it with 'iconv -f ISO-8859-1 -t UTF-8'"
+            return _rejection(record, place if where == "sequence" else None, reason, advice)
+    return None
+
+
+def _bad_id(record: Record) -> Rejection | None:
+    if found := _CONTROL.search(record.id):
+        reason = f"its id holds the control character {found.group()!r}"
+        return _rejection(record, None, reason, "Remove it")
+    return None
+
+
+def _rejection(record: Record, position: int | None, reason: str, advice: str) -> Rejection:
+    return Rejection(record.id, record.file, record.line, position, reason, advice)

@@ -1,0 +1,68 @@
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import runtime
+from runtime.fasta import read_fasta
+from runtime.records import Prepared, RecordOptions, prepare
+from runtime.scan import scan
+
+PIECES = (
+    "M", "K" * 9, "G", "A", "J", "*", "m", "<mask>", "<pad>", " ", "\n", "\t", "é", "\0", ">",
+    "\n#x\n", "\n>b", "\n> c d\n", "\n>\n",
+)  # fmt: skip
+OPTIONS = st.builds(
+    RecordOptions, st.sampled_from(["error", "x", "unk"]), st.booleans(), st.booleans()
+)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scan") / "x.fasta"
+
+
+@given(text=st.lists(st.sampled_from(PIECES), max_size=12).map("".join), options=OPTIONS)
+def test_the_scan_says_what_the_run_will(path: Path, text: str, options: RecordOptions) -> None:
+    for encoding in ("utf-8", "latin-1"):
+        path.write_bytes(f">a\n{text}".encode(encoding))
+        found = scan([str(path)], options)
+        results = [prepare(record, options) for record in read_fasta([str(path)])]
+        lengths = [len(result.tokens) for result in results if isinstance(result, Prepared)]
+        rejected = [result for result in results if not isinstance(result, Prepared)]
+        assert found.num_proteins == len(lengths)
+        assert found.num_tokens == sum(lengths)
+        assert found.longest == max([0, *lengths])
+        assert found.num_rejected == len(rejected)
+        assert found.first_rejected == (rejected[0] if rejected else None)
+
+
+def test_the_last_of_5000_is_found_in_under_a_second(path: Path) -> None:
+    good = "".join(f">p{i} of an organism\n{'MKTAYIAKQR' * 35}\n" for i in range(4999))
+    path.write_text(f"{good}>last\nMKTJ\n")
+    started = time.perf_counter()
+    found = scan([str(path)], RecordOptions())
+    assert time.perf_counter() - started < 1
+    assert (found.num_proteins, found.num_rejected) == (4999, 1)
+    with pytest.raises(runtime.InputError, match=r"record 'last' \(.*, line 9999\): .* 'J'"):
+        found.check(skip=False)
+    found.check(skip=True)
+
+
+def test_several_files_and_pipes(path: Path) -> None:
+    path.write_text(">a\nMJ\n>b\nMKT\n")
+    found = scan([str(path), str(path), "/dev/null"], RecordOptions())
+    assert (found.num_proteins, found.num_tokens, found.num_rejected) == (2, 10, 2)
+    assert not found.is_whole
+    assert scan([str(path)], RecordOptions()).is_whole
+    with pytest.raises(runtime.InputError, match="1 more cannot be run"):
+        found.check(skip=False)
+
+
+def test_nothing_is_left(path: Path) -> None:
+    path.write_text(">a\nMJ\n>b\nM*\n")
+    found = scan([str(path)], RecordOptions())
+    with pytest.raises(runtime.InputError, match="none of 2 records can be run.*record 'a'"):
+        found.check(skip=True)
