@@ -356,7 +356,7 @@ class TestKeepPassed:
         arguments = ["build", "--checkpoint", str(outliers), "--target", "onnx,onnx-int8"]
         done = CliRunner().invoke(main, [*arguments, "--keep-passed", "--out", str(out)])
         assert done.exit_code == 1, done.output
-        assert "onnx-int8 failed and was left out; published: onnx." in done.output
+        assert "error: left out, for parity failed: onnx-int8; published: onnx." in done.output
         manifest = manifests.read(out)
         assert list(manifest.engines) == list(manifest.parity) == ["onnx"]
         assert not manifest.golden.own_limits
