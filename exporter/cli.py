@@ -165,8 +165,8 @@ def build(
     if failed := left_out(report):
         kept = ", ".join(v.engine for v in report.engines if v.engine not in failed)
         click.secho(
-            f"error: {', '.join(failed)} failed and was left out; published: {kept}. The reasons "
-            f"are above and in {folder / 'parity.html'}",
+            f"error: left out, for parity failed: {', '.join(failed)}; published: {kept}. "
+            f"The reasons are above and in {folder / 'parity.html'}",
             err=True,
             fg="red",
         )

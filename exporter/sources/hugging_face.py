@@ -12,7 +12,12 @@ from exporter.sources.names import to_fair_esm
 from exporter.sources.naming import origin_of
 from exporter.sources.settings import check_settings, check_vocabulary, read_json
 from exporter.sources.sizes import check_sizes
-from exporter.sources.tensor_files import missing_weights, read_folder_tensors, weights_in
+from exporter.sources.tensor_files import (
+    missing_weights,
+    read_folder_tensors,
+    some,
+    weights_in,
+)
 
 
 def read_folder(folder: Path, file: str | None = None) -> Weights:
@@ -30,9 +35,14 @@ def read_folder(folder: Path, file: str | None = None) -> Weights:
     formats = weights_in(folder)
     refuse_adapter(folder, has_model=bool(formats))
     if not (folder / "config.json").is_file():
+        inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        advice = (
+            f"one of the folders in it: {some(inside)}"
+            if inside
+            else "a folder that save_pretrained wrote, or a fair-esm .pt file"
+        )
         raise CheckpointError(
-            f"{folder} is not a Hugging Face model: it holds no config.json. Give a folder that "
-            "save_pretrained wrote, or a fair-esm .pt file"
+            f"{folder} is not a Hugging Face model: it holds no config.json. Give {advice}"
         )
     check_settings(read_json(folder / "config.json"), folder)
     if file is None and not formats:
@@ -66,7 +76,8 @@ def with_settings(
     shape, token_dropout = check_settings(config, folder)
     check_vocabulary(folder)
     state, left_out = to_fair_esm(stored, str(path))
-    check_sizes({**_frequencies(stored), **state}, shape, str(path), "config.json")
+    tensors = {**_frequencies(stored), **state}
+    check_sizes(tensors, shape, str(path), "config.json", config.get("vocab_size"))
     _check_class(config.get("architectures"), state, path)
     notes = list(notes)
     if not token_dropout:

@@ -26,6 +26,7 @@ IF_GIVEN = {
     "pad_token_id": TOKENS.index("<pad>"),
     "mask_token_id": TOKENS.index("<mask>"),
     "rope_theta": 10000.0,
+    "rope_type": "default",
     "rope_scaling": None,
     "quantization_config": None,
     "vocab_list": None,
@@ -54,6 +55,8 @@ def check_settings(config: dict[str, Any], folder: Path) -> tuple[Shape, bool]:
     Raises:
         CheckpointError: it describes another model; names every setting, both values of each.
     """
+    rotary = config.get("rope_parameters")
+    config = {**config, **rotary} if isinstance(rotary, dict) else config
     wrong = [
         _differing(key, config.get(key), value)
         for key, value in CONFIG.items()

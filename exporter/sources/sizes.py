@@ -12,7 +12,9 @@ from runtime.tokenizer import TOKENS
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
 
-def check_sizes(state: Mapping[str, Tensor], shape: Shape, label: str, settings: str) -> None:
+def check_sizes(
+    state: Mapping[str, Tensor], shape: Shape, label: str, settings: str, vocabulary: object = None
+) -> None:
     """Raises CheckpointError where tensors have other sizes than ``settings`` says, or tokens.
 
     Args:
@@ -20,12 +22,15 @@ def check_sizes(state: Mapping[str, Tensor], shape: Shape, label: str, settings:
         shape: what the settings say.
         label: of the checkpoint.
         settings: where they stand, such as ``config.json``.
+        vocabulary: how many tokens they say, if they do.
     """
     table = state.get("embed_tokens.weight")
     if table is None or table.ndim != 2:
         return  # what is missing or misshapen is said where the model is filled
-    said = dict(zip(("layers", "embed dim", "heads"), shape, strict=True))
+    said: dict[str, object] = dict(zip(("layers", "embed dim", "heads"), shape, strict=True))
     found = {"layers": _layers(state), "embed dim": table.shape[1], "heads": _heads(state)}
+    if vocabulary is not None:
+        said["vocab_size"], found["vocab_size"] = vocabulary, table.shape[0]
     wrong = [
         f"{what} {said[what]} in {settings}, {value} in the weights"
         for what, value in found.items()

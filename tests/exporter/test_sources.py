@@ -183,6 +183,10 @@ class TestFiles:
         (folder / "model.safetensors").rename(folder / "tf_model.h5")
         assert "tf_model.h5 is not read" in refused(folder)
 
+    def test_a_folder_of_checkpoints(self, folder: Path) -> None:
+        folder.rename(folder.parent / "checkpoint-500")
+        assert "one of the folders in it: checkpoint-500" in refused(folder.parent)
+
     def test_a_pointer_of_git_lfs(self, folder: Path) -> None:
         (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
         assert "'git lfs pull'" in refused(folder)
@@ -211,7 +215,7 @@ class TestFiles:
             (lambda t: t.double() * 1e200, "NaN or Inf: embed_tokens.weight"),
             (lambda t: t.sum(), "embed_tokens.weight"),
             (lambda t: t[:, :0], "embed dim"),
-            (lambda t: t[:0], "0 rows"),
+            (lambda t: t[:0], "vocab_size 33 in config.json, 0"),
         ],
     )
     def test_odd_tensors(
@@ -243,6 +247,8 @@ class TestSettings:
             ({"quantization_config": {"load_in_8bit": True}}, "quantization_config"),
             ({"token_dropout": None}, "token_dropout None instead of true"),
             ({"vocab_list": ["A"]}, "vocab_list ['A']"),
+            ({"vocab_size": 40}, "vocab_size 40 in config.json, 33 in the weights"),
+            ({"rope_parameters": {"rope_theta": 5e3}}, "rope_theta 5000.0"),
         ],
     )
     def test_that_contradict_esm2_or_the_weights(
