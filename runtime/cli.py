@@ -41,6 +41,8 @@ def one_line_errors(*roots: type[Exception]) -> Callable[[Callable[..., Any]], C
                 _fail(f"{error.name} is not installed. pip install 'esm2-engines[export]'")
             except roots as error:
                 _fail(str(error))
+            except MemoryError:
+                _fail("out of memory. Try a smaller model, or a smaller --max-tokens of embed")
 
         return wrapped
 
