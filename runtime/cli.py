@@ -49,6 +49,8 @@ def one_line_errors(*roots: type[Exception]) -> Callable[[Callable[..., Any]], C
                     raise
                 except roots as error:
                     _fail(str(error))
+                except MemoryError:
+                    _fail("out of memory. Try a smaller model, or a smaller --max-tokens of embed")
 
         return wrapped
 

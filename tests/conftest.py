@@ -210,6 +210,28 @@ def fresh_python() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
 
 
 @pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Callable[[Path], Path]]:
+    """Shows an artifact again on a file system that cannot be written."""
+    place = tmp_path / "read-only"
+    mounted = False
+
+    def read_only(artifact: Path) -> Path:
+        nonlocal mounted
+        place.mkdir()
+        command = f"mount --bind {place.parent}/shown {place} && mount -o remount,ro,bind {place}"
+        shutil.copytree(artifact, place.parent / "shown" / artifact.name)
+        result = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+        mounted = place.is_mount()
+        if result.returncode:
+            pytest.skip(f"cannot mount a read-only file system: {result.stderr.strip()}")
+        return place / artifact.name
+
+    yield read_only
+    if mounted:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture
 def as_nobody() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a command as a user who may read everything and owns nothing."""
     if os.geteuid() != 0 or shutil.which("setpriv") is None:

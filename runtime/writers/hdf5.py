@@ -16,6 +16,8 @@ from runtime.writers.enduring_file import EnduringFile
 # Of one chunk of the embeddings; rows are whole, so that one protein is read from few chunks.
 _CHUNK_BYTES = 1 << 19
 _CHUNK_PROTEINS = 1024
+# A chunk takes its place on the disk whole: in a file of few proteins it is small.
+_LEAST_ROWS = 64
 
 
 class Writer:
@@ -72,6 +74,7 @@ class Writer:
     def _create(self, block: Block) -> None:
         width = block.rows.shape[1]
         rows = max(1, _CHUNK_BYTES // max(1, width * block.rows.itemsize))
+        rows = min(rows, max(len(block.rows), _LEAST_ROWS))
         new = self._file.create_dataset
         one_each = {"shape": (0,), "maxshape": (None,), "chunks": (_CHUNK_PROTEINS,)}
         new("ids", dtype=h5py.string_dtype(), **one_each)

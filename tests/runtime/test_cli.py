@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -408,3 +409,33 @@ class TestInfo:
         result = run("info", copy)
         assert result.exit_code == 2
         assert "model.ts has 1 bytes" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["info", "selftest", "embed"])
+def test_where_nothing_but_the_output_can_be_written(
+    tiny_artifact: Path, tmp_path: Path, read_only: Any, as_nobody: Any, command: str
+) -> None:
+    """A read-only artifact and working directory, another user, no home, no environment."""
+    folder = read_only(tiny_artifact)
+    (tmp_path / "x.fasta").write_text(FASTA)
+    out = tmp_path / "out"
+    out.mkdir()
+    out.chmod(0o777)
+    more = [tmp_path / "x.fasta", "-o", out / "x.npz"] if command == "embed" else []
+    result = as_nobody(
+        "env", "-i", f"PYTHONPATH={Path(__file__).parents[2]}", sys.executable,
+        "-m", "runtime.cli", command, folder, *more, cwd=folder,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    if command == "embed":
+        assert read(out / "x.npz")[0] == IDS
+
+
+def test_memory_that_runs_out_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("runtime.manifest.read", exhausted)
+    result = run("info", tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: out of memory. ")
