@@ -1,5 +1,6 @@
 """``esm2-export``: build artifacts and verify them."""
 
+import os
 import shlex
 import sys
 import time
@@ -14,6 +15,7 @@ from exporter.architectures import DTYPES
 from exporter.errors import ExportError, ParityError
 from runtime.cli import one_line_errors
 from runtime.errors import Esm2Error
+from runtime.threads import THREADS_VARIABLE, usable_cores
 
 if TYPE_CHECKING:
     from exporter.parity.packs import Pack
@@ -63,6 +65,8 @@ def source_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.version_option(package_name="esm2-engines")
 def main() -> None:
     """Turn ESM-2 into frozen, packed engines, and prove them against eager fair-esm."""
+    # PyTorch and the libraries below it count the machine's cores, and know no quota.
+    os.environ.setdefault(THREADS_VARIABLE, str(usable_cores()))
 
 
 @main.command()
