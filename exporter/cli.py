@@ -1,5 +1,6 @@
 """``esm2-export``: build artifacts and verify them."""
 
+import os
 import shlex
 import sys
 import time
@@ -15,6 +16,7 @@ from exporter.errors import ExportError, ParityError
 from runtime.cli import one_line_errors
 from runtime.errors import Esm2Error
 from runtime.record_options import record_options
+from runtime.threads import THREADS_VARIABLE, usable_cores
 
 if TYPE_CHECKING:
     from exporter.weights import WeightsSource
@@ -64,6 +66,8 @@ def source_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.version_option(package_name="esm2-engines")
 def main() -> None:
     """Turn ESM-2 into frozen, packed engines, and prove them against eager fair-esm."""
+    # PyTorch and the libraries below it count the machine's cores, and know no quota.
+    os.environ.setdefault(THREADS_VARIABLE, str(usable_cores()))
 
 
 @main.command()
