@@ -377,13 +377,13 @@ def _summarise(
         f"{output.stat().st_size / 1e6:.1f} MB"
     )
     for count, what in (
-        (totals.lower_case, "proteins with lower case, taken as upper case"),
-        (totals.stops, "proteins with a * at the end, removed"),
-        (totals.unknown, "proteins with characters outside the alphabet, replaced"),
+        (totals.lower_case, "lower case taken as upper case, in proteins"),
+        (totals.stops, "a * at the end removed, in proteins"),
+        (totals.unknown, "characters outside the alphabet replaced, in proteins"),
         (rejected.count, f"records rejected, listed in {rejected.path}"),
     ):
         if count:
-            click.echo(f"  {count:,} {what}")
+            click.echo(f"  {what}: {count:,}")
 
 
 def _describe(manifest: "Manifest") -> Iterator[str]:

@@ -142,7 +142,7 @@ def _split(blocks: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
     line = lead.count("\n") + 1
     # The part of a record that was read, without its ">".
     held = [""]
-    for block in chain([first[1:]], blocks):
+    for block in filter(None, chain([first[1:]], blocks)):
         if _MARK not in held[-1][-1:] + block:
             held.append(block)
             continue

@@ -14,7 +14,8 @@ from runtime.tokenizer import UNKNOWN_CHOICES, SequenceError, Unknown, decode, t
 
 # A byte that was not UTF-8 is read as one of these (PEP 383).
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_ESCAPE = 0xDC00
+_CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _UPPER = {code: code - 32 for code in range(ord("a"), ord("z") + 1)}  # ASCII: "ß" has no upper case
 _TOKEN = re.compile(r"(<[a-z_0-9]+>)")
 _LONGEST_SHOWN = 60
@@ -143,10 +144,13 @@ def printable(text: str) -> str:
     r"""``text`` with bytes that were not UTF-8 and control characters as ``\x..``."""
     if text.isprintable():
         return text
-    known = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in known
-    )
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    if _ESCAPED_BYTE.match(character):
+        return f"\\x{ord(character) - _ESCAPE:02x}"
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def _in_upper_case(sequence: str) -> str:
@@ -161,7 +165,7 @@ def _bad_bytes(record: Record, header: str) -> Rejection | None:
     for text, where in ((header, "header"), (record.sequence, "sequence")):
         if not text.isascii() and (found := _ESCAPED_BYTE.search(text)):
             place = found.start() + 1
-            byte = ord(found.group()) - 0xDC00
+            byte = ord(found.group()) - _ESCAPE
             reason = f"byte 0x{byte:02X} at position {place} of the {where} is not UTF-8"
             advice = "If the file is Latin-1, convert it with 'iconv -f ISO-8859-1 -t UTF-8'"
             return _rejection(record, place if where == "sequence" else None, reason, advice)

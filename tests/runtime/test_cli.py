@@ -158,7 +158,7 @@ class TestInputs:
         assert not output.exists()
         result = run(*arguments, "--unknown", "x")
         assert result.exit_code == 0
-        assert "1 proteins with characters outside the alphabet, replaced" in result.stdout
+        assert "characters outside the alphabet replaced, in proteins: 1" in result.stdout
 
     def test_json(self, artifact: Path, fasta: Path) -> None:
         output = fasta.with_suffix(".npz")
@@ -220,7 +220,7 @@ class TestBadRecords:
         output = tmp_path / f"x{suffix}"
         result = run("embed", tiny_artifact, bad, "-o", output, "--on-error", "skip")
         assert result.exit_code == 3, result.output
-        assert "5 records rejected, listed in" in result.stdout
+        assert f"records rejected, listed in {output}.rejected.tsv: 5" in result.stdout
         assert ids_of(output) == ["good", "last"]
         table = (tmp_path / f"x{suffix}.rejected.tsv").read_text()
         rows = list(csv.DictReader(io.StringIO(table), dialect="excel-tab"))
@@ -240,10 +240,10 @@ class TestBadRecords:
         result = run(*arguments)
         assert result.exit_code == 3
         for line in (
-            "  2 proteins with lower case, taken as upper case",
-            "  2 proteins with a * at the end, removed",
-            "  2 proteins with characters outside the alphabet, replaced",
-            f"  4 records rejected, listed in {output}.rejected.tsv",
+            "  lower case taken as upper case, in proteins: 2",
+            "  a * at the end removed, in proteins: 2",
+            "  characters outside the alphabet replaced, in proteins: 2",
+            f"  records rejected, listed in {output}.rejected.tsv: 4",
         ):
             assert line in result.stdout.splitlines()
         summary = json.loads(run(*arguments, "--json").stdout)

@@ -228,6 +228,12 @@ def test_a_large_file_that_is_no_fasta_is_not_read_to_its_end() -> None:
         list(fasta._split(decoded(endless())))
 
 
+def test_a_block_may_be_empty() -> None:
+    """A decompressor gives nothing for some of what it is fed."""
+    blocks = iter([b">a\nMK\n", b"", b">b\nGG"])
+    assert [texts for _, texts in fasta._split(decoded(blocks))] == [["a\nMK"], ["b\nGG"]]
+
+
 def test_a_pipe_that_says_little_is_read_as_far_as_it_went() -> None:
     """The first record is known when the second begins; nothing waits for a full block."""
 

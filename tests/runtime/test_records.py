@@ -89,7 +89,7 @@ def test_headers_that_are_no_utf8() -> None:
 
 def test_ids_with_control_characters() -> None:
     """HDF5 ends a string at a NUL, and a terminal obeys an escape."""
-    for character in ("\0", "\x1b", "\n", "\x7f"):
+    for character in ("\0", "\x1b", "\n", "\x7f", "\ud800"):
         assert "control character" in rejected(Record(f"a{character}b", "MK")).reason
 
 
@@ -97,7 +97,7 @@ def test_messages_stay_one_short_line() -> None:
     text = str(rejected(Record("x" * 5000, "MJ", "a\nb.fasta", 1)))
     assert "\n" not in text
     assert len(text) < 500
-    assert printable("a\tb\udce9\x1b é") == r"a\tb\xe9\x1b é"
+    assert printable("a\tb\udce9\x1b\ud800 é") == r"a\tb\xe9\x1b\ud800 é"
 
 
 def test_a_wrong_option_is_no_guess() -> None:
