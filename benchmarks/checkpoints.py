@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from exporter.sources.names import rename_to_hugging_face
 from exporter.sources.settings import CONFIG
 from exporter.weights import Reference
 from runtime.manifest import Architecture
+from runtime.staging import staging
 from runtime.tokenizer import TOKENS
 
 FOLDER = Path(__file__).parent / ".checkpoints"
@@ -26,16 +26,16 @@ def checkpoints_of(reference: Reference, folder: Path = FOLDER) -> Path:
     """
     target = folder / f"{reference.architecture.name}-{reference.origin.state_sha256[:12]}"
     if not target.is_dir():
-        part = target.with_suffix(".part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         state = {
             name: tensor.detach().clone() for name, tensor in reference.model.state_dict().items()
         }
-        write_hugging_face(part, reference.architecture, state)
-        write_fair_esm(part / "esm2.pt", reference.architecture, state)
-        (part / "converted").mkdir()
-        part.rename(target)
+        with staging(target) as part:
+            part.mkdir()
+            write_hugging_face(part, reference.architecture, state)
+            write_fair_esm(part / "esm2.pt", reference.architecture, state)
+            (part / "converted").mkdir()
+            part.rename(target)
     return target
 
 

@@ -1,6 +1,5 @@
 """Builds an artifact: load -> trace -> lower -> write aside -> verify -> publish."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from exporter.parity.oracle import layer_norm_of
 from exporter.parity.packs import LONGEST
 from exporter.parity.report import Report, write_report
 from exporter.precision import cast_copy
-from exporter.publish import staged
+from exporter.publish import staged, writable_copy
 from exporter.targets import OP_LIBRARIES, TARGETS, exporter_of
 from exporter.targets.plan_options import PlanOptions
 from exporter.verify import Proof, ProofOptions, verify
@@ -168,7 +167,7 @@ def _write_op_libraries(folder: Path, say: Callable[[str], None]) -> dict[str, s
     except native.CompilerError as error:
         say(f"warning: {error}. Without it attention on CPUs takes about twice the time")
         return {}
-    shutil.copytree(compiled, folder / "lib")
+    writable_copy(compiled, folder / "lib")
     return {path.name: f"lib/{path.name}" for path in compiled.iterdir()}
 
 

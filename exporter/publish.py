@@ -67,7 +67,8 @@ def _make_files_read_only(folder: Path) -> None:
     for path in folder.rglob("*"):
         mode = path.stat().st_mode
         if path.is_file() and mode & 0o222:
-            path.chmod(mode & 0o555)
+            with contextlib.suppress(PermissionError):  # a link to another user's file
+                path.chmod(mode & 0o555)
 
 
 def _publish(folder: Path, destination: Path) -> None:

@@ -4,7 +4,9 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache as cached
 from pathlib import Path
@@ -210,25 +212,25 @@ def fresh_python() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
 
 
 @pytest.fixture
-def read_only(tmp_path: Path) -> Iterator[Callable[[Path], Path]]:
-    """Shows an artifact again on a file system that cannot be written."""
-    place = tmp_path / "read-only"
-    mounted = False
+def read_only() -> Iterator[Callable[[Path], Path]]:
+    """Shows a copy of an artifact, to all users, on a file system that cannot be written."""
+    # pytest's own folders are for one user.
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as mounts:
+        place = Path(folder)
+        place.chmod(0o755)
 
-    def read_only(artifact: Path) -> Path:
-        nonlocal mounted
-        place.mkdir()
-        command = f"mount --bind {place.parent}/shown {place} && mount -o remount,ro,bind {place}"
-        shutil.copytree(artifact, place.parent / "shown" / artifact.name)
-        result = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
-        mounted = place.is_mount()
-        if result.returncode:
-            pytest.skip(f"cannot mount a read-only file system: {result.stderr.strip()}")
-        return place / artifact.name
+        def read_only(artifact: Path) -> Path:
+            shutil.copytree(artifact, place / artifact.name)
+            for options in (["--bind", folder], ["-o", "remount,ro,bind"]):
+                command = ["mount", *options, folder]
+                mounted = subprocess.run(command, capture_output=True, text=True)
+                if mounted.returncode:
+                    pytest.skip(f"cannot mount read-only: {mounted.stderr.strip()}")
+                if "--bind" in options:
+                    mounts.callback(subprocess.run, ["umount", folder], check=True)
+            return place / artifact.name
 
-    yield read_only
-    if mounted:
-        subprocess.run(["umount", str(place)], check=True)
+        yield read_only
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """The command: plan, gates side by side, benchmarks alone, reports."""
 
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,6 +27,7 @@ from benchmarks.gpu_check.results import SCHEMA_VERSION, Report, Step
 from benchmarks.gpu_check.schedule import NO_TIME, Schedule
 from benchmarks.gpu_check.summary import is_passed
 from benchmarks.gpu_check.terminal import table
+from runtime.staging import staging
 from runtime.threads import usable_cores
 
 FAILED, NOT_POSSIBLE = 1, 2
@@ -142,11 +141,9 @@ def main(
         minutes=minutes,
     )
     out.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="artifacts-", dir=out.resolve()))
-    try:
+    with staging(out.resolve() / "artifacts") as work:
+        work.mkdir()
         Check(report, out, work).run(wanted, _parts(dtypes), pack_tokens)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     click.echo(table(report))
     click.echo(f"{out / results.FILE_NAME}, {out / html.FILE_NAME}")
     sys.exit(0 if is_passed(report) else FAILED)

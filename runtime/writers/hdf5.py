@@ -45,7 +45,8 @@ class Writer:
         self._bytes.close()
 
     def close(self) -> None:  # noqa: D102
-        with contextlib.suppress(OSError, RuntimeError, ValueError):
+        # Of a file that failed, whatever it says: it was said before.
+        with contextlib.suppress(Exception):
             self._run(self._file.close)
         self._thread.shutdown()
         self._bytes.close()

@@ -46,6 +46,7 @@ class Writer:
         self._file.close()
 
     def close(self) -> None:  # noqa: D102
-        with contextlib.suppress(OSError):
+        # Of a file that failed, whatever it says: it was said before.
+        with contextlib.suppress(Exception):
             if self._file is not None:
                 self._file.close()

@@ -44,7 +44,7 @@ def test_written_once(tiny: Reference, folder: Path) -> None:
     before = (folder / "model.safetensors").stat().st_mtime_ns
     assert checkpoints_of(tiny, folder.parent) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
-    assert not list(folder.parent.glob("*.part"))
+    assert not list(folder.parent.glob(".*"))
 
 
 def test_a_name_that_the_table_lacks_is_no_name_of_hugging_face() -> None:

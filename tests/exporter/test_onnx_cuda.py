@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -174,6 +175,13 @@ class TestGate:
         assert verdict.status == "not measured"
         assert "needs CUDAExecutionProvider" in verdict.reason
         assert "passed on the CPU with attention in standard ops" in verdict.reason
+
+    def test_of_an_artifact_that_can_only_be_read(
+        self, cuda_artifact: Path, tiny_checkpoint: Path, cache: Cache, read_only: Any
+    ) -> None:
+        """Its stand-in was made beside it."""
+        folder = read_only(cuda_artifact)
+        assert "passed on the CPU" in self.verdict(folder, tiny_checkpoint, cache).reason
 
     @pytest.mark.parametrize(
         ("fault", "named"),

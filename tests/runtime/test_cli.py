@@ -30,6 +30,7 @@ GGAVL<mask>KW
 >three
 M
 """
+ROOT = Path(__file__).parents[2]
 IDS = ["sp|P1", "two", "three"]
 
 
@@ -417,15 +418,16 @@ def test_where_nothing_but_the_output_can_be_written(
 ) -> None:
     """A read-only artifact and working directory, another user, no home, no environment."""
     folder = read_only(tiny_artifact)
-    (tmp_path / "x.fasta").write_text(FASTA)
-    out = tmp_path / "out"
+    fasta, out = tmp_path / "x.fasta", tmp_path / "out"
+    fasta.write_text(FASTA)
     out.mkdir()
     out.chmod(0o777)
-    more = [tmp_path / "x.fasta", "-o", out / "x.npz"] if command == "embed" else []
-    result = as_nobody(
-        "env", "-i", f"PYTHONPATH={Path(__file__).parents[2]}", sys.executable,
-        "-m", "runtime.cli", command, folder, *more, cwd=folder,
-    )  # fmt: skip
+    more = ["-", "-o", out / "x.npz"] if command == "embed" else []
+    with fasta.open() as stdin:
+        result = as_nobody(
+            "env", "-i", f"PYTHONPATH={ROOT}", sys.executable,
+            "-m", "runtime.cli", command, folder, *more, cwd=folder, stdin=stdin,
+        )  # fmt: skip
     assert result.returncode == 0, result.stderr
     if command == "embed":
         assert read(out / "x.npz")[0] == IDS

@@ -233,8 +233,9 @@ def test_a_signal_leaves_nothing(output: Path, number: signal.Signals) -> None:
 
 
 def test_the_next_run_removes_what_a_killed_one_left(output: Path) -> None:
-    for halfway in ("import os; os.kill(os.getpid(), 9)",) * 2:
-        result = write_in_a_process(output, 6000, halfway)
+    """Killed before anything was written, with a block in the file, with several."""
+    for proteins in (2, 6000, 12_000):
+        result = write_in_a_process(output, proteins, "import os; os.kill(os.getpid(), 9)")
         assert result.returncode == -signal.SIGKILL
         assert len(list(output.parent.iterdir())) == 1
     write_embeddings(output, embeddings(3), {})
