@@ -33,7 +33,7 @@ from exporter.parity.rejection import decisive, rejected
 from exporter.parity.report import FaultVerdict
 from exporter.parity.verdict import EngineVerdict
 from exporter.precision import cast_copy
-from exporter.publish import writable_copy
+from exporter.publish import link_or_copy, writable_copy
 from exporter.targets import exporter_of
 from exporter.verify import Gate
 from exporter.weights import Reference, check_is_original
@@ -354,6 +354,8 @@ class Planter:
             workspace = self._workspace / "in float32"
             folder = workspace / "artifact"
             folder.mkdir(parents=True)
+            golden = self._manifest.golden.file
+            link_or_copy(self._folder / golden, folder / golden)
             manifest = msgspec.structs.replace(
                 self._manifest, dtype="float32", engines={}, files={}
             )
