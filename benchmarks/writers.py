@@ -34,10 +34,12 @@ class VectorEngine:
     """Gives rows of its own for every pack, at once: the runner's engine without a model."""
 
     concurrency = 1
-    spec: Any = SimpleNamespace(layers=(1,), format="vectors")
 
     def __init__(self, width: int):
         self._width = width
+        self.spec: Any = SimpleNamespace(
+            layers=(1,), format="vectors", embed_dim=width, dtype="float32"
+        )
 
     def unsupported_reasons(self, batch: PackedBatch) -> list[str]:
         """It takes all."""

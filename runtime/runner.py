@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 WINDOW_PACKS = 16
 WINDOW_PACKS_AT_ONCE = 4
 # Of a window's results where pooling is "none": one row for each token.
-WINDOW_BYTES = 128 << 20
+WINDOW_BYTES = 32 << 20
 # A window is full a little before its packs are, so that the protein that fills it, and those that
 # fit nowhere, do not open a pack of their own.
 WINDOW_FILL = 0.975

@@ -268,7 +268,7 @@ class TestRefusals:
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
         with pytest.raises(ArtifactError, match=rf"tensorrt/{path.name} was changed"):
-            runtime.load(folder, "tensorrt")
+            read(folder)
 
     @without_card
     @pytest.mark.parametrize(
