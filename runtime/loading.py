@@ -36,7 +36,9 @@ ENGINES = {
     "aoti": "runtime.engines.aoti",
     "onnx-int8": "runtime.engines.onnx_int8",
 }
-# What "auto" tries, fastest first. onnx-int8 is coarser, so it is taken by name alone.
+# Never taken but by name.
+COARSER = "onnx-int8"
+# What "auto" tries, fastest first.
 BY_SPEED = {
     "cuda": ("aoti-cuda", "onnx-cuda", "tensorrt", "torchscript", "onnx"),
     "cpu": ("onnx", "aoti", "torchscript"),
@@ -189,6 +191,8 @@ def _no_engine(manifest: "Manifest", engine: str, device: str, refusals: list[st
     if engine != "auto":
         where = [refusal.removeprefix(f"{engine} ") for refusal in refusals]
         return f"cannot load engine {engine!r} of {manifest.name!r} {'; '.join(where)}"
+    if COARSER in manifest.engines:
+        refusals = [*refusals, f"{COARSER} is coarser, so it must be asked for by name"]
     names = dict.fromkeys(name for name, _ in _candidates(engine, device))
     if absent := [name for name in names if name not in manifest.engines]:
         refusals = [*refusals, f"not in the artifact: {', '.join(absent)}"]
