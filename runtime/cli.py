@@ -188,7 +188,8 @@ def embed(
     if debug:
         import logging
 
-        logging.basicConfig(level=logging.DEBUG, format="%(message)s", stream=sys.stderr)
+        logging.basicConfig(format="%(message)s", stream=sys.stderr)
+        logging.getLogger("runtime").setLevel(logging.DEBUG)  # not the libraries
     check_output(output)
     check_readable(fasta)
     started = time.perf_counter()

@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 # Even packs want many proteins to choose from, and order is restored window by window.
 WINDOW_PACKS = 16
 WINDOW_PACKS_AT_ONCE = 4
-# Of a window's results where pooling is "none": one row for each token.
-WINDOW_BYTES = 32 << 20
+# Of a window's results where pooling is "none": one row for each token. Never less than a pack.
+WINDOW_BYTES = 16 << 20
 # A window is full a little before its packs are, so that the protein that fills it, and those that
 # fit nowhere, do not open a pack of their own.
 WINDOW_FILL = 0.975
@@ -187,9 +187,10 @@ class AsyncInferenceRunner:
         return min(tokens, self._held_tokens()) if self._pool == "none" else tokens
 
     def _held_tokens(self) -> int:
-        """Tokens whose rows take ``WINDOW_BYTES``."""
+        """Tokens whose rows take ``WINDOW_BYTES``, at least those of a pack."""
         spec = self._engine.spec
-        return WINDOW_BYTES // (spec.embed_dim * (2 if spec.dtype == "float16" else 4))
+        row_bytes = spec.embed_dim * (2 if spec.dtype == "float16" else 4)
+        return max(WINDOW_BYTES // row_bytes, self._max_tokens)
 
     def _running(
         self, stream: Iterator[Record], workers: Executor

@@ -11,7 +11,7 @@ from runtime.errors import EngineError, NonFiniteError
 from runtime.runner import Embedding
 
 # Held in memory before they go to the file, and once more while they are joined.
-BLOCK_BYTES = 32 << 20
+BLOCK_BYTES = 8 << 20
 # What Python itself holds for each protein.
 OVERHEAD_BYTES = 512
 # After these the proteins before them are as good as they were; a user's mistake is mended first.

@@ -246,7 +246,7 @@ def test_what_is_held_is_bounded(engine: runtime.Engine, how: Pool) -> None:
             return np.zeros((batch.num_tokens if how == "none" else 1, 1), dtype=np.float32)
 
     counting = Counting(engine, "")
-    counting.spec = replace(engine.spec, embed_dim=1 << 19)  # 16 tokens fill WINDOW_BYTES
+    counting.spec = replace(engine.spec, embed_dim=1 << 19)  # 8 tokens fill WINDOW_BYTES
     runner = runtime.AsyncInferenceRunner(counting, max_tokens=10, pool=how)
     read = 0
 
