@@ -19,7 +19,7 @@ from benchmarks.report.terminal import table
 from benchmarks.results import ModelResult, Run, write
 from benchmarks.summary import WRONG, headline_of, rows_of
 from exporter.environment import cpu_name
-from exporter.weights import load_original
+from exporter.model.reference import load_original
 from runtime import manifest as manifests
 from runtime.threads import usable_cores
 

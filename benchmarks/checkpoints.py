@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from exporter.sources.names import rename_to_hugging_face
-from exporter.sources.settings import CONFIG
-from exporter.weights import Reference
+from exporter.model.reference import Reference
+from exporter.model.sources.names import rename_to_hugging_face
+from exporter.model.sources.settings import CONFIG
 from runtime.manifest import Architecture
 from runtime.staging import staging
 from runtime.tokenizer import TOKENS

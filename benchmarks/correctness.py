@@ -7,12 +7,13 @@ import numpy as np
 import torch
 
 from benchmarks.processes import Worker
-from exporter.parity.budgets import FLOAT32_ANY_DEPTH, FLOAT32_SHALLOW, SHALLOW_LAYERS
-from exporter.parity.cache import Cache, default_folder
-from exporter.parity.metrics import UNBOUNDED, compare
-from exporter.parity.oracle import run_eager
-from exporter.parity.packs import Pack, protein
-from exporter.weights import Reference
+from exporter.model.reference import Reference
+from exporter.parity.rules.budgets import FLOAT32_ANY_DEPTH, FLOAT32_SHALLOW, SHALLOW_LAYERS
+from exporter.parity.rules.metrics import UNBOUNDED, compare
+from exporter.parity.truth.cache import Cache
+from exporter.parity.truth.oracle import run_eager
+from exporter.parity.truth.packs import Pack, protein
+from exporter.user_cache import default_folder
 from runtime.manifest import Manifest
 
 # The peers' accuracy is theirs, and is reported; beyond this they compute something else.
@@ -33,7 +34,7 @@ class Truth:
             reference, {"fixed": proteins()}, (last,), "mean", torch.float64,
             Cache(default_folder()),
         )["fixed"]  # fmt: skip
-        self.expected = answers.outputs.representations[last]
+        self.expected = answers.tensors[f"representations.{last}"]
         self.bounds = answers.cu_seqlens
         self.token_ids = [
             ids.tolist() for ids in np.split(answers.input_ids, answers.cu_seqlens[1:-1])

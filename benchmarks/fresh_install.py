@@ -16,11 +16,12 @@ import click
 import numpy as np
 import torch
 
-from exporter.parity.metrics import compare
-from exporter.parity.oracle import run_eager
-from exporter.parity.packs import Protein
-from exporter.weights import load_original
+from exporter.model.reference import load_original
+from exporter.parity.rules.metrics import compare
+from exporter.parity.truth.oracle import run_eager
+from exporter.parity.truth.packs import Protein
 from runtime import manifest as manifests
+from runtime.manifest import EMBEDDING
 
 ROOT = Path(__file__).parents[1]
 SEQUENCE = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVV"
@@ -86,7 +87,7 @@ def _relative_l2(artifact: Path, output: Path) -> float:
     reference = load_original(artifact, manifest, None)
     pack = {"x": [Protein(SEQUENCE)]}
     layer = manifest.layers[-1]
-    truth = run_eager(reference, pack, (layer,), "mean", torch.float64)["x"].outputs.pooled
+    truth = run_eager(reference, pack, (layer,), "mean", torch.float64)["x"].tensors[EMBEDDING]
     assert truth is not None
     with np.load(output) as file:
         error = compare(file["embeddings"], truth, np.array([0, 1])).relative_l2

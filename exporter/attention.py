@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from exporter.packed_attention import FLASH_ATTN_AVAILABLE
-from runtime.engine import default_attention
+from runtime.attention import default_attention
 from runtime.ops.cuda import HALF_DTYPES, choose_kernel
 
 # Dtype and head dim of production: 650M and 3B in half precision.

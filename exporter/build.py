@@ -1,34 +1,44 @@
 """Builds an artifact: load -> trace -> lower -> write aside -> verify -> publish."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
 
-from exporter import native, shared_weights
-from exporter.architectures import DTYPES
 from exporter.environment import version_of
-from exporter.errors import ExportError, ParityError
+from exporter.errors import ExportError
+from exporter.formats import native
+from exporter.formats.table import chosen
 from exporter.keep_passed import can_publish_some, without_failed
-from exporter.packed_forward import PackedESM2, check_repr_layers
-from exporter.parity.cache import Cache
-from exporter.parity.device import reference_device
+from exporter.model.architectures import DTYPES
+from exporter.model.packed_forward import PackedESM2, check_repr_layers
+from exporter.model.precision import cast_copy
+from exporter.model.reference import Reference, WeightsSource, fair_esm_version, load_reference
 from exporter.parity.golden import write_golden
-from exporter.parity.oracle import layer_norm_of
-from exporter.parity.packs import LONGEST
-from exporter.parity.report import Report, write_report
-from exporter.precision import cast_copy
+from exporter.parity.report.files import write_report
+from exporter.parity.report.schema import ParityError, Report
+from exporter.parity.rules.budgets import budgets_for
+from exporter.parity.truth.cache import Cache
+from exporter.parity.truth.device import reference_device
+from exporter.parity.truth.oracle import layer_norm_of
+from exporter.parity.truth.packs import LONGEST
+from exporter.parity.verify import Proof, ProofOptions, verify
 from exporter.publish import staged, writable_copy
-from exporter.targets import OP_LIBRARIES, TARGETS, exporter_of
-from exporter.targets.plan_options import PlanOptions
-from exporter.verify import Proof, ProofOptions, verify
-from exporter.weights import Reference, WeightsSource, fair_esm_version, load_reference
+from exporter.weights import shared as shared_weights
 from runtime import manifest as manifests
 from runtime.files import FileEntry, file_entry
-from runtime.manifest import EngineEntry, Golden, Manifest, Signature, TensorSpec
+from runtime.manifest import (
+    EngineEntry,
+    Golden,
+    Manifest,
+    Quantisation,
+    Signature,
+    TensorSpec,
+)
 from runtime.ops.varlen_attention import NAME as OP_NAME
 from runtime.ops.varlen_attention import SCHEMA as OP_SCHEMA
 
@@ -39,15 +49,15 @@ class BuildOptions:
 
     Attributes:
         source: of the weights.
-        targets: formats, keys of ``exporter.targets.TARGETS``.
+        targets: names of formats in ``exporter.formats.table``.
         layers: to export; None takes the last.
         pool: adds a ``pooled`` output of the last exported layer.
         prove: plant faults in the verified engines, and demand that each is rejected.
-        dtype: of weights and outputs, one of ``exporter.architectures.DTYPES``.
+        dtype: of weights and outputs, one of ``exporter.model.architectures.DTYPES``.
         out: the artifact's folder; None takes ``artifacts/<name>``.
         device: where engines are verified, as in ``runtime.load``; ``"cuda"`` runs eager fair-esm
             there too.
-        plans: of the target ``tensorrt``.
+        of_format: options that only one format takes, by its name.
         keep_passed: publish the engines that passed where another failed; its verdict stays in the
             report.
     """
@@ -60,7 +70,7 @@ class BuildOptions:
     prove: ProofOptions | None = None
     out: Path | None = None
     device: str = "auto"
-    plans: PlanOptions = PlanOptions()
+    of_format: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     keep_passed: bool = False
 
 
@@ -83,31 +93,34 @@ def build(
         ParityError: an engine failed, or with ``keep_passed`` all of them; nothing is published.
         ExportError: an option or the destination is wrong.
     """
-    unknown = [target for target in options.targets if target not in TARGETS]
-    if unknown or not options.targets:
-        raise ExportError(f"targets must be of {', '.join(TARGETS)}, got {unknown or 'none'}")
+    formats = chosen(options.targets)
     if options.dtype not in DTYPES:
         raise ExportError(f"dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
-    if "tensorrt" in options.targets:
-        _check_plans(options.plans)
+    for chosen_format in formats:
+        if chosen_format.check is not None:
+            chosen_format.check(LONGEST, **options.of_format.get(chosen_format.name, {}))
     on = reference_device(options.device)
     say(f"loading {options.source.kind} {options.source.value}")
     reference = load_reference(options.source)
     for note in reference.notes:
         say(note)
     packed = _packed(reference, options)
-    name = options.out.resolve().name if options.out else _artifact_name(reference, options.dtype)
-    destination = options.out or Path("artifacts") / name
+    artifact = (
+        options.out.resolve().name if options.out else _artifact_name(reference, options.dtype)
+    )
+    destination = options.out or Path("artifacts") / artifact
     with staged(destination) as folder:
         shared_weights.write(packed, folder)
         op_libraries = _write_op_libraries(folder, say)
         engines = {}
-        for target in options.targets:
-            say(f"exporting {target}")
-            more = {"options": options.plans} if target == "tensorrt" else {}
-            entry = exporter_of(target)(packed, folder, **more)
-            engines[target] = msgspec.structs.replace(
-                entry, op_library=op_libraries.get(OP_LIBRARIES.get(target, ""))
+        for chosen_format in formats:
+            name = chosen_format.name
+            say(f"exporting {name}")
+            entry = chosen_format.export(packed, folder, **options.of_format.get(name, {}))
+            engines[name] = msgspec.structs.replace(
+                entry,
+                op_library=op_libraries.get(chosen_format.op_library or ""),
+                quantised=_with_budget(entry.quantised, packed.num_layers),
             )
         say("running eager fair-esm in float64")
         layers = packed.repr_layers
@@ -115,7 +128,7 @@ def build(
         golden = write_golden(
             folder, reference, layers, options.pool, options.dtype, cache, int8, on
         )
-        manifest = _manifest(name, reference, packed, engines, golden, folder)
+        manifest = _manifest(artifact, reference, packed, engines, golden, folder)
         manifests.write(manifest, folder)
         say("verifying the engines")
         load = partial(load_reference, options.source)
@@ -134,16 +147,12 @@ def build(
     return destination, report
 
 
-def _check_plans(options: PlanOptions) -> None:
-    """Before minutes are spent on other targets."""
-    from exporter.targets.tensorrt import library_and_cards
-
-    if options.max_seqlen < LONGEST:
-        raise ExportError(
-            f"--max-seqlen must be at least {LONGEST}, the longest protein of the parity gate, got "
-            f"{options.max_seqlen}"
-        )
-    library_and_cards(options)
+def _with_budget(quantised: Quantisation | None, num_layers: int) -> Quantisation | None:
+    """Says in the manifest what the gate allows an engine whose weights are no float any more."""
+    if quantised is None:
+        return None
+    budget = {budget.name: budget.limit for budget in budgets_for("int8", num_layers)}
+    return msgspec.structs.replace(quantised, budget=budget)
 
 
 def _packed(reference: Reference, options: BuildOptions) -> PackedESM2:
@@ -180,19 +189,14 @@ def _artifact_name(reference: Reference, dtype: str) -> str:
 
 
 def _manifest(
-    name: str, reference: Reference, packed: PackedESM2, engines: dict[str, EngineEntry],
+    artifact: str, reference: Reference, packed: PackedESM2, engines: dict[str, EngineEntry],
     golden: Golden, folder: Path,
 ) -> Manifest:  # fmt: skip
     architecture = reference.architecture
     dtype = str(packed.embed_tokens.weight.dtype).removeprefix("torch.")
-    widths = {"logits": architecture.vocab_size}
     outputs = [
-        TensorSpec(
-            output, dtype, ["N" if output == "pooled" else "T",
-                            widths.get(output, architecture.embed_dim)]
-        )
-        for output in packed.output_names
-    ]  # fmt: skip
+        TensorSpec(name, dtype, [rows, width]) for name, (rows, width) in packed.outputs.items()
+    ]
     inputs = [
         TensorSpec("input_ids", "int64", ["T"]),
         TensorSpec("cu_seqlens", "int32", ["N + 1"]),
@@ -200,7 +204,7 @@ def _manifest(
     ]
     return Manifest(
         schema_version=manifests.SCHEMA_VERSION,
-        name=name,
+        name=artifact,
         built_by={
             # Run from its folder, the project is not installed and has no version of its own.
             "esm2-engines": version_of("esm2-engines") or "not installed",

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.architectures import DTYPES
-from exporter.errors import ExportError, ParityError
+from exporter.errors import ExportError
+from exporter.formats.table import FORMATS
+from exporter.model.architectures import DTYPES
 from runtime.cli import one_line_errors
 from runtime.errors import Esm2Error
-from runtime.record_options import record_options
+from runtime.readers.record_options import record_options
 from runtime.threads import THREADS_VARIABLE, usable_cores
 
 if TYPE_CHECKING:
-    from exporter.weights import WeightsSource
+    from exporter.model.reference import WeightsSource
     from runtime.tokenizer import Unknown
 
 FAILED_PARITY = 1
@@ -73,7 +74,10 @@ def main() -> None:
 @main.command()
 @source_options
 @click.option(
-    "--target", default="torchscript,onnx", show_default=True, help="Formats, separated by commas."
+    "--target",
+    default="torchscript,onnx",
+    show_default=True,
+    help=f"Formats, separated by commas, of {', '.join(FORMATS)}.",
 )
 @click.option("--layers", help="Layers to export, separated by commas.  [default: the last]")
 @click.option(
@@ -137,11 +141,13 @@ def build(
 
     from exporter.build import BuildOptions
     from exporter.build import build as run_build
+    from exporter.formats.tensorrt.options import PlanOptions
     from exporter.keep_passed import left_out
-    from exporter.parity.cache import Cache, default_folder
-    from exporter.parity.terminal import summary
-    from exporter.targets.plan_options import PlanOptions
-    from exporter.verify import ProofOptions
+    from exporter.parity.report.schema import ParityError
+    from exporter.parity.report.terminal import summary
+    from exporter.parity.truth.cache import Cache
+    from exporter.parity.verify import ProofOptions
+    from exporter.user_cache import default_folder
 
     if source.kind == "synthetic":
         _warn(
@@ -154,8 +160,10 @@ def build(
     cards = tuple(_formats(compute_capability) or ())
     plans = PlanOptions(cards, max_tokens, max_seqlen, default_folder() / "tensorrt")
     options = BuildOptions(
-        source, targets, wanted_layers, pool, dtype, proof, out, device, plans, keep_passed
-    )
+        source=source, targets=targets, layers=wanted_layers, pool=pool, dtype=dtype, prove=proof,
+        out=out, device=device, of_format={"tensorrt": {"options": plans}},
+        keep_passed=keep_passed,
+    )  # fmt: skip
     try:
         folder, report = run_build(
             options, lambda line: click.echo(line, err=True), Cache(default_folder())
@@ -233,15 +241,17 @@ def verify(
             f"artifact {artifact} holds no engine {engine!r}, it holds "
             f"{', '.join(manifest.engines)}"
         )
-    from exporter.parity.cache import Cache, default_folder
-    from exporter.parity.junit import as_junit
-    from exporter.parity.packs import packs_of
-    from exporter.parity.report import encode, grown_errors, read, write_report
-    from exporter.parity.terminal import summary
-    from exporter.verify import Proof, ProofOptions
-    from exporter.verify import verify as run_verify
-    from exporter.weights import load_original
-    from runtime.engine import default_attention
+    from exporter.model.reference import load_original
+    from exporter.parity.report.files import write_report
+    from exporter.parity.report.junit import as_junit
+    from exporter.parity.report.schema import encode, grown_errors, read
+    from exporter.parity.report.terminal import summary
+    from exporter.parity.truth.cache import Cache
+    from exporter.parity.truth.packs import packs_of
+    from exporter.parity.verify import Proof, ProofOptions
+    from exporter.parity.verify import verify as run_verify
+    from exporter.user_cache import default_folder
+    from runtime.attention import default_attention
 
     older = read(against) if against else None
     own_packs = None
@@ -297,9 +307,10 @@ def divergence(
     source = _source(model, checkpoint, synthetic, seed)
     sequences = _sequences(fasta, on_error, unknown, upper, strip_stop) if fasta else None
 
-    from exporter.divergence import random_sequences, render, study
-    from exporter.parity.cache import Cache, default_folder
-    from exporter.weights import load_reference
+    from exporter.model.reference import load_reference
+    from exporter.parity.divergence import random_sequences, render, study
+    from exporter.parity.truth.cache import Cache
+    from exporter.user_cache import default_folder
 
     reference = load_reference(source)
     result = study(
@@ -347,7 +358,7 @@ def _sequences(
     fasta: str, on_error: str, unknown: "Unknown", upper: bool, strip_stop: bool
 ) -> list[str]:
     from exporter.own_proteins import read_sequences
-    from runtime.records import RecordOptions
+    from runtime.readers.records import RecordOptions
 
     options = RecordOptions(unknown, upper, strip_stop)
     return read_sequences(fasta, options, on_error == "skip", _warn)
@@ -366,7 +377,7 @@ def _source(
             f"give one of --model, --checkpoint, --synthetic; got {len(given)}. To try the "
             "project: --synthetic esm2_t6_8M_UR50D"
         )
-    from exporter.weights import WeightsSource
+    from exporter.model.reference import WeightsSource
 
     kind, value = given[0]
     return WeightsSource(kind, value, seed)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from exporter.attention import configure_flash_attention, get_attention_implementation
-from exporter.packed_attention import check_cu_seqlens
-from exporter.packed_forward import PackedESM2, check_repr_layers
-from runtime.engine import default_attention
+from exporter.model.packed_forward import PackedESM2, check_repr_layers
+from exporter.model.spans import check_cu_seqlens
+from runtime.attention import default_attention
 
 
 class ESM2WithFlashAttention(nn.Module):
@@ -147,8 +147,8 @@ def load_esm2_model(
     Raises:
         CheckpointError: one line that says what is wrong with the weights.
     """
-    from exporter.architectures import ARCHITECTURES
-    from exporter.weights import SourceKind, WeightsSource, load_reference
+    from exporter.model.architectures import ARCHITECTURES
+    from exporter.model.reference import SourceKind, WeightsSource, load_reference
 
     kind: SourceKind = "model" if model_name in ARCHITECTURES else "checkpoint"
     reference = load_reference(WeightsSource("synthetic" if synthetic else kind, model_name))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 
-from exporter.parity.report import Report
+from exporter.parity.report.schema import Report
 from runtime.manifest import EngineEntry, Manifest
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from runtime.errors import InputError
-from runtime.fasta import check_readable, read_fasta
-from runtime.records import RecordOptions, Rejection, prepare
-from runtime.scan import all_rejected
+from runtime.readers.fasta import check_readable, read_fasta
+from runtime.readers.records import RecordOptions, Rejection, prepare
+from runtime.readers.scan import all_rejected
 
 
 def read_sequences(

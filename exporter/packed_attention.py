@@ -1,11 +1,19 @@
-"""What packing needs besides the model: where each token stands, and flash-attn's varlen kernel."""
+"""What eager pipelines use by these names: positions in a pack, and flash-attn's varlen kernel."""
 
 import warnings
 
 import torch
 from torch import Tensor
 
+from exporter.model.spans import create_position_ids_packed
 from runtime.ops.cuda import HALF_DTYPES, flash_attn_version, is_flash_attn_current
+
+__all__ = [
+    "FLASH_ATTN_AVAILABLE",
+    "create_position_ids_packed",
+    "flash_attn_varlen_func",
+    "flash_attn_varlen_wrapper",
+]
 
 FLASH_ATTN_INSTALL = "pip install 'flash-attn>=2.6.0' --no-build-isolation"
 
@@ -23,64 +31,6 @@ if FLASH_ATTN_AVAILABLE and _version is not None and not is_flash_attn_current(_
         f"flash-attn {_version} is older than 2.6.0 and is not used. {FLASH_ATTN_INSTALL}",
         stacklevel=2,
     )
-
-
-def token_spans(cu_seqlens: Tensor, num_tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each token its protein, and where that protein starts and ends.
-
-    Written per token and without arithmetic on ``[N]``-sized tensors: ``torch.export`` would
-    specialise those to N >= 2 and silently exclude packs of one protein.
-
-    Args:
-        cu_seqlens: ``[N + 1]`` int32 or int64, valid (see ``create_position_ids_packed``).
-        num_tokens: ``[T]``, any integer tensor of the pack's length, for its shape and device.
-
-    Returns:
-        ``protein_index``, ``start``, ``end``: each ``[T]`` int64.
-    """
-    bounds = cu_seqlens.long()
-    zeros = torch.zeros_like(num_tokens, dtype=torch.int64)
-    # One longer than the pack, because the last bound is T itself.
-    marks = torch.cat([zeros, zeros[:1]]).scatter(0, bounds, 1)
-    protein_index = marks.cumsum(0)[:-1] - 1
-    return protein_index, bounds[protein_index], bounds[protein_index + 1]
-
-
-def create_position_ids_packed(cu_seqlens: Tensor) -> Tensor:
-    """Positions within each protein: ``[0, 3, 7, 10]`` gives ``[0,1,2, 0,1,2,3, 0,1,2]``.
-
-    Args:
-        cu_seqlens: ``[N + 1]`` int32 or int64, starting at 0, strictly increasing.
-
-    Returns:
-        ``[T]`` int64 on the device of ``cu_seqlens``.
-
-    Raises:
-        ValueError: ``cu_seqlens`` is not as above; the message names the place.
-    """
-    check_cu_seqlens(cu_seqlens)
-    positions = torch.arange(int(cu_seqlens[-1]), device=cu_seqlens.device)
-    _, start, _ = token_spans(cu_seqlens, positions)
-    return positions - start
-
-
-def check_cu_seqlens(cu_seqlens: Tensor) -> None:
-    """Raises ValueError, naming the place, unless ``cu_seqlens`` bounds at least one protein."""
-    if cu_seqlens.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}")
-    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2:
-        raise ValueError(
-            f"cu_seqlens must be 1-D [N + 1] with N >= 1, got {list(cu_seqlens.shape)}"
-        )
-    bounds = cu_seqlens.tolist()
-    if bounds[0] != 0:
-        raise ValueError(f"cu_seqlens must start at 0, got cu_seqlens[0] = {bounds[0]}")
-    for i in range(1, len(bounds)):
-        if bounds[i] <= bounds[i - 1]:
-            raise ValueError(
-                "cu_seqlens must be strictly increasing, got "
-                f"cu_seqlens[{i - 1}] = {bounds[i - 1]}, cu_seqlens[{i}] = {bounds[i]}"
-            )
 
 
 def flash_attn_varlen_wrapper(

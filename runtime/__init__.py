@@ -21,7 +21,7 @@ from runtime.errors import (
 from runtime.loading import load
 from runtime.packing import PackedBatch
 from runtime.pooling import pool
-from runtime.records import Record, Rejection
+from runtime.readers.records import Record, Rejection
 from runtime.runner import AsyncInferenceRunner, Embedding
 
 __version__ = "0.1.0"

@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtime.engine import ATTENTION_CHOICES
+from runtime.attention import ATTENTION_CHOICES
+from runtime.engines.table import FORMATS
 from runtime.errors import EngineError, Esm2Error, InputError, UnsupportedError
 from runtime.interruption import orderly_end
 from runtime.pooling import POOL_CHOICES
-from runtime.record_options import record_options
+from runtime.readers.record_options import record_options
 
 if TYPE_CHECKING:
+    from runtime.attention import Attention
     from runtime.concurrency import Packing
-    from runtime.engine import Attention, EngineSpec
+    from runtime.engine import EngineSpec
     from runtime.manifest import Manifest
-    from runtime.records import Record
-    from runtime.rejected_file import RejectedFile
+    from runtime.readers.records import Record
+    from runtime.readers.scan import Scan
     from runtime.runner import Embedding, Totals
-    from runtime.scan import Scan
+    from runtime.writers.rejected_file import RejectedFile
 
 USER_ERROR = 2
 SOME_REJECTED = 3
@@ -124,8 +126,7 @@ def info(artifact: Path, as_json: bool) -> None:
     "--engine",
     default="auto",
     show_default=True,
-    help="aoti-cuda, onnx-cuda, tensorrt, onnx, aoti, torchscript, onnx-int8, or auto: the first "
-    "one that runs here, never int8.",
+    help=f"{', '.join(FORMATS)}, or auto: the first one that runs here, never int8.",
 )
 @click.option(
     "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
@@ -176,14 +177,14 @@ def embed(
     listed in OUTPUT.rejected.tsv), 2 if nothing was written.
     """
     from runtime import manifest as manifests
-    from runtime.fasta import check_readable, read_fasta
     from runtime.loading import load
-    from runtime.nucleotides import watch_for_nucleotides
-    from runtime.records import RecordOptions
-    from runtime.rejected_file import rejected_file
+    from runtime.readers.fasta import check_readable, read_fasta
+    from runtime.readers.nucleotides import watch_for_nucleotides
+    from runtime.readers.records import RecordOptions
+    from runtime.readers.scan import scan
     from runtime.runner import AsyncInferenceRunner
-    from runtime.scan import scan
     from runtime.writers import check_output, write_embeddings
+    from runtime.writers.rejected_file import rejected_file
 
     if debug:
         import logging
@@ -330,7 +331,7 @@ def _with_progress(
 ) -> "Iterator[Embedding]":
     from tqdm import tqdm
 
-    from runtime.scan import all_rejected
+    from runtime.readers.scan import all_rejected
 
     with tqdm(unit=" tokens", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
         for embedding in embeddings:

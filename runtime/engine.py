@@ -1,25 +1,18 @@
 """What an engine is: the protocol, what it says of itself, what it returns, what is asked of it."""
 
-import os
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.attention import Attention
 from runtime.packing import PackedBatch
 from runtime.threads import Threads
 
 if TYPE_CHECKING:
     from runtime.pooling import Pool
-
-# "auto" is the fastest that can run; "standard" the reference's arithmetic; the others are for
-# CUDA: the flash-attn package, the engine library's own flash kernel, its memory-efficient one.
-Attention = Literal["auto", "flash-attn", "flash", "memory-efficient", "standard"]
-ATTENTION_CHOICES: tuple[str, ...] = get_args(Attention)
-
-V1_ATTENTION_VARIABLES = ("ESM2_V1_ATTENTION", "VIRNUCPRO_V1_ATTENTION")
 
 
 @dataclass(frozen=True)
@@ -27,7 +20,7 @@ class EngineSpec:
     """What an engine is and where it runs.
 
     Attributes:
-        format: key of ``runtime.loading.ENGINES``.
+        format: its name in ``runtime.engines.table``.
         artifact: the artifact's name.
         device: ``cpu`` or ``cuda``.
         dtype: of weights and outputs; ``int8`` means the linears' weights, outputs are float32.
@@ -58,35 +51,31 @@ class Outputs:
     """What an engine computed for one pack.
 
     Attributes:
-        logits: ``[T, 33]``, or None where the checkpoint has no LM head.
-        representations: ``{layer: [T, E]}`` of the exported layers.
-        pooled: ``[N, E]``, or None where the artifact was built without pooling.
+        tensors: by the names of the manifest's signature, which says what each has rows for:
+            ``[T, X]`` or ``[N, X]``.
     """
 
-    logits: NDArray[np.floating] | None
-    representations: dict[int, NDArray[np.floating]]
-    pooled: NDArray[np.floating] | None
+    tensors: dict[str, NDArray[np.floating]]
 
-    def named(self) -> dict[str, NDArray[np.floating]]:
-        """By the names of the manifest's signature."""
-        tensors = {} if self.logits is None else {"logits": self.logits}
-        tensors |= {f"representations.{k}": values for k, values in self.representations.items()}
-        return tensors if self.pooled is None else {**tensors, "pooled": self.pooled}
+    @property
+    def logits(self) -> NDArray[np.floating] | None:
+        """``[T, 33]``, or None where the checkpoint has no LM head."""
+        return self.tensors.get("logits")
 
-    @classmethod
-    def from_arrays(cls, names: list[str], arrays: list[NDArray[np.floating]]) -> "Outputs":
-        """From an engine's outputs in the order of the manifest's signature."""
-        by_name = dict(zip(names, arrays, strict=True))
+    @property
+    def representations(self) -> dict[int, NDArray[np.floating]]:
+        """``{layer: [T, E]}`` of the exported layers."""
         prefix = "representations."
-        return cls(
-            logits=by_name.get("logits"),
-            representations={
-                int(name.removeprefix(prefix)): array
-                for name, array in by_name.items()
-                if name.startswith(prefix)
-            },
-            pooled=by_name.get("pooled"),
-        )
+        return {
+            int(name.removeprefix(prefix)): array
+            for name, array in self.tensors.items()
+            if name.startswith(prefix)
+        }
+
+    @property
+    def pooled(self) -> NDArray[np.floating] | None:
+        """``[N, E]``, or None where the artifact was built without pooling."""
+        return self.tensors.get("pooled")
 
 
 class Engine(Protocol):
@@ -151,12 +140,3 @@ class Settings:
     threads: Threads = field(default_factory=lambda: Threads.resolve(None, 1))
     tf32: bool = False
     cuda_graphs: bool = False
-
-
-def default_attention() -> Attention:
-    """``"standard"`` where the environment asks for the reference's arithmetic."""
-    asked = any(
-        os.environ.get(variable, "").strip().lower() in ("1", "true", "yes", "on")
-        for variable in V1_ATTENTION_VARIABLES
-    )
-    return "standard" if asked else "auto"

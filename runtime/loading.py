@@ -11,13 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.engine import (
-    ATTENTION_CHOICES,
-    Attention,
-    Engine,
-    Settings,
-    default_attention,
-)
+from runtime.attention import ATTENTION_CHOICES, Attention, default_attention
+from runtime.engine import Engine, Settings
+from runtime.engines.table import BY_SPEED, FORMATS
 from runtime.errors import EngineError, Esm2Error, UnsupportedError, cause
 from runtime.threads import Threads
 
@@ -26,23 +22,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Format -> its module, with ``unsupported_reasons(manifest, device, settings)`` and ``load(...)``.
-ENGINES = {
-    "aoti-cuda": "runtime.engines.aoti_cuda",
-    "onnx-cuda": "runtime.engines.onnx_cuda",
-    "tensorrt": "runtime.engines.tensorrt",
-    "torchscript": "runtime.engines.torchscript",
-    "onnx": "runtime.engines.onnx",
-    "aoti": "runtime.engines.aoti",
-    "onnx-int8": "runtime.engines.onnx_int8",
-}
-# Never taken but by name.
-COARSER = "onnx-int8"
-# What "auto" tries, fastest first.
-BY_SPEED = {
-    "cuda": ("aoti-cuda", "onnx-cuda", "tensorrt", "torchscript", "onnx"),
-    "cpu": ("onnx", "aoti", "torchscript"),
-}
 DEVICES = ("auto", *BY_SPEED)
 
 
@@ -62,9 +41,9 @@ def load(
 
     Args:
         artifact: the folder that ``esm2-export build`` wrote.
-        engine: ``"aoti-cuda"``, ``"onnx-cuda"``, ``"tensorrt"``, ``"onnx"``, ``"aoti"``,
-            ``"torchscript"``, or ``"auto"``: the fastest that the artifact holds and that runs
-            here with these arguments. ``"onnx-int8"`` is taken by name only.
+        engine: a format of ``runtime.engines.table``, such as ``"onnx"``, or ``"auto"``: the
+            fastest that the artifact holds and that runs here with these arguments.
+            ``"onnx-int8"`` is taken by name only.
         device: ``"cpu"``, ``"cuda"``, or ``"auto"``: cuda where one of the engines runs there.
         attention: ``"auto"``, the fastest kernel; ``"standard"``, the reference's arithmetic; or,
             on CUDA, ``"flash-attn"``, ``"flash"`` or ``"memory-efficient"``. None takes
@@ -124,7 +103,7 @@ def load(
 
 def _check_arguments(engine: str, device: str, attention: str | None) -> None:
     for value, choices, what in (
-        (engine, ("auto", *ENGINES), "engine"),
+        (engine, ("auto", *FORMATS), "engine"),
         (device, DEVICES, "device"),
         (attention, (None, *ATTENTION_CHOICES), "attention"),
     ):
@@ -191,8 +170,8 @@ def _no_engine(manifest: "Manifest", engine: str, device: str, refusals: list[st
     if engine != "auto":
         where = [refusal.removeprefix(f"{engine} ") for refusal in refusals]
         return f"cannot load engine {engine!r} of {manifest.name!r} {'; '.join(where)}"
-    if COARSER in manifest.engines:
-        refusals = [*refusals, f"{COARSER} is coarser, so it must be asked for by name"]
+    held = [FORMATS[name] for name in manifest.engines if name in FORMATS]
+    refusals = [*refusals, *(f"{f.name} {f.by_name_only}" for f in held if f.by_name_only)]
     names = dict.fromkeys(name for name, _ in _candidates(engine, device))
     if absent := [name for name in names if name not in manifest.engines]:
         refusals = [*refusals, f"not in the artifact: {', '.join(absent)}"]
@@ -208,4 +187,4 @@ def _validate(engine: Engine, folder: Path, manifest: "Manifest") -> None:
 
 
 def _engine_module(name: str) -> Any:
-    return importlib.import_module(ENGINES[name])
+    return importlib.import_module(FORMATS[name].module)

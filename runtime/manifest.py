@@ -4,16 +4,20 @@ import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from runtime.errors import ArtifactError
 from runtime.files import FileEntry, path_problem, problem_with_files
-from runtime.weights_file import FILE_NAME as WEIGHTS_FILE
+from runtime.weights import FILE_NAME as WEIGHTS_FILE
 
 FILE_NAME = "manifest.json"
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
+
+# What the runtime pools from the last exported layer: compared like an output of the engine.
+EMBEDDING = "embedding"
+Rows = Literal["tokens", "proteins"]
 
 _SEAL = re.compile(rb'("manifest_sha256": ")([0-9a-f]{64})(")')
 _UNSEALED = b"0" * 64
@@ -32,11 +36,19 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One input or output of every engine of the artifact; a dimension is a number or a symbol."""
+    """One input or output of every engine of the artifact; a dimension is a number or a symbol.
+
+    T is the tokens of a pack, N its proteins.
+    """
 
     name: str
     dtype: str
     shape: list[int | str]
+
+    @property
+    def rows(self) -> Rows:
+        """What an output has one row for each of."""
+        return "proteins" if self.shape[0] == "N" else "tokens"
 
 
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -201,6 +213,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: dict[str, FileEntry]
     manifest_sha256: str = _UNSEALED.decode()
 
+    def rows_of(self, tensor: str) -> Rows:
+        """What ``tensor``, an output or ``EMBEDDING``, has one row for each of."""
+        declared = {output.name: output.rows for output in self.signature.outputs}
+        return {EMBEDDING: "proteins", **declared}[tensor]  # type: ignore[return-value]
+
 
 def write(manifest: Manifest, folder: Path) -> None:
     """Writes ``manifest.json`` into ``folder``, sealed with a digest of its own bytes."""
@@ -319,5 +336,22 @@ def _from_5(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
+def _from_6(fields: dict[str, Any]) -> dict[str, Any]:
+    """7 has ``EMBEDDING`` where 6 had an English phrase."""
+    golden = fields["golden"]
+    own = {engine: _renamed(limits) for engine, limits in golden["own_limits"].items()}
+    return fields | {"golden": golden | {"limits": _renamed(golden["limits"]), "own_limits": own}}
+
+
+def _renamed(limits: dict[str, float]) -> dict[str, float]:
+    return {
+        EMBEDDING if name == "pooled by the runtime" else name: limit
+        for name, limit in limits.items()
+    }
+
+
 # Schema version -> the function that makes the next of it. tests/data holds an artifact of each.
-_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {5: _from_5}
+_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    5: _from_5,
+    6: _from_6,
+}

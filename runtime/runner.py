@@ -20,7 +20,7 @@ from runtime.engine import Engine
 from runtime.errors import EngineError, InputError, NonFiniteError
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool, check_pool, residue_rows
-from runtime.records import Record, RecordOptions, Rejection, prepare
+from runtime.readers.records import Record, RecordOptions, Rejection, prepare
 from runtime.tokenizer import Unknown
 
 logger = logging.getLogger(__name__)

@@ -18,12 +18,13 @@ import torch
 from filelock import FileLock
 
 from exporter.build import BuildOptions, build
-from exporter.packed_forward import PackedESM2
-from exporter.parity.cache import VARIABLE, Cache, default_folder
-from exporter.precision import cast_copy
-from exporter.synthetic import synthetic_state
-from exporter.targets.plan_options import PlanOptions
-from exporter.weights import Reference, WeightsSource, load_reference
+from exporter.formats.tensorrt.options import PlanOptions
+from exporter.model.packed_forward import PackedESM2
+from exporter.model.precision import cast_copy
+from exporter.model.reference import Reference, WeightsSource, load_reference
+from exporter.model.synthetic import synthetic_state
+from exporter.parity.truth.cache import Cache
+from exporter.user_cache import VARIABLE, default_folder
 from runtime.packing import PackedBatch
 
 ARCHITECTURE = "esm2_t6_8M_UR50D"
@@ -122,7 +123,9 @@ def trt_artifact(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) -> Pa
     """A verified artifact of ``tiny_checkpoint`` with TensorRT, and with ONNX, which runs here."""
     options = BuildOptions(
         WeightsSource("checkpoint", str(tiny_checkpoint)), ("onnx", "tensorrt"), (0, 1, 2), "mean",
-        plans=PlanOptions(("8.9",), max_tokens=4096, max_seqlen=1200),
+        of_format={
+            "tensorrt": {"options": PlanOptions(("8.9",), max_tokens=4096, max_seqlen=1200)}
+        },
     )  # fmt: skip
 
     def make(folder: Path) -> None:

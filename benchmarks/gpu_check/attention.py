@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_check.results import Kernel, Status
-from runtime.engine import Attention
+from runtime.attention import Attention
 from runtime.errors import UnsupportedError
 from runtime.ops import varlen_attention
 from runtime.ops.standard import standard

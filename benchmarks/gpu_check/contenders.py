@@ -19,11 +19,11 @@ from torch import Tensor
 from benchmarks.checkpoints import write_hugging_face
 from benchmarks.gpu_check.results import Timing
 from benchmarks.workload import packs_of, padded_batches_of
-from exporter.precision import cast_copy
-from exporter.weights import Reference
+from exporter.model.precision import cast_copy
+from exporter.model.reference import Reference
 from runtime import load
 from runtime.engine import Engine
-from runtime.engines.torch_engine import TorchEngine
+from runtime.engines.torch.engine import TorchEngine
 from runtime.packing import PackedBatch
 from runtime.tokenizer import TOKENS
 

@@ -3,11 +3,9 @@
 from collections.abc import Callable
 
 from benchmarks.gpu_check.packages import is_installed
-from exporter.targets import TARGETS
-from runtime.engines.aoti_cuda import capability_of_this_gpu
-from runtime.engines.tensorrt_library import LIBRARIES, import_library, known_cards
+from runtime.engines.tensorrt.library import LIBRARIES, import_library, known_cards
+from runtime.engines.torch.aoti_cuda import capability_of_this_gpu
 from runtime.errors import UnsupportedError
-from runtime.loading import ENGINES
 
 # Of a device, in the order in which they are built.
 OF_DEVICE = {
@@ -18,8 +16,6 @@ OF_DEVICE = {
 
 def why_not(engine: str, dtype: str, device: str) -> str:
     """One sentence, or empty if ``engine`` can be built and run in ``dtype`` on ``device``."""
-    if engine not in TARGETS or engine not in ENGINES:
-        return "this version of the project does not have it"
     return CHECKS[engine](dtype, device)
 
 

@@ -10,11 +10,11 @@ import torch
 from benchmarks.gpu_check.plan import Job
 from benchmarks.gpu_check.results import Parity, Status, Step, reason_of
 from exporter.build import BuildOptions, build
-from exporter.errors import CheckpointError, ParityError
-from exporter.parity.cache import Cache
-from exporter.parity.report import Report
-from exporter.parity.verdict import EngineVerdict
-from exporter.weights import WeightsSource
+from exporter.errors import CheckpointError
+from exporter.model.reference import WeightsSource
+from exporter.parity.report.schema import ParityError, Report
+from exporter.parity.rules.verdict import EngineVerdict
+from exporter.parity.truth.cache import Cache
 from runtime import manifest as manifests
 
 Emit = Callable[[Step], None]

@@ -9,7 +9,7 @@ import msgspec
 from benchmarks.gpu_check.attention import KERNELS
 from benchmarks.gpu_check.engines import OF_DEVICE, why_not
 from benchmarks.gpu_check.results import Step
-from exporter.weights import SourceKind
+from exporter.model.reference import SourceKind
 
 NAMES = {
     "8M": "esm2_t6_8M_UR50D",
@@ -28,7 +28,7 @@ NOT_REACHED = "the check ended before it"
 
 
 class Model(msgspec.Struct, frozen=True):
-    """A short name, and where its weights come from (see ``exporter.weights.WeightsSource``)."""
+    """A short name, and where its weights come from (see ``WeightsSource``)."""
 
     name: str
     kind: SourceKind

@@ -14,7 +14,7 @@ from benchmarks.gpu_check.results import Status
 from benchmarks.workload import WORKLOADS
 from runtime import load
 from runtime import manifest as manifests
-from runtime.engines.torch_engine import TorchEngine
+from runtime.engines.torch.engine import TorchEngine
 from runtime.packing import PackedBatch
 
 TOKENS = 2_048

@@ -28,9 +28,9 @@ from benchmarks.gpu_check.results import Benchmark, Timing
 from benchmarks.limit import flops
 from benchmarks.peers.serve import random_tokens
 from benchmarks.workload import WORKLOADS
-from exporter.weights import Reference, WeightsSource, load_reference
+from exporter.model.reference import Reference, WeightsSource, load_reference
 from runtime.engine import Engine
-from runtime.engines.torch_engine import TorchEngine
+from runtime.engines.torch.engine import TorchEngine
 
 MIXED = WORKLOADS["mixed"]
 # Of the largest pack: two of it are a pass, so that a pack's edges count as they do in a stream.

@@ -1,5 +1,5 @@
 """Proves engines against eager fair-esm in float64.
 
-The data's path: ``packs`` (what is run) -> ``oracle`` (the truth, and eager's own error) ->
-``metrics`` (distances) -> ``budgets`` (what is allowed, and why) -> ``verdict`` (passed or failed).
+The data's path: ``truth`` (packs, the oracle, eager's own error) -> ``gate`` (each engine on each
+pack) -> ``rules`` (distances, budgets, verdict) -> ``prove`` (faults that must fail) -> ``report``.
 """

@@ -10,23 +10,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from exporter.errors import ParityError
-from exporter.parity.budgets import RELATIVE_RULE, budgets_for
-from exporter.parity.cache import Cache
-from exporter.parity.metrics import compare
-from exporter.parity.oracle import Answers, run_eager
-from exporter.parity.overflow import find_overflow
-from exporter.parity.packs import RARE_RESIDUES, Pack, Protein, protein, rare
-from exporter.weights import Reference
-from runtime.manifest import Golden
+from exporter.model.reference import Reference
+from exporter.parity.answers import Answers
+from exporter.parity.report.schema import ParityError
+from exporter.parity.rules.budgets import RELATIVE_RULE, budgets_for
+from exporter.parity.rules.metrics import compare
+from exporter.parity.truth.cache import Cache
+from exporter.parity.truth.oracle import run_eager
+from exporter.parity.truth.overflow import find_overflow
+from exporter.parity.truth.packs import RARE_RESIDUES, Pack, Protein, protein, rare
+from runtime.manifest import EMBEDDING, Golden
 from runtime.pooling import Pool
-from runtime.selftest import RUNTIME_POOLED
 
 FILE_NAME = "golden.npz"
 SEED = 2019
 MAX_BYTES = 1_500_000
 # Even of a model so wide that they do not fit: every layer of 3B, say.
 MIN_ROWS = 4
+# One answer, whether a graph pools or the runtime.
+_STORED_AS = {EMBEDDING: "pooled"}
 
 
 def golden_pack() -> Pack:
@@ -75,13 +77,14 @@ def write_golden(
     )
     tensors = {
         name: values
-        for name, values in truth.outputs.named().items()
+        for name, values in truth.tensors.items()
         # The logits of an LM head that gives one number everywhere are no measure.
         if name != "logits" or np.ptp(values) > 0
     }
     rows = _chosen_rows(truth, sum(values.shape[1] for values in tensors.values()))
     answers = {
-        name: values if name == "pooled" else values[rows] for name, values in tensors.items()
+        _STORED_AS.get(name, name): values if name in _STORED_AS else values[rows]
+        for name, values in tensors.items()
     }
     np.savez(
         folder / FILE_NAME,
@@ -93,8 +96,7 @@ def write_golden(
     )
     try:
         eager_errors = {
-            name: _relative_l2(eager.outputs.named()[name], values)
-            for name, values in tensors.items()
+            name: _relative_l2(eager.tensors[name], values) for name, values in tensors.items()
         }
     except ValueError as error:
         place = find_overflow(reference, getattr(torch, dtype), packs["golden"])
@@ -107,7 +109,7 @@ def write_golden(
     own = {}
     if int8_engines := list(int8_engines):
         int8 = run_eager(reference, packs, layers, pool or "mean", torch.float32, cache, int8=True)
-        named = int8["golden"].outputs.named()
+        named = int8["golden"].tensors
         errors = {name: _relative_l2(named[name], values) for name, values in tensors.items()}
         own = dict.fromkeys(
             int8_engines, _limits(errors, pool, lambda error: _int8_limit(error, num_layers))
@@ -119,10 +121,7 @@ def _limits(
     errors: dict[str, float], pool: Pool | None, limit: Callable[[float], float]
 ) -> dict[str, float]:
     limits = {name: limit(error) for name, error in errors.items()}
-    limits[RUNTIME_POOLED] = limits["pooled"]
-    if pool is None:
-        del limits["pooled"]
-    return limits
+    return limits if pool is None else {**limits, _STORED_AS[EMBEDDING]: limits[EMBEDDING]}
 
 
 def _int8_limit(eager_error: float, num_layers: int) -> float:

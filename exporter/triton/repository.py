@@ -1,17 +1,14 @@
 """The model repository: one model for each engine of an artifact that a Triton backend serves."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from exporter.errors import ExportError
-from exporter.native import ONNXRUNTIME_LIBRARY, TORCH_LIBRARY
+from exporter.formats.format import ONNXRUNTIME_LIBRARY, TORCH_LIBRARY
+from exporter.formats.table import FORMATS
 from exporter.publish import link_or_copy, staged
-from exporter.triton import onnx_model, torchscript_model
+from exporter.templates import render
 from runtime import manifest as manifests
-from runtime.engines.onnx_cuda import SDPA_KERNELS
 from runtime.manifest import Manifest
 
 CONFIG_FILE = "config.pbtxt"
@@ -21,36 +18,6 @@ PYTORCH_BACKEND_FOLDER = "/opt/tritonserver/backends/pytorch"
 
 # The backends convert no bfloat16 (onnxruntime_utils.cc, libtorch_utils.cc).
 DATA_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16"}
-
-
-@dataclass(frozen=True)
-class Backend:
-    """How Triton serves an engine.
-
-    Attributes:
-        name: of the backend.
-        write: the model file, from the engine's own, into the folder of a version.
-        kind: of the instances, as in ``ModelInstanceGroup``.
-        cuda_options: of ONNX Runtime's CUDA provider.
-    """
-
-    name: str
-    write: Callable[[Path, Path], None]
-    kind: str = "KIND_CPU"
-    cuda_options: dict[str, str] = field(default_factory=dict)
-
-
-BACKENDS = {
-    "onnx": Backend("onnxruntime", onnx_model.write),
-    "onnx-int8": Backend("onnxruntime", onnx_model.write),
-    "onnx-cuda": Backend(
-        "onnxruntime",
-        onnx_model.write,
-        "KIND_GPU",
-        {"use_tf32": "0", "sdpa_kernel": str(SDPA_KERNELS["auto"])},
-    ),
-    "torchscript": Backend("pytorch", torchscript_model.write),
-}
 
 
 def write_repository(
@@ -101,15 +68,16 @@ def reason_against(engine: str, manifest: Manifest) -> str | None:
     """Why Triton cannot serve an engine of an artifact, or None."""
     if engine not in manifest.engines:
         return f"the artifact does not hold it, it holds {', '.join(manifest.engines)}"
-    if engine not in BACKENDS:
-        return f"only {', '.join(BACKENDS)} can be served. Build with --target onnx"
-    backend = BACKENDS[engine]
+    backend = FORMATS[engine].triton
+    if backend is None:
+        served = [name for name, known in FORMATS.items() if known.triton]
+        return f"only {', '.join(served)} can be served. Build with --target onnx"
     if manifest.dtype not in DATA_TYPES:
         return (
             f"the {backend.name} backend knows no {manifest.dtype}. "
             f"Build with --dtype {' or '.join(DATA_TYPES)}"
         )
-    if backend.name == "pytorch" and manifest.engines[engine].op_library is None:
+    if backend.needs_op_library and manifest.engines[engine].op_library is None:
         return "the artifact was built without a C++ compiler, so nothing registers its attention"
     return None
 
@@ -132,7 +100,8 @@ def _model_name(manifest: Manifest, engine: str) -> str:
 def _write_model(
     artifact: Path, manifest: Manifest, engine: str, repository: Path, max_batch_size: int
 ) -> None:
-    backend, entry = BACKENDS[engine], manifest.engines[engine]
+    backend, entry = FORMATS[engine].triton, manifest.engines[engine]
+    assert backend is not None
     name = _model_name(manifest, engine)
     folder = repository / name / VERSION
     folder.mkdir(parents=True)
@@ -141,13 +110,8 @@ def _write_model(
     if entry.op_library is not None:
         library = Path(entry.op_library).name
         link_or_copy(artifact / entry.op_library, folder / library)
-    environment = Environment(
-        loader=PackageLoader("exporter.triton"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    text = environment.get_template(f"{CONFIG_FILE}.j2").render(
+    text = render(
+        f"{CONFIG_FILE}.j2",
         name=name,
         artifact=manifest.name,
         engine=engine,

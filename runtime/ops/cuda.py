@@ -11,7 +11,7 @@ import importlib.metadata
 import torch
 from torch import Tensor
 
-from runtime.engine import Attention
+from runtime.attention import Attention
 from runtime.errors import UnsupportedError
 from runtime.ops.choice import Choice, Kernel
 from runtime.ops.standard import standard

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from runtime import instructions
-from runtime.engine import Attention
+from runtime.attention import Attention
 from runtime.errors import UnsupportedError
 from runtime.manifest import EngineEntry
 from runtime.ops import cpu, cuda

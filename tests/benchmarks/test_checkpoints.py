@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from benchmarks.checkpoints import checkpoints_of
-from exporter.parity.oracle import run_eager
-from exporter.parity.packs import protein
-from exporter.sources.hugging_face import read_folder
-from exporter.sources.names import rename_to_hugging_face
-from exporter.weights import Reference, WeightsSource, load_reference
+from exporter.model.reference import Reference, WeightsSource, load_reference
+from exporter.model.sources.hugging_face import read_folder
+from exporter.model.sources.names import rename_to_hugging_face
+from exporter.parity.truth.oracle import run_eager
+from exporter.parity.truth.packs import protein
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,6 @@ def test_peers_of_this_environment_agree_with_the_oracle(
     answers = run_eager(tiny, {"x": pack}, (2,), "mean", torch.float64)["x"]
     proteins = np.split(answers.input_ids, answers.cu_seqlens[1:-1])
     rows = contender.rows(contender.prepare(proteins)(), proteins)
-    expected = answers.outputs.representations[2]
+    expected = answers.tensors["representations.2"]
     assert rows.shape == expected.shape
     assert np.linalg.norm(rows - expected) <= 2e-6 * np.linalg.norm(expected)

@@ -4,7 +4,7 @@ import pytest
 from torch import Tensor
 
 from benchmarks.gpu_check.attention import check_kernel
-from runtime.engine import Attention
+from runtime.attention import Attention
 from runtime.ops import varlen_attention
 from runtime.ops.choice import Choice, Kernel
 from runtime.ops.standard import standard

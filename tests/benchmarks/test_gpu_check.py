@@ -15,7 +15,7 @@ import torch
 from benchmarks.gpu_check import html, results
 from benchmarks.gpu_check.answers import MAX_RELATIVE_L2, compare
 from benchmarks.gpu_check.contenders import Packed
-from benchmarks.gpu_check.engines import OF_DEVICE, why_not
+from benchmarks.gpu_check.engines import why_not
 from benchmarks.gpu_check.gate import artifact_with, run_gate
 from benchmarks.gpu_check.packages import NEEDED
 from benchmarks.gpu_check.plan import (
@@ -37,11 +37,10 @@ from benchmarks.gpu_check.terminal import table
 from benchmarks.gpu_check.worker import status_of
 from benchmarks.limit import flops
 from exporter.build import BuildOptions
-from exporter.errors import ParityError
-from exporter.parity.packs import Pack, parity_packs, with_names
-from exporter.parity.report import Report as Parities
-from exporter.parity.verdict import EngineVerdict
-from exporter.targets import TARGETS
+from exporter.parity.report.schema import ParityError
+from exporter.parity.report.schema import Report as Parities
+from exporter.parity.rules.verdict import EngineVerdict
+from exporter.parity.truth.packs import Pack, parity_packs, with_names
 from runtime import load
 from runtime.manifest import Architecture
 
@@ -203,7 +202,7 @@ def test_nothing_else_is_needed_to_start(fresh_python: Callable[..., object]) ->
     code = (
         "import benchmarks.gpu_check.cli, benchmarks.gpu_check.worker\n"
         "import benchmarks.gpu_check.throughput, benchmarks.gpu_check.synchronisation\n"
-        "import exporter.targets.torchscript, exporter.parity.html\n"
+        "import exporter.formats.torchscript.export, exporter.parity.report.html\n"
     )
     ended = fresh_python(code, blocked=optional, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr  # type: ignore[attr-defined]
@@ -255,9 +254,6 @@ def test_each_engine_is_measured_in_the_first_dtype_that_it_passed_in() -> None:
 
 
 def test_why_an_engine_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in OF_DEVICE["cuda"]:
-        monkeypatch.setitem(TARGETS, name, "somewhere")
-        monkeypatch.setitem(sys.modules["runtime.loading"].ENGINES, name, "somewhere")
     assert why_not("torchscript", "bfloat16", "cuda") == ""
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     assert "no CUDAExecutionProvider" in why_not("onnx-cuda", "float16", "cuda")
@@ -266,8 +262,6 @@ def test_why_an_engine_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "packed attention in bfloat16" in why_not("onnx-cuda", "bfloat16", "cuda")
     monkeypatch.setitem(sys.modules, "triton", None)
     assert "triton" in why_not("aoti-cuda", "float32", "cuda")
-    monkeypatch.delitem(TARGETS, "aoti-cuda")
-    assert "does not have it" in why_not("aoti-cuda", "float32", "cuda")
 
 
 def test_a_model_that_is_none() -> None:
@@ -449,7 +443,7 @@ def test_a_real_build_that_cannot_be_measured_is_not_run(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is published then, and the verdict comes with the error."""
-    monkeypatch.setattr("exporter.verify.parity_packs", one_pack)
+    monkeypatch.setattr("exporter.parity.verify.parity_packs", one_pack)
     model = Model("tiny", "checkpoint", str(tiny_checkpoint))
     steps: list[Step] = []
     run_gate(Job("gate", model, "cpu", "bfloat16", ("onnx",)), tmp_path, steps.append)

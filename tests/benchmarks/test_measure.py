@@ -9,7 +9,7 @@ from benchmarks.measure import Measurement
 from benchmarks.plans import ModelPlan
 from benchmarks.results import ModelResult, Setting
 from benchmarks.summary import rows_of
-from exporter.weights import WeightsSource, load_reference
+from exporter.model.reference import WeightsSource, load_reference
 from runtime import manifest as manifests
 from tests.benchmarks.fakes import fake_command, fake_entrant
 

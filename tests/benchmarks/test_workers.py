@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.correctness import Truth
 from benchmarks.processes import Worker, WorkerDiedError
-from exporter.parity.metrics import UNBOUNDED
-from exporter.weights import WeightsSource, load_reference
+from exporter.model.reference import WeightsSource, load_reference
+from exporter.parity.rules.metrics import UNBOUNDED
 from tests.benchmarks.fakes import fake_command
 
 

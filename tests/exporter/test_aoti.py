@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import runtime
-from exporter.parity.cache import Cache
-from exporter.parity.faults import faults
-from exporter.parity.internals import _Spy
-from exporter.parity.packs import as_batch, parity_packs
-from exporter.parity.prove import Planter
-from exporter.parity.rotation import positions_in
-from exporter.parity.verdict import INTERNALS
+from exporter.formats.aoti.rotation import positions_in
+from exporter.formats.dispatcher import Spy
+from exporter.model.reference import WeightsSource, load_reference
+from exporter.parity.prove.faults import faults
+from exporter.parity.prove.planter import Planter
+from exporter.parity.rules.verdict import INTERNALS
+from exporter.parity.truth.cache import Cache
+from exporter.parity.truth.packs import as_batch, parity_packs
 from exporter.publish import writable_copy
-from exporter.weights import WeightsSource, load_reference
 from runtime import PackedBatch, instructions
 from runtime import manifest as manifests
 
@@ -38,7 +38,7 @@ def test_equals_torchscript(
     ):
         assert engine.spec.attention == other.spec.attention
         for pack in (batch, single):
-            found, expected = engine.run(pack).named(), other.run(pack).named()
+            found, expected = engine.run(pack).tensors, other.run(pack).tensors
             assert found.keys() == expected.keys()
             for name, values in expected.items():
                 error = np.linalg.norm(found[name] - values) / np.linalg.norm(values)
@@ -105,7 +105,7 @@ def pack() -> PackedBatch:
 @pytest.fixture
 def queries(compiled: Path, pack: PackedBatch) -> torch.Tensor:
     """That the engine's first attention receives."""
-    with _Spy(6) as spy, runtime.load(compiled, "aoti") as engine:
+    with Spy(6) as spy, runtime.load(compiled, "aoti") as engine:
         engine.run(pack)
     assert spy.first_queries is not None
     return spy.first_queries

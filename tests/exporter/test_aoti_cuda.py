@@ -9,13 +9,13 @@ import torch
 import runtime
 from exporter.build import BuildOptions, build
 from exporter.errors import ExportError
-from exporter.packed_forward import PackedESM2
-from exporter.precision import copy_on
-from exporter.targets.tracing import dynamic_shapes, exporting, tracing_pack
-from exporter.weights import Reference, WeightsSource
+from exporter.formats.tracing import dynamic_shapes, exporting, tracing_pack
+from exporter.model.packed_forward import PackedESM2
+from exporter.model.precision import copy_on
+from exporter.model.reference import Reference, WeightsSource
 from runtime import manifest as manifests
 from runtime.engine import Settings
-from runtime.engines import aoti_cuda
+from runtime.engines.torch import aoti_cuda
 from runtime.errors import UnsupportedError
 from runtime.manifest import EngineEntry
 

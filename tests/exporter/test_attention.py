@@ -11,7 +11,7 @@ from exporter.attention import (
     is_flash_attention_available,
 )
 from exporter.esm2 import ESM2WithFlashAttention
-from exporter.weights import Reference
+from exporter.model.reference import Reference
 from runtime.ops import cuda
 from runtime.ops.cuda import choose_kernel, is_flash_attn_current
 

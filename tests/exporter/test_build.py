@@ -15,10 +15,10 @@ from exporter import build as building
 from exporter.build import BuildOptions
 from exporter.cli import main
 from exporter.errors import ExportError
-from exporter.packed_forward import PackedESM2
-from exporter.parity.packs import Pack, parity_packs, with_names
+from exporter.model.packed_forward import PackedESM2
+from exporter.model.reference import Reference
+from exporter.parity.truth.packs import Pack, parity_packs, with_names
 from exporter.publish import staged, writable_copy
-from exporter.weights import Reference
 from tests.conftest import ARCHITECTURE, LAYERS, TINY, save_checkpoint
 
 
@@ -169,7 +169,7 @@ def test_an_engine_that_fails_is_not_published(
         return packed
 
     make_sound = building._packed
-    monkeypatch.setattr("exporter.verify.parity_packs", two_packs)
+    monkeypatch.setattr("exporter.parity.verify.parity_packs", two_packs)
     monkeypatch.setattr(building, "_packed", make_faulty)
     result = run("build", "--synthetic", ARCHITECTURE, "--target", "torchscript",
                  "--out", tmp_path / "x")  # fmt: skip
@@ -180,7 +180,7 @@ def test_an_engine_that_fails_is_not_published(
 
 class TestVerify:
     def test_passes(self, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("exporter.verify.parity_packs", two_packs)
+        monkeypatch.setattr("exporter.parity.verify.parity_packs", two_packs)
         result = run("verify", artifact, "--engine", "torchscript", "--seed", "5")
         assert result.exit_code == 0, result.output
         assert result.stdout.rstrip().endswith("PASSED")
@@ -225,7 +225,7 @@ class TestFromACheckpoint:
         self, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         mine, other = files
-        monkeypatch.setattr("exporter.verify.parity_packs", two_packs)
+        monkeypatch.setattr("exporter.parity.verify.parity_packs", two_packs)
         out = tmp_path / "mine"
         result = run("build", "--checkpoint", mine, "--target", "torchscript", "--out", out)
         assert result.exit_code == 0, result.output

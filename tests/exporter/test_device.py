@@ -10,15 +10,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import exporter.verify
+import exporter.parity.gate
 from exporter.cli import main
 from exporter.errors import ExportError
-from exporter.parity.cross_check import LIMIT, check_against_cpu, checked_pack
-from exporter.parity.device import arithmetic_of, reference_device
-from exporter.parity.oracle import Answers, run_eager
-from exporter.parity.packs import Pack, Protein, parity_packs, with_names
-from exporter.verify import Gate, verify
-from exporter.weights import Reference, WeightsSource, load_reference
+from exporter.model.reference import Reference, WeightsSource, load_reference
+from exporter.parity.answers import Answers
+from exporter.parity.gate import Gate
+from exporter.parity.truth.cross_check import LIMIT, check_against_cpu, checked_pack
+from exporter.parity.truth.device import arithmetic_of, reference_device
+from exporter.parity.truth.oracle import run_eager
+from exporter.parity.truth.packs import Pack, Protein, parity_packs, with_names
+from exporter.parity.verify import verify
 from runtime import manifest as manifests
 
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without one")
@@ -33,7 +35,7 @@ def tiny(tiny_checkpoint: Path) -> Reference:
 def planted(answers: Answers, tensor: str, change: float) -> Answers:
     """``answers`` with one number of ``tensor`` changed by a share of the tensor's norm."""
     outputs = answers.outputs
-    values = outputs.named()[tensor].copy()
+    values = outputs.tensors[tensor].copy()
     values[0, 0] += change * np.linalg.norm(values)
     if tensor == "logits":
         return replace(answers, outputs=replace(outputs, logits=values))
@@ -80,11 +82,11 @@ def test_a_gate_on_a_wrong_card_refuses(
         change = 1e-9 if device == "cuda" else 0.0
         return {name: planted(answers, "logits", change) for name, answers in found.items()}
 
-    monkeypatch.setattr(exporter.verify, "reference_device", lambda device: device)
-    monkeypatch.setattr(exporter.verify, "run_eager", wrong_on_cuda)
+    monkeypatch.setattr(exporter.parity.gate, "reference_device", lambda device: device)
+    monkeypatch.setattr(exporter.parity.gate, "run_eager", wrong_on_cuda)
     manifest = manifests.read(tiny_artifact)
     with pytest.raises(ExportError, match="float64 on cuda is not the CPU's"):
-        Gate(tiny, manifest, {"one": [Protein("MKT")]}, device="cuda")
+        Gate.prepare(tiny, manifest, {"one": [Protein("MKT")]}, device="cuda")
     assert devices == ["cpu", "cuda"]
 
 
@@ -117,7 +119,7 @@ def two_packs(seed: int) -> dict[str, Pack]:
 def test_the_report_says_where_the_reference_ran(
     tiny: Reference, tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporter.verify.parity_packs", two_packs)
+    monkeypatch.setattr("exporter.parity.verify.parity_packs", two_packs)
     manifest = manifests.read(tiny_artifact)
     report = verify(tiny_artifact, manifest, tiny, ["torchscript"], device="cpu")
     assert report.passed

@@ -4,9 +4,9 @@ import pytest
 from click.testing import CliRunner
 
 from exporter.cli import main
-from exporter.divergence import EAGER, FLASH, STANDARD, TRUTH, Distance, study
-from exporter.parity.cache import Cache
-from exporter.weights import WeightsSource, load_reference
+from exporter.model.reference import WeightsSource, load_reference
+from exporter.parity.divergence import EAGER, FLASH, STANDARD, TRUTH, Distance, study
+from exporter.parity.truth.cache import Cache
 
 
 def test_study(tiny_checkpoint: Path, cache: Cache) -> None:

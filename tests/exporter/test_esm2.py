@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from exporter.esm2 import ESM2WithFlashAttention, load_esm2_model
-from exporter.weights import Reference
+from exporter.model.reference import Reference
 from runtime.packing import PackedBatch
 from tests.conftest import ARCHITECTURE
 

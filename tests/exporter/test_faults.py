@@ -11,13 +11,13 @@ import pytest
 import runtime
 from exporter.build import BuildOptions, build
 from exporter.errors import CheckpointError, ExportError
-from exporter.parity.budgets import Budget
-from exporter.parity.cache import Cache
-from exporter.parity.faults import Fault, ManifestFault, RuntimeFault, faults
-from exporter.parity.packs import parity_packs, with_names
-from exporter.parity.prove import Planter, prove_gate
-from exporter.parity.verdict import INTERNALS, TOKENS, WEIGHTS
-from exporter.weights import Reference, WeightsSource, load_reference
+from exporter.model.reference import Reference, WeightsSource, load_reference
+from exporter.parity.prove.faults import Fault, ManifestFault, RuntimeFault, faults
+from exporter.parity.prove.planter import Planter, prove_gate
+from exporter.parity.rules.budgets import Budget
+from exporter.parity.rules.verdict import INTERNALS, TOKENS, WEIGHTS
+from exporter.parity.truth.cache import Cache
+from exporter.parity.truth.packs import parity_packs, with_names
 from runtime import manifest as manifests
 from runtime.files import file_entry
 
@@ -119,7 +119,8 @@ def half(
     options = BuildOptions(source, ("torchscript",), (2,), dtype="bfloat16", out=folder / "half")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "exporter.verify.parity_packs", lambda seed: with_names(parity_packs(seed), names)
+            "exporter.parity.verify.parity_packs",
+            lambda seed: with_names(parity_packs(seed), names),
         )
         build(options, lambda line: None, cache)
     (folder / "workspace").mkdir()
@@ -156,7 +157,7 @@ class TestHalfPrecision:
         self, half: Planter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A gate whose half-precision rules broke would accept everything."""
-        monkeypatch.setattr("exporter.parity.verdict.Budget.is_met", broken_in_half)
+        monkeypatch.setattr("exporter.parity.rules.verdict.Budget.is_met", broken_in_half)
         found = half.verdict(BY_NAME["rotary missing on k"], "torchscript")
         assert found.outcome == "accepted"
 
@@ -173,7 +174,7 @@ def test_a_proof_needs_an_engine_that_passes(
     """Where nothing runs, nothing is rejected for its fault."""
     planter = Planter(tiny_artifact, manifests.read(tiny_artifact), tiny, tmp_path, cache=cache)
     for error in (runtime.UnsupportedError("the GPU is taken"), runtime.EngineError("no memory")):
-        monkeypatch.setattr("exporter.verify.load", raising(error))
+        monkeypatch.setattr("exporter.parity.gate.load", raising(error))
         with pytest.raises(ExportError, match=f"without one it does not pass .*{error}"):
             planter.verdict(BY_NAME["GELU by tanh"], "torchscript")
 
@@ -200,8 +201,8 @@ def test_in_processes(
 
 
 def test_an_accepted_fault_fails_the_report() -> None:
-    from exporter.parity.report import FaultVerdict, is_passed
-    from exporter.parity.verdict import EngineVerdict
+    from exporter.parity.report.schema import FaultVerdict, is_passed
+    from exporter.parity.rules.verdict import EngineVerdict
 
     engine = EngineVerdict("onnx", "passed", "")
     rejected = FaultVerdict("a", "graph", "onnx", "rejected")

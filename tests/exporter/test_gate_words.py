@@ -14,21 +14,22 @@ from click.testing import CliRunner
 
 from exporter.build import BuildOptions, build
 from exporter.cli import main
-from exporter.errors import ParityError
-from exporter.parity import faults
-from exporter.parity.budgets import budgets_for
-from exporter.parity.cache import Cache
-from exporter.parity.html import render
-from exporter.parity.junit import as_junit
-from exporter.parity.oracle import Answers, run_eager
-from exporter.parity.packs import Pack, parity_packs, with_names
-from exporter.parity.prove import Planter
-from exporter.parity.report import Report, read
-from exporter.parity.rows import rows_of
-from exporter.parity.task import Answer, compare_classifications, compare_tasks
-from exporter.parity.terminal import summary
-from exporter.parity.verdict import Check, _worst, judge
-from exporter.weights import Reference, WeightsSource, load_reference
+from exporter.model.reference import Reference, WeightsSource, load_reference
+from exporter.parity.answers import Answers
+from exporter.parity.gate import judge
+from exporter.parity.prove import faults
+from exporter.parity.prove.planter import Planter
+from exporter.parity.report.html import render
+from exporter.parity.report.junit import as_junit
+from exporter.parity.report.schema import ParityError, Report, read
+from exporter.parity.report.terminal import summary
+from exporter.parity.rules.budgets import budgets_for
+from exporter.parity.rules.rows import rows_of
+from exporter.parity.rules.task import Answer, compare_classifications, compare_tasks
+from exporter.parity.rules.verdict import Check, _worst
+from exporter.parity.truth.cache import Cache
+from exporter.parity.truth.oracle import run_eager
+from exporter.parity.truth.packs import Pack, parity_packs, with_names
 from runtime import load
 from runtime import manifest as manifests
 from runtime.engine import Outputs
@@ -46,7 +47,7 @@ def few_packs(seed: int = 0) -> dict[str, Pack]:
 @pytest.fixture(autouse=True)
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole list is what ``make parity`` runs."""
-    monkeypatch.setattr("exporter.verify.parity_packs", few_packs)
+    monkeypatch.setattr("exporter.parity.verify.parity_packs", few_packs)
 
 
 def scaled_head(path: Path, scale: float) -> Path:
@@ -75,7 +76,7 @@ def weak(made_once: MadeOnce) -> Path:
 def weak_artifact(weak: Path, made_once: MadeOnce, cache: Cache) -> Path:
     def make(folder: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("exporter.verify.parity_packs", few_packs)
+            patch.setattr("exporter.parity.verify.parity_packs", few_packs)
             build(options_of(weak, folder, "torchscript"), lambda line: None, cache)
 
     return made_once("weak", make)
@@ -207,7 +208,7 @@ class TestConstantLogits:
             Answers(np.zeros(6), bounds, answers(np.full((6, 33), 0.1, dtype), dtype))
             for dtype in ("float64", "float32")
         )
-        got = answers(ours, "float32").named()
+        got = answers(ours, "float32").tensors
         got["pooled by the runtime"] = got["pooled"]
         return rows_of("x", got, truth, eager, manifest)
 
@@ -265,7 +266,7 @@ def fair_esm_body(made_once: MadeOnce) -> Path:
 def body_artifact(fair_esm_body: Path, made_once: MadeOnce, cache: Cache) -> Path:
     def make(folder: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("exporter.verify.parity_packs", few_packs)
+            patch.setattr("exporter.parity.verify.parity_packs", few_packs)
             options = options_of(fair_esm_body, folder, "torchscript", "onnx")
             build(options, lambda line: None, cache)
 
@@ -283,10 +284,10 @@ class TestWithoutLMHead:
 
             outputs = loaded.run(PackedBatch.from_sequences(["MKTAYIAKQR", "MK"]))
         assert outputs.logits is None
-        assert list(outputs.named()) == ["representations.2", "pooled"]
+        assert list(outputs.tensors) == ["representations.2", "pooled"]
 
     def test_weights_hold_no_lm_head(self, body_artifact: Path) -> None:
-        from runtime.weights_file import read_places
+        from runtime.weights import read_places
 
         assert not [n for n in read_places(body_artifact / "weights.safetensors") if "lm_head" in n]
 

@@ -5,12 +5,12 @@ from html.parser import HTMLParser
 import pytest
 from msgspec.structs import replace
 
-from exporter.parity.budgets import budgets_for
-from exporter.parity.html import render
-from exporter.parity.metrics import UNBOUNDED, TensorError
-from exporter.parity.report import SCHEMA_VERSION, FaultVerdict, Report
-from exporter.parity.task import TaskMetrics
-from exporter.parity.verdict import RUNTIME_POOLED, TOKENS, Check, EngineVerdict, Row
+from exporter.parity.report.html import render
+from exporter.parity.report.schema import SCHEMA_VERSION, FaultVerdict, Report
+from exporter.parity.rules.budgets import budgets_for
+from exporter.parity.rules.metrics import UNBOUNDED, TensorError
+from exporter.parity.rules.task import TaskMetrics
+from exporter.parity.rules.verdict import RUNTIME_POOLED, TOKENS, Check, EngineVerdict, Row
 
 HOSTILE = """<script>alert("1")</script> & $x_$ '"""
 BUDGETS = budgets_for("float32", 6)
@@ -37,7 +37,14 @@ def engine(name: str) -> EngineVerdict:
         tasks=tasks,
         eager_tasks=tasks,
         rows=[
-            Row(pack, tensor, longest, error(7e-7), error(5e-7))
+            Row(
+                pack,
+                tensor,
+                "proteins" if tensor == "pooled" else "tokens",
+                longest,
+                error(7e-7),
+                error(5e-7),
+            )
             for pack, longest in (("one residue", 3), ("mixed", 400))
             for tensor in TENSORS
         ],
@@ -147,8 +154,8 @@ class TestFile:
             packs={HOSTILE: (1, 3)},
             engines=[
                 replace(engine(HOSTILE), reason=HOSTILE, rows=[
-                    Row(HOSTILE, "logits", 3, error(7e-7), error(5e-7)),
-                    Row(HOSTILE, "pooled", 3, None, None, HOSTILE),
+                    Row(HOSTILE, "logits", "tokens", 3, error(7e-7), error(5e-7)),
+                    Row(HOSTILE, "pooled", "proteins", 3, None, None, HOSTILE),
                 ])
             ],
             faults=[replace(fault(HOSTILE, HOSTILE), note=HOSTILE, exactly=[HOSTILE])],
@@ -235,7 +242,7 @@ class TestContents:
     def test_a_broken_budget(self, report: Report) -> None:
         budget = BUDGETS[0]
         over = Check(budget.name, False, 3.0, 2.0, "at most", 1.5, "logits of pack 'mixed'")
-        row = Row("mixed", "logits", 400, error(15e-7), error(5e-7))
+        row = Row("mixed", "logits", "tokens", 400, error(15e-7), error(5e-7))
         bad = replace(engine("onnx"), status="failed", checks=[over], rows=[row])
         page = Page(render(replace(report, passed=False, engines=[bad])))
         assert "1.5 \N{MULTIPLICATION SIGN} over the limit" in page.text
@@ -244,9 +251,9 @@ class TestContents:
 
     def test_what_cannot_be_drawn_is_counted(self, report: Report) -> None:
         rows = [
-            Row("mixed", "logits", 400, None, None, "NaN or Inf, first in row 17"),
-            Row("mixed", "pooled", 400, error(UNBOUNDED), error(5e-7)),
-            Row("mixed", "representations.6", 400, error(0.0), error(5e-7)),
+            Row("mixed", "logits", "tokens", 400, None, None, "NaN or Inf, first in row 17"),
+            Row("mixed", "pooled", "proteins", 400, error(UNBOUNDED), error(5e-7)),
+            Row("mixed", "representations.6", "tokens", 400, error(0.0), error(5e-7)),
         ]
         bad = replace(engine("onnx"), status="failed", rows=rows)
         page = Page(render(replace(report, passed=False, engines=[bad, engine("torchscript")])))

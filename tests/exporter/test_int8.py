@@ -13,19 +13,20 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 import runtime
-from exporter import int8_weights
 from exporter.build import BuildOptions, build
 from exporter.errors import ExportError
-from exporter.packed_forward import PackedESM2
-from exporter.parity.budgets import budgets_for
-from exporter.parity.cache import Cache
-from exporter.parity.int8_faults import INT8_FAULTS, faults_of
-from exporter.parity.packs import parity_packs, with_names
-from exporter.parity.prove import Planter
-from exporter.parity.report import read
-from exporter.parity.verdict import WEIGHTS
+from exporter.formats.onnx.int8_faults import int8_faults
+from exporter.model.packed_forward import PackedESM2
+from exporter.model.reference import Reference, WeightsSource, load_reference
+from exporter.parity.prove.faults import faults_of
+from exporter.parity.prove.planter import Planter
+from exporter.parity.report.schema import read
+from exporter.parity.rules.budgets import budgets_for
+from exporter.parity.rules.verdict import WEIGHTS
+from exporter.parity.truth.cache import Cache
+from exporter.parity.truth.packs import parity_packs, with_names
 from exporter.publish import writable_copy
-from exporter.weights import Reference, WeightsSource, load_reference
+from exporter.weights import int8 as int8_weights
 from runtime import manifest as manifests
 from runtime.cli import main as run_main
 from runtime.files import file_entry
@@ -49,7 +50,7 @@ def int8(
     source = WeightsSource("checkpoint", str(tiny_checkpoint))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "exporter.verify.parity_packs", lambda seed: with_names(parity_packs(seed), FEW)
+            "exporter.parity.verify.parity_packs", lambda seed: with_names(parity_packs(seed), FEW)
         )
         options = BuildOptions(source, ("onnx-int8",), (0, 1, 2), "mean", out=folder)
         build(options, lambda line: None, cache)
@@ -213,7 +214,7 @@ def planter(
 
 
 class TestFaults:
-    @pytest.mark.parametrize("fault", INT8_FAULTS, ids=lambda fault: fault.name)
+    @pytest.mark.parametrize("fault", int8_faults(), ids=lambda fault: fault.name)
     def test_its_own_are_rejected(self, planter: Planter, fault) -> None:  # type: ignore[no-untyped-def]
         found = planter.verdict(fault, "onnx-int8")
         assert found.outcome == "rejected", found
@@ -226,12 +227,12 @@ class TestFaults:
         "name", ["rotary missing on k", "positions do not restart", "two rows of a tensor swapped"]
     )
     def test_others_are_rejected(self, planter: Planter, int8: Path, name: str) -> None:
-        fault = next(f for f in faults_of(manifests.read(int8), "onnx-int8") if f.name == name)
+        fault = next(f for f in faults_of("onnx-int8") if f.name == name)
         found = planter.verdict(fault, "onnx-int8")
         assert found.outcome == "rejected", found
 
     def test_what_rounding_hides_is_listed(self, planter: Planter, int8: Path) -> None:
-        faults = faults_of(manifests.read(int8), "onnx-int8")
+        faults = faults_of("onnx-int8")
         fault = next(f for f in faults if f.name == "GELU by tanh")
         found = planter.verdict(fault, "onnx-int8")
         assert found.outcome == "hidden", found
@@ -239,7 +240,7 @@ class TestFaults:
 
     def test_what_a_fault_changed_is_put_back(self, planter: Planter, int8: Path) -> None:
         manifest = manifests.read(int8)
-        for fault in faults_of(manifest, "onnx-int8"):
+        for fault in faults_of("onnx-int8"):
             if fault.group != "weights":
                 continue
             with planter.planted(fault, "onnx-int8") as faulty:

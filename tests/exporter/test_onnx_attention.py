@@ -12,9 +12,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from exporter.native import ONNXRUNTIME_LIBRARY, compile_libraries
-from exporter.targets.onnx_attention import OPSET, QUERY_BLOCK, attention_function, register_schema
-from exporter.targets.onnx_fusion import ROTARY_OP_TYPE, fuse_rotary
+from exporter.formats.native import ONNXRUNTIME_LIBRARY, compile_libraries
+from exporter.formats.onnx.attention import OPSET, QUERY_BLOCK, attention_function, register_schema
+from exporter.formats.onnx.fusion import ROTARY_OP_TYPE, fuse_rotary
 from runtime.ops import varlen_attention
 
 Arrays = dict[str, NDArray[Any]]

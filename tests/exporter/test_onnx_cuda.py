@@ -15,20 +15,20 @@ from hypothesis import strategies as st
 import runtime
 from exporter.build import BuildOptions, build
 from exporter.errors import ExportError
-from exporter.parity.cache import Cache
-from exporter.parity.internals import token_offset_of
-from exporter.parity.verdict import EngineVerdict
-from exporter.parity.without_card import stand_in_artifact
+from exporter.formats.onnx.attention import DOMAIN, OPSET
+from exporter.formats.onnx.packed_attention import PACKED_OP_TYPE, token_offset_function
+from exporter.formats.onnx.stand_in import stand_in
+from exporter.model.reference import WeightsSource, load_reference
+from exporter.parity.rules.observed import token_offset_of
+from exporter.parity.rules.verdict import EngineVerdict
+from exporter.parity.truth.cache import Cache
+from exporter.parity.verify import verify
 from exporter.publish import writable_copy
-from exporter.targets.onnx_attention import DOMAIN, OPSET
-from exporter.targets.onnx_packed_attention import PACKED_OP_TYPE, token_offset_function
-from exporter.verify import verify
-from exporter.weights import WeightsSource, load_reference
 from runtime.engine import Settings
-from runtime.engines import onnx_cuda
 from runtime.engines.base import spec_of
-from runtime.engines.onnx import OnnxEngine
-from runtime.engines.onnx_cuda import OnnxCudaEngine
+from runtime.engines.onnx import cuda as onnx_cuda
+from runtime.engines.onnx.cpu import OnnxEngine
+from runtime.engines.onnx.cuda import OnnxCudaEngine
 from runtime.errors import UnsupportedError
 from runtime.manifest import read
 from runtime.packing import PackedBatch
@@ -265,8 +265,9 @@ class TestEngine:
     ) -> None:
         """The engine itself, on the CPU with the stand-in graph."""
         manifest = read(cuda_artifact)
-        with stand_in_artifact(cuda_artifact, manifest, "onnx-cuda") as (folder, described):
-            path = folder / described.engines["onnx"].file
+        with stand_in(cuda_artifact, manifest) as twin:
+            described = twin.manifest
+            path = twin.folder / described.engines[twin.engine].file
             session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
             spec = spec_of(described, "onnx", "cpu", "onnxruntime", "function")
             names = [output.name for output in described.signature.outputs]
@@ -274,8 +275,8 @@ class TestEngine:
                 OnnxCudaEngine(session, spec, names) as bound,
                 OnnxEngine(session, spec, names, 1) as plain,
             ):
-                for name, array in plain.run(batch).named().items():
-                    assert np.array_equal(bound.run(batch).named()[name], array), name
+                for name, array in plain.run(batch).tensors.items():
+                    assert np.array_equal(bound.run(batch).tensors[name], array), name
                 for layer, how in ((2, "mean"), (1, "mean"), (2, "cls"), (2, "none")):
                     expected = plain.embed(batch, layer, how)
                     np.testing.assert_allclose(

@@ -4,7 +4,7 @@ import pytest
 
 from exporter.own_proteins import read_sequences
 from runtime.errors import InputError
-from runtime.records import RecordOptions
+from runtime.readers.records import RecordOptions
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from exporter.packed_forward import PackedESM2, pool_packed, rotary_tables
-from exporter.parity.oracle import run_eager
-from exporter.parity.packs import Protein
-from exporter.weights import Reference
+from exporter.model.packed_forward import PackedESM2, pool_packed, rotary_tables
+from exporter.model.reference import Reference
+from exporter.parity.truth.oracle import run_eager
+from exporter.parity.truth.packs import Protein
 from runtime.packing import PackedBatch
 from runtime.pooling import pool
 from tests.conftest import LAYERS

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import runtime
-from exporter.parity.cache import Cache
-from exporter.parity.oracle import Answers, run_eager
-from exporter.parity.packs import Pack, Protein, protein, rare
-from exporter.parity.verdict import judge
-from exporter.weights import Reference
+from exporter.model.reference import Reference
+from exporter.parity.answers import Answers
+from exporter.parity.gate import judge
+from exporter.parity.truth.cache import Cache
+from exporter.parity.truth.oracle import run_eager
+from exporter.parity.truth.packs import Pack, Protein, protein, rare
 from runtime import manifest as manifests
 from runtime.engine import Outputs
 from tests.conftest import LAYERS

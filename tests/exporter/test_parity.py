@@ -14,22 +14,22 @@ from click.testing import CliRunner
 import runtime
 from exporter.cli import main
 from exporter.errors import ExportError
-from exporter.packed_forward import PackedESM2
-from exporter.parity import oracle as oracles
-from exporter.parity import report as reports
-from exporter.parity.budgets import budgets_for
-from exporter.parity.cache import Cache
-from exporter.parity.junit import as_junit
-from exporter.parity.metrics import UNBOUNDED, TensorError, compare
-from exporter.parity.oracle import Answers, run_eager
-from exporter.parity.packs import Pack, Protein, as_batch, parity_packs, with_names
-from exporter.parity.task import (
+from exporter.model.packed_forward import PackedESM2
+from exporter.model.precision import cast_copy
+from exporter.model.reference import Reference, WeightsSource, load_reference, state_sha256
+from exporter.parity.answers import Answers
+from exporter.parity.gate import Gate
+from exporter.parity.report import schema as reports
+from exporter.parity.report.junit import as_junit
+from exporter.parity.rules.budgets import budgets_for
+from exporter.parity.rules.metrics import UNBOUNDED, TensorError, compare
+from exporter.parity.rules.task import (
     Answer,
     compare_classifications,
     compare_tasks,
     jensen_shannon,
 )
-from exporter.parity.verdict import (
+from exporter.parity.rules.verdict import (
     EVERYTHING_COMPARED,
     INTERNALS,
     TOKENS,
@@ -37,13 +37,16 @@ from exporter.parity.verdict import (
     _worst,
     judge,
 )
-from exporter.precision import cast_copy
+from exporter.parity.truth import oracle as oracles
+from exporter.parity.truth.cache import Cache
+from exporter.parity.truth.oracle import run_eager
+from exporter.parity.truth.packs import Pack, Protein, as_batch, parity_packs, with_names
+from exporter.parity.verify import verify
 from exporter.publish import writable_copy
-from exporter.verify import Gate, verify
-from exporter.weights import Reference, WeightsSource, load_reference, state_sha256
 from runtime import manifest as manifests
 from runtime.engine import Outputs
 from runtime.files import file_entry
+from runtime.manifest import EMBEDDING
 from runtime.packing import PackedBatch
 from runtime.tokenizer import PAD_ID
 from runtime.tokenizer import TOKENS as VOCABULARY
@@ -69,7 +72,7 @@ def eager(reference: Reference, small_packs: dict[str, Pack], cache: Cache) -> d
 
 class TestPacks:
     def test_at_least_ten_and_none_traced(self) -> None:
-        from exporter.targets.tracing import tracing_pack
+        from exporter.formats.tracing import tracing_pack
 
         packs = parity_packs()
         assert len(packs) >= 10
@@ -137,7 +140,7 @@ class TestMetrics:
 class TestTaskMetrics:
     def answer(self, oracle: dict[str, Answers], name: str = "many masks") -> Answer:
         truth = oracle[name]
-        return Answer(truth.input_ids, truth.outputs.logits, truth.outputs.pooled)
+        return Answer(truth.input_ids, truth.tensors["logits"], truth.tensors[EMBEDDING])
 
     def test_equal_answers_agree(self, oracle: dict[str, Answers]) -> None:
         same = compare_tasks([(self.answer(oracle), self.answer(oracle))])
@@ -164,7 +167,7 @@ class TestOracle:
     def test_is_better_than_float32(
         self, oracle: dict[str, Answers], eager: dict[str, Answers]
     ) -> None:
-        truth, rounded = oracle["mixed"].outputs.logits, eager["mixed"].outputs.logits
+        truth, rounded = oracle["mixed"].tensors["logits"], eager["mixed"].tensors["logits"]
         assert 1e-8 < compare(rounded, truth, np.array([0, 10])).relative_l2 < 1e-6
 
     def test_takes_its_softmax_in_float64(self, reference: Reference) -> None:
@@ -198,7 +201,7 @@ class TestOracle:
         pack = {"pack": [Protein("MKTAYIAKQR")]}
 
         def logits(of: Reference, dtype: torch.dtype) -> np.ndarray:
-            return run_eager(of, pack, (6,), "mean", dtype)["pack"].outputs.logits
+            return run_eager(of, pack, (6,), "mean", dtype)["pack"].tensors["logits"]
 
         expected = logits(replace(reference, model=copy.deepcopy(reference.model)), torch.float64)
         used = replace(reference, model=copy.deepcopy(reference.model))
@@ -213,16 +216,16 @@ class TestOracle:
         for name in ("tokenizer.tokenize", "tokenizer.encode", "pooling.pool"):
             monkeypatch.setattr(f"runtime.{name}", None)
         again = run_eager(tiny, pack, (2,), "mean", torch.float64)["pack"]
-        np.testing.assert_array_equal(again.outputs.pooled, expected.outputs.pooled)
+        np.testing.assert_array_equal(again.tensors[EMBEDDING], expected.tensors[EMBEDDING])
         assert expected.cu_seqlens.tolist() == [0, 6, 7]
 
     @pytest.mark.parametrize("how", ["mean", "mean-with-eos", "cls"])
     def test_pools_as_the_runtime_says_it_does(self, tiny: Reference, how: str) -> None:
         pack = {"pack": [Protein("MK<mask>T"), Protein("X", bare=True), Protein("GAV")]}
         answers = run_eager(tiny, pack, (2,), how, torch.float64)["pack"]  # type: ignore[arg-type]
-        last = answers.outputs.representations[2]
+        last = answers.tensors["representations.2"]
         expected = runtime.pool(last, answers.cu_seqlens, how)  # type: ignore[arg-type]
-        np.testing.assert_allclose(answers.outputs.pooled, expected, rtol=1e-14)
+        np.testing.assert_allclose(answers.tensors[EMBEDDING], expected, rtol=1e-14)
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +259,7 @@ class TestSecondWitness:
                 tokens = torch.from_numpy(truth.input_ids[start:end])[None]
                 with torch.no_grad():
                     logits = witness(tokens, attention_mask=torch.ones_like(tokens)).logits[0]
-                expected = truth.outputs.logits[start:end]
+                expected = truth.tensors["logits"][start:end]
                 error = np.linalg.norm(logits.numpy() - expected) / np.linalg.norm(expected)
                 # transformers keeps its rotary frequencies, and its angles, in float32.
                 assert error < 2e-6, name
@@ -317,8 +320,12 @@ class TestCache:
         again = run_eager(tiny, packs, (2,), "mean", torch.float64, cache)
         assert len(runs) == 3
         for name in packs:
-            np.testing.assert_array_equal(first[name].outputs.logits, again[name].outputs.logits)
-            np.testing.assert_array_equal(first[name].outputs.pooled, again[name].outputs.pooled)
+            np.testing.assert_array_equal(
+                first[name].tensors["logits"], again[name].tensors["logits"]
+            )
+            np.testing.assert_array_equal(
+                first[name].tensors[EMBEDDING], again[name].tensors[EMBEDDING]
+            )
 
     def test_other_weights_layers_and_dtypes_are_other_answers(
         self, tiny: Reference, runs: list[int], tmp_path: Path
@@ -466,7 +473,7 @@ class TestVerdict:
         manifest = manifests.read(artifact)
         for packs in ({}, {"empty": []}):
             with pytest.raises(ExportError, match="no proteins to compare"):
-                Gate(reference, manifest, packs)
+                Gate.prepare(reference, manifest, packs)
 
 
 class TestBudgets:
@@ -505,7 +512,7 @@ class TestBudgets:
             b for b in budgets_for("float16", 6) if b.quantity == "top1_agreement_confident"
         )
         truth = oracle["many masks"]
-        answer = Answer(truth.input_ids, truth.outputs.logits, truth.outputs.pooled)
+        answer = Answer(truth.input_ids, truth.tensors["logits"], truth.tensors[EMBEDDING])
         tasks = compare_tasks([(answer, answer)])
         assert _worst(budget, [], tasks).passed
         for agreement in (0.994, None):
@@ -550,7 +557,7 @@ def few_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half precision is slow on a CPU; the whole list is what ``make parity`` runs."""
     names = ("one residue", "many masks", "mixed")
     monkeypatch.setattr(
-        "exporter.verify.parity_packs", lambda seed: with_names(parity_packs(seed), names)
+        "exporter.parity.verify.parity_packs", lambda seed: with_names(parity_packs(seed), names)
     )
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter import native
-from exporter.parity.cache import VARIABLE, Cache, default_folder
+from exporter.formats import native
+from exporter.parity.truth.cache import Cache
 from exporter.publish import staged, writable_copy
+from exporter.user_cache import VARIABLE, default_folder
 
 BUILD = """
 import os, sys
@@ -109,7 +110,7 @@ class TestCache:
         cache.write("key", self.ANSWER)
         tmp_path.chmod(0o755)
         code = (
-            "import sys; from pathlib import Path; from exporter.parity.cache import Cache\n"
+            "import sys; from pathlib import Path; from exporter.parity.truth.cache import Cache\n"
             "cache = Cache(Path(sys.argv[1])); answer = cache.read('key')\n"
             "cache.write('other', answer); print(answer['logits'].sum())"
         )
@@ -120,7 +121,7 @@ class TestCache:
     def test_the_next_answer_removes_what_a_killed_process_left(self, tmp_path: Path) -> None:
         code = (
             "import os, sys; from pathlib import Path; import numpy\n"
-            "from exporter.parity.cache import Cache\n"
+            "from exporter.parity.truth.cache import Cache\n"
             "numpy.savez = lambda path, **_: (path.write_text('half'), os.kill(os.getpid(), 9))\n"
             "Cache(Path(sys.argv[1])).write('key', {})"
         )

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from exporter.errors import CheckpointError
-from exporter.sources.naming import origin_of, safe_name
-from exporter.weights import Reference, WeightsSource, load_reference
+from exporter.model.reference import Reference, WeightsSource, load_reference
+from exporter.model.sources.naming import origin_of, safe_name
 from runtime.tokenizer import TOKENS
 from tests.conftest import TINY, save_checkpoint
 
@@ -499,7 +499,7 @@ class TestHub:
         """Of a new process: huggingface_hub reads its variables when it is imported."""
         code = (
             "import sys; from exporter.errors import ExportError\n"
-            "from exporter.weights import WeightsSource, load_reference\n"
+            "from exporter.model.reference import WeightsSource, load_reference\n"
             "try:\n    print(load_reference(WeightsSource(sys.argv[1], sys.argv[2])).origin)\n"
             "except ExportError as error:\n    print('refused:', error)\n"
         )

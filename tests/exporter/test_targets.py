@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from exporter.packed_forward import PackedESM2
-from exporter.targets.tracing import tracing_pack
-from exporter.weights import Reference
-from runtime.weights_file import read_places
+from exporter.formats.tracing import tracing_pack
+from exporter.model.packed_forward import PackedESM2
+from exporter.model.reference import Reference
+from runtime.weights import read_places
 from tests.conftest import LAYERS
 
 Pack = tuple[Tensor, Tensor, Tensor]
@@ -169,7 +169,7 @@ def test_every_number_of_proteins(reference: Reference, num_proteins: int) -> No
 
 # The command itself, but verified on two packs only: this is about the bytes.
 BUILD_QUICKLY = """
-from exporter import verify
+from exporter.parity import verify
 packs = verify.parity_packs
 verify.parity_packs = lambda seed: {k: packs(seed)[k] for k in ("one residue", "many masks")}
 from exporter.cli import main

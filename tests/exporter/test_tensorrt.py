@@ -12,25 +12,26 @@ import pytest
 import torch
 
 import runtime
-from exporter import shared_weights
 from exporter.build import BuildOptions, build
 from exporter.errors import ExportError
-from exporter.parity.cache import Cache
-from exporter.parity.internals import grid_of
-from exporter.parity.verdict import EngineVerdict
+from exporter.formats.tensorrt import export as tensorrt
+from exporter.formats.tensorrt import plan as tensorrt_plan
+from exporter.formats.tensorrt.attention import RUNGS, RefusedError
+from exporter.formats.tensorrt.names import FILE_NAME, tensor_name
+from exporter.formats.tensorrt.options import PlanOptions, profiles_of
+from exporter.formats.tensorrt.plan import PlanRecipe, build_plan
+from exporter.model.reference import WeightsSource, load_reference
+from exporter.parity.rules.observed import grid_of
+from exporter.parity.rules.verdict import EngineVerdict
+from exporter.parity.truth.cache import Cache
+from exporter.parity.verify import Proof, ProofOptions, verify
 from exporter.publish import writable_copy
-from exporter.targets import tensorrt, tensorrt_plan
-from exporter.targets.plan_options import PlanOptions, profiles_of
-from exporter.targets.tensorrt_attention import RUNGS, RefusedError
-from exporter.targets.tensorrt_names import FILE_NAME, tensor_name
-from exporter.targets.tensorrt_plan import PlanRecipe, build_plan
-from exporter.verify import Proof, ProofOptions, verify
-from exporter.weights import WeightsSource, load_reference
-from runtime.engines.tensorrt import deserialize
-from runtime.engines.tensorrt_library import collecting_logger, import_library
+from exporter.weights import shared as shared_weights
+from runtime.engines.tensorrt.engine import deserialize
+from runtime.engines.tensorrt.library import collecting_logger, import_library
 from runtime.errors import ArtifactError, EngineError, UnsupportedError
 from runtime.manifest import EngineEntry, read
-from runtime.weights_file import read_places
+from runtime.weights import read_places
 from tests.conftest import model_8m
 
 trt = import_library("tensorrt_rtx")
@@ -288,7 +289,9 @@ class TestRefusals:
         self, tiny_checkpoint: Path, tmp_path: Path, plans: PlanOptions, message: str
     ) -> None:
         source = WeightsSource("checkpoint", str(tiny_checkpoint))
-        options = BuildOptions(source, ("tensorrt",), out=tmp_path / "x", plans=plans)
+        options = BuildOptions(
+            source, ["tensorrt"], out=tmp_path / "x", of_format={"tensorrt": {"options": plans}}
+        )
         with pytest.raises(ExportError, match=message):
             build(options, lambda line: None)
         assert list(tmp_path.iterdir()) == []

@@ -8,15 +8,17 @@ import onnx
 import pytest
 import torch
 
-from exporter import shared_weights
-from exporter.packed_forward import PackedESM2
-from exporter.precision import cast_copy
-from exporter.targets import tensorrt_attention, tensorrt_graph, tensorrt_plan
-from exporter.targets.tensorrt_attention import RefusedError
-from exporter.targets.tensorrt_names import FILE_NAME, tensor_name
-from exporter.targets.tensorrt_plan import PlanRecipe, build_plan
-from exporter.weights import WeightsSource, load_reference
-from runtime.engines.tensorrt_library import collecting_logger, import_library
+from exporter.formats.tensorrt import attention as tensorrt_attention
+from exporter.formats.tensorrt import graph as tensorrt_graph
+from exporter.formats.tensorrt import plan as tensorrt_plan
+from exporter.formats.tensorrt.attention import RefusedError
+from exporter.formats.tensorrt.names import FILE_NAME, tensor_name
+from exporter.formats.tensorrt.plan import PlanRecipe, build_plan
+from exporter.model.packed_forward import PackedESM2
+from exporter.model.precision import cast_copy
+from exporter.model.reference import WeightsSource, load_reference
+from exporter.weights import shared as shared_weights
+from runtime.engines.tensorrt.library import collecting_logger, import_library
 from runtime.manifest import Profile
 from tests.conftest import TINY, save_checkpoint
 

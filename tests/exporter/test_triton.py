@@ -16,17 +16,17 @@ import torch
 from click.testing import CliRunner, Result
 
 import runtime
-from exporter import shared_weights
 from exporter.cli import main
-from exporter.packed_forward import PackedESM2
-from exporter.parity.cache import Cache
+from exporter.formats.onnx import triton as onnx_model
+from exporter.formats.onnx.attention import ONNX_DTYPES
+from exporter.formats.onnx.packed_attention import with_reference_attention
+from exporter.formats.table import FORMATS
+from exporter.model.packed_forward import PackedESM2
+from exporter.model.reference import WeightsSource, load_reference
+from exporter.parity.truth.cache import Cache
 from exporter.publish import writable_copy
-from exporter.targets import exporter_of
-from exporter.targets.onnx_attention import ONNX_DTYPES
-from exporter.targets.onnx_packed_attention import with_reference_attention
-from exporter.triton import onnx_model
 from exporter.triton.repository import PYTORCH_BACKEND_FOLDER, launch_line, write_repository
-from exporter.weights import WeightsSource, load_reference
+from exporter.weights import shared as shared_weights
 from runtime import manifest as manifests
 from runtime.packing import PackedBatch
 from runtime.tokenizer import tokenize
@@ -71,7 +71,7 @@ def answers(artifact: Path, engine: str, requests: list[Tensors]) -> list[Tensor
     proteins = [row for request in requests for row in request["input_ids"]]
     batch = PackedBatch.from_tokens(proteins)
     with runtime.load(artifact, engine, device="cpu") as loaded:
-        outputs = loaded.run(batch).named()
+        outputs = loaded.run(batch).tensors
     per_protein = {
         name: list(values) if name == "pooled" else np.split(values, batch.cu_seqlens[1:-1])
         for name, values in outputs.items()
@@ -300,7 +300,7 @@ class TestOtherEngines:
         reference = load_reference(WeightsSource("checkpoint", str(tiny_checkpoint)))
         packed = PackedESM2(reference.model, (2,)).eval()
         shared_weights.write(packed, tmp_path)
-        file = exporter_of("onnx-int8")(packed, tmp_path).file
+        file = FORMATS["onnx-int8"].export(packed, tmp_path).file
         (tmp_path / "1").mkdir()
         onnx_model.write(tmp_path / file, tmp_path / "1")
         assert {p.name for p in (tmp_path / "1").iterdir()} == {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from exporter.errors import CheckpointError
-from exporter.weights import Reference, WeightsSource, load_reference
+from exporter.model.reference import Reference, WeightsSource, load_reference
 from tests.conftest import ARCHITECTURE
 
 CONFIG = argparse.Namespace(

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import runtime
-from runtime.engines.cuda_graphs import Bucket, bucket_of, fill, filling_bounds
-from runtime.engines.torch_engine import TorchEngine
+from runtime.engines.torch.cuda_graphs import Bucket, bucket_of, fill, filling_bounds
+from runtime.engines.torch.engine import TorchEngine
 from runtime.errors import UnsupportedError
 from runtime.packing import PackedBatch
 from tests.conftest import random_sequence
@@ -80,6 +80,6 @@ def test_replayed_packs_equal_plain_ones(tiny_artifact: Path) -> None:
     ):
         for lengths in ([5], [40, 3], [40, 9], [5000], [200, 17], [199, 17]):
             batch = PackedBatch.from_sequences([random_sequence(random, n) for n in lengths])
-            expected = plain.run(batch).named()
-            for name, rows in graphed.run(batch).named().items():
+            expected = plain.run(batch).tensors
+            for name, rows in graphed.run(batch).tensors.items():
                 np.testing.assert_allclose(rows, expected[name], atol=2e-5, rtol=1e-5)

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import runtime
+from exporter.model.reference import Reference
 from exporter.publish import writable_copy
-from exporter.weights import Reference
-from runtime.engine import V1_ATTENTION_VARIABLES
-from runtime.engines.torch_engine import TorchEngine
+from runtime.attention import V1_ATTENTION_VARIABLES
+from runtime.engines.torch.engine import TorchEngine
 from runtime.pooling import Pool
 from tests.conftest import LAYERS
 
@@ -137,7 +137,7 @@ def test_the_forward_of_a_torch_engine_is_what_run_gives(
 ) -> None:
     with runtime.load(artifact, "torchscript", "cpu") as engine:
         assert isinstance(engine, TorchEngine)
-        expected = engine.run(batch).named()
+        expected = engine.run(batch).tensors
         inputs = engine.inputs(batch)
         for name, tensor in zip(engine.output_names, engine.forward(inputs), strict=True):
             np.testing.assert_array_equal(tensor.numpy(), expected[name])

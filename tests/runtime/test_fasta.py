@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import runtime
-from runtime import fasta
-from runtime.decoding import decoded
-from runtime.fasta import check_readable, read_fasta
-from runtime.nucleotides import watch_for_nucleotides
+from runtime.readers import fasta
+from runtime.readers.decoding import decoded
+from runtime.readers.fasta import check_readable, read_fasta
+from runtime.readers.nucleotides import watch_for_nucleotides
 
 TWO = b">a first\nMKTAY\nIAK\n>b\nGGAVL\n"
 READ = [("a", "MKTAYIAK", 1), ("b", "GGAVL", 4)]

@@ -13,7 +13,8 @@ import torch
 import runtime
 from runtime import manifest as manifests
 from runtime.engine import Settings
-from runtime.engines import onnx, torchscript
+from runtime.engines.onnx import cpu as onnx
+from runtime.engines.torch import torchscript
 from runtime.selftest import selftest
 
 ENGINES = ("onnx", "torchscript")
@@ -211,7 +212,8 @@ UNREADABLE = """
 import os, sys
 from pathlib import Path
 import numpy, onnxruntime, torch, safetensors.torch, runtime, runtime.selftest
-from runtime.engines import onnx, torchscript
+from runtime.engines.onnx import cpu as onnx
+from runtime.engines.torch import torchscript
 folder, names = Path(sys.argv[1]), ("onnx", "torchscript")
 files = ("manifest.json", "weights.safetensors", "golden.npz", "model.onnx", "model.ts")
 root = os.geteuid() == 0

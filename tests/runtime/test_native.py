@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 import runtime
-from exporter.native import ONNXRUNTIME_LIBRARY, TORCH_LIBRARY, CompilerError, compile_libraries
+from exporter.formats.native import (
+    ONNXRUNTIME_LIBRARY,
+    TORCH_LIBRARY,
+    CompilerError,
+    compile_libraries,
+)
 from exporter.publish import writable_copy
 from runtime import PackedBatch, instructions
 from runtime import manifest as manifests

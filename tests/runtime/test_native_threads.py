@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from exporter.native import ONNXRUNTIME_LIBRARY, TORCH_LIBRARY, compile_libraries
+from exporter.formats.native import ONNXRUNTIME_LIBRARY, TORCH_LIBRARY, compile_libraries
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

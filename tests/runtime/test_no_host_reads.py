@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from exporter.packed_forward import PackedESM2
-from exporter.weights import Reference
-from runtime.engines.torch_pooling import pool_tensor
+from exporter.model.packed_forward import PackedESM2
+from exporter.model.reference import Reference
+from runtime.engines.torch.pooling import pool_tensor
 from runtime.manifest import Manifest, read
 from runtime.ops import cuda, varlen_attention  # noqa: F401  registers the op
 from runtime.pooling import Pool

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from runtime.engine import Attention
+from runtime.attention import Attention
 from runtime.errors import UnsupportedError
 from runtime.ops import varlen_attention
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import runtime
-from runtime.engines.parts import InParts, holding, split
+from runtime.engines.splitting import InParts, holding, split
 from runtime.errors import UnsupportedError
 from runtime.manifest import Profile
 from runtime.packing import PackedBatch
@@ -64,9 +64,9 @@ class TestInParts:
             with InParts(whole, PROFILES) as in_parts:
                 assert len(split(batch, PROFILES)) > 3
                 got = in_parts.run(batch)
-                assert got.named().keys() == expected.named().keys()
-                for tensor, array in expected.named().items():
-                    error = np.linalg.norm(got.named()[tensor] - array) / np.linalg.norm(array)
+                assert got.tensors.keys() == expected.tensors.keys()
+                for tensor, array in expected.tensors.items():
+                    error = np.linalg.norm(got.tensors[tensor] - array) / np.linalg.norm(array)
                     assert error < 2e-6, tensor
                 for how in ("mean", "cls", "none"):
                     one, other = in_parts.embed(batch, 1, how), whole.embed(batch, 1, how)

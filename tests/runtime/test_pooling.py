@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.weights import Reference
+from exporter.model.reference import Reference
 from runtime.errors import InputError
 from runtime.packing import PackedBatch
 from runtime.pooling import pool, residue_rows

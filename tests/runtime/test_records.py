@@ -1,7 +1,7 @@
 import pytest
 
 from runtime.errors import InputError
-from runtime.records import Prepared, Record, RecordOptions, Rejection, prepare, printable
+from runtime.readers.records import Prepared, Record, RecordOptions, Rejection, prepare, printable
 from runtime.tokenizer import decode
 
 MASKED = "mk<mask>t"

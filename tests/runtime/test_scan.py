@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import runtime
-from runtime.fasta import read_fasta
-from runtime.records import Prepared, RecordOptions, prepare
-from runtime.scan import scan
+from runtime.readers.fasta import read_fasta
+from runtime.readers.records import Prepared, RecordOptions, prepare
+from runtime.readers.scan import scan
 
 PIECES = (
     "M", "K" * 9, "G", "A", "J", "*", "m", "<mask>", "<pad>", " ", "\n", "\t", "é", "\0", ">",

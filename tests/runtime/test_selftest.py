@@ -41,9 +41,9 @@ class TestGolden:
         assert set(golden.cu_seqlens[:-1]) | set(golden.cu_seqlens[1:] - 1) <= set(golden.rows)
 
     def test_wide_models_keep_fewer_rows(self) -> None:
+        from exporter.parity.answers import Answers
         from exporter.parity.golden import MAX_BYTES, _chosen_rows, golden_pack
-        from exporter.parity.oracle import Answers
-        from exporter.parity.packs import as_batch
+        from exporter.parity.truth.packs import as_batch
 
         batch = as_batch(golden_pack())
         truth = Answers(batch.input_ids, batch.cu_seqlens, outputs=None)  # type: ignore[arg-type]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from runtime.engines.tensorrt import widen_bfloat16
-from runtime.engines.tensorrt_library import choose_plan, installed_versions
+from runtime.engines.tensorrt.engine import widen_bfloat16
+from runtime.engines.tensorrt.library import choose_plan, installed_versions
 from runtime.errors import UnsupportedError
 from runtime.manifest import Plan, Profile
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.engines.torch_pooling import pool_tensor
+from runtime.engines.torch.pooling import pool_tensor
 from runtime.errors import InputError
 from runtime.pooling import Pool, pool
 

@@ -1,0 +1,1 @@
+"""Engine formats: a folder each, described by ``format.Format``, listed in ``table``."""

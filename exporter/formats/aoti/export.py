@@ -1,0 +1,149 @@
+"""``model.pt2``: the packed forward compiled by AOTInductor, its constants left out."""
+
+import os
+import platform
+import shlex
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from exporter.errors import ExportError
+from exporter.formats.aoti.archive import rewrite
+from exporter.formats.native import compiler_command
+from exporter.formats.tracing import dynamic_shapes, exporting, tracing_pack
+from exporter.model.packed_forward import PackedESM2
+from runtime.instructions import PORTABLE, X86_64_V3
+from runtime.manifest import EngineEntry
+from runtime.staging import temporary_folder
+
+FILE_NAME = "model.pt2"
+LOWERING = "esm2::varlen_attention, everything around it compiled"
+# Those that this PyTorch does not know are left out: 2.11 writes no line tables in any case.
+OPTIONS: dict[str, Any] = {
+    "aot_inductor.package_constants_in_so": False,
+    "aot_inductor.enable_line_tables": False,
+    # Headers and a probe of the processor pay for themselves in many builds, not in one.
+    "aot_inductor.precompile_headers": False,
+    "cpp_cache_precompile_headers": False,
+}
+
+# Instruction set -> the width of its vectors in bits. Linears and attention, nearly all of the
+# time, take what the processor has in any case; the rest asks for what most processors have.
+VECTOR_BITS = {X86_64_V3: 256}
+
+
+def export(packed: PackedESM2, folder: Path) -> EngineEntry:
+    """Compiles ``packed`` into ``folder``.
+
+    Args:
+        packed: on the CPU, in the dtype to export.
+        folder: where ``model.pt2`` goes.
+
+    Raises:
+        CompilerError: no C++ compiler.
+        ExportError: the compiler failed, or this PyTorch cannot compile for other processors.
+    """
+    compiler = compiler_command()
+    _check_version()
+    instructions = PORTABLE.get(platform.machine())
+    compile_package(packed, folder / FILE_NAME, _options(instructions), compiler)
+    return EngineEntry(
+        file=FILE_NAME,
+        lowering=LOWERING,
+        built_with={"torch": str(torch.__version__)},
+        instructions=instructions or instructions_of_this_machine(),
+    )
+
+
+def instructions_of_this_machine() -> str:
+    """Where the compiler is told of no instruction set, it takes all that the processor has."""
+    return f"those of {platform.processor() or platform.machine()}"
+
+
+def compile_package(
+    packed: PackedESM2, path: Path, options: dict[str, Any], compiler: list[str]
+) -> None:
+    """Compiles ``packed`` into ``path``, for the device that it lies on.
+
+    Raises:
+        ExportError: the compiler failed; its first line.
+    """
+    device = packed.embed_tokens.weight.device
+    input_ids, cu_seqlens, max_seqlen = tracing_pack()
+    # The host's max_seqlen stays there: it is a size.
+    pack = input_ids.to(device), cu_seqlens.to(device), max_seqlen
+    with temporary_folder("aoti") as workspace, _compiling_in(workspace, compiler):
+        with exporting():
+            program = torch.export.export(
+                packed, pack, dynamic_shapes=dynamic_shapes(), strict=False
+            )
+        try:
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(path), inductor_configs={**_known(OPTIONS), **options}
+            )
+        except Exception as error:  # the compiler's output comes in a dozen classes
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ExportError(f"AOTInductor could not compile the model: {line}") from error
+    _drop_sources(path)
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    from torch._inductor import config
+
+    known = config.get_config_copy()
+    return {name: value for name, value in options.items() if name in known}
+
+
+def _check_version() -> None:
+    from torch._inductor import config
+
+    if not hasattr(config.cpp, "march"):
+        raise ExportError(
+            f"PyTorch {torch.__version__} compiles for this very processor alone: "
+            "build engine 'aoti' with torch 2.13 (it loads in 2.11), or leave it out of --target"
+        )
+
+
+def _options(instructions: str | None) -> dict[str, Any]:
+    if instructions is None:
+        return {}
+    return {
+        "cpp.march": instructions,
+        "cpp.simdlen": VECTOR_BITS[instructions],
+        "cpp.vec_isa_ok": True,
+    }
+
+
+@contextmanager
+def _compiling_in(workspace: Path, compiler: list[str]) -> Iterator[None]:
+    """Inductor's files go to ``workspace``, and no path of this machine into the engine."""
+    from torch._inductor import config
+
+    # Inductor takes one word for a compiler, and tells GCC from Clang by it.
+    wrapper = workspace / Path(compiler[0]).name
+    prefixes = {workspace: "aoti", Path(torch.__file__).parent: "torch"}
+    maps = [f"-ffile-prefix-map={path}={name}" for path, name in prefixes.items()]
+    real = shutil.which(compiler[0])
+    wrapper.write_text(f'#!/bin/sh\nexec {shlex.join([str(real), *compiler[1:], *maps])} "$@"\n')
+    wrapper.chmod(0o755)
+    kept = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(workspace / "cache")
+    try:
+        with config.patch({"cpp.cxx": (None, str(wrapper))}), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if kept is None:
+            del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+        else:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = kept
+
+
+def _drop_sources(path: Path) -> None:
+    """Empties the generated C++ in the package: PyTorch 2.11 reads its name, nothing its text."""
+    rewrite(path, lambda name, data: b"" if name.endswith(".cpp") else data)

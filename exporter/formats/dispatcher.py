@@ -1,0 +1,41 @@
+"""Watches PyTorch's dispatcher while an engine runs: positions, and calls of the attention op."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from exporter.formats.format import Observed
+from runtime.manifest import Manifest
+from runtime.packing import PackedBatch
+
+
+class Spy(TorchDispatchMode):
+    """Looks at every op that a module runs."""
+
+    def __init__(self, num_frequencies: int):
+        super().__init__()
+        self.seen = Observed()
+        self.first_queries: torch.Tensor | None = None
+        self._num_frequencies = num_frequencies
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.esm2.varlen_attention.default:
+            self.seen.calls.append((args[3].tolist(), int(args[4])))
+            if self.first_queries is None:
+                self.first_queries = args[0].clone()
+        elif func is torch.ops.aten.mul.Tensor and isinstance(args[1], torch.Tensor):
+            positions, frequencies = args
+            if frequencies.shape == (self._num_frequencies,) and positions.shape[1:] == (1,):
+                self.seen.positions.append(positions.cpu().numpy())
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def observe(folder: Path, manifest: Manifest, batch: PackedBatch) -> Iterator[Observed]:
+    """See ``Format.observe``: of a module whose every op goes through the dispatcher."""
+    with Spy(manifest.architecture.head_dim // 2) as spy:
+        yield spy.seen

@@ -1,0 +1,173 @@
+"""Compiles the native attention op, as a library for PyTorch and as one for ONNX Runtime.
+
+One source (``runtime/ops/native/``) and one kernel for each instruction set; the processor's is
+chosen when the library is loaded. Compiled once for a machine, compiler and PyTorch, and cached.
+"""
+
+import atexit
+import contextlib
+import functools
+import hashlib
+import importlib.resources
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from exporter.errors import ExportError
+from exporter.formats.format import ONNXRUNTIME_LIBRARY, TORCH_LIBRARY
+from exporter.user_cache import default_folder
+from runtime.staging import staging, temporary_folder
+from runtime.threads import usable_cores
+
+COMPILER_VARIABLE = "CXX"
+
+# The first PyTorch whose stable ABI has all that the op needs.
+TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+# No -ffast-math: NaN must stay NaN, and sums must stay in the order that was measured.
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno",
+         "-fno-trapping-math", "-ffp-contract=fast", "-DNDEBUG")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """How ``kernel.cpp`` is compiled for one; ``rows`` x 2 vectors must fit its registers."""
+
+    name: str
+    width: int
+    rows: int
+    flags: tuple[str, ...] = ()
+
+
+BASELINE = InstructionSet("baseline", 4, 4)
+X86_64 = (
+    BASELINE,
+    InstructionSet("avx2", 8, 6, ("-mavx2", "-mfma")),
+    InstructionSet(
+        "avx512", 16, 12, ("-mavx512f", "-mavx512dq", "-mfma", "-mprefer-vector-width=512")
+    ),
+)
+
+
+class CompilerError(ExportError):
+    """There is no compiler that can build the native op; the message says what is missing."""
+
+
+def compile_libraries() -> Path:
+    """A folder with both libraries, from the cache or compiled now (about 15 s on two cores).
+
+    Raises:
+        CompilerError: no C++ compiler, or it fails.
+    """
+    compiler = compiler_command()
+    source = importlib.resources.files("runtime.ops") / "native"
+    with importlib.resources.as_file(source) as folder:
+        name = f"native-{_digest(compiler, folder)}"
+        for cache in (default_folder, _folder_of_this_process):
+            destination = cache() / name
+            if all((destination / name).is_file() for name in (TORCH_LIBRARY, ONNXRUNTIME_LIBRARY)):
+                break
+            with contextlib.ExitStack() as stack:
+                try:
+                    destination.parent.mkdir(parents=True, exist_ok=True)
+                    built = stack.enter_context(staging(destination))
+                    built.mkdir()
+                except OSError:  # a cache that cannot be written
+                    continue
+                _compile(compiler, folder, built)
+                with contextlib.suppress(OSError):  # another process was faster
+                    built.rename(destination)
+                break
+    return destination
+
+
+@functools.cache
+def _folder_of_this_process() -> Path:
+    """Goes with it: without a cache the op is compiled again by the next."""
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(temporary_folder("native"))
+
+
+def compiler_command() -> list[str]:
+    """The C++ compiler of this machine, as ``$CXX`` or ``c++``.
+
+    Raises:
+        CompilerError: there is none.
+    """
+    command = shlex.split(os.environ.get(COMPILER_VARIABLE, "c++"))
+    if not command or shutil.which(command[0]) is None:
+        raise CompilerError(
+            f"there is no C++ compiler {' '.join(command) or '(empty CXX)'!r} here: "
+            f"install g++ or clang++, or name one in {COMPILER_VARIABLE}"
+        )
+    return command
+
+
+def _digest(compiler: list[str], source: Path) -> str:
+    version = _run([*compiler, "--version"], source)
+    digest = hashlib.sha256(
+        repr((compiler, version, platform.machine(), FLAGS, X86_64, torch.__version__)).encode()
+    )
+    for path in sorted(source.iterdir()):
+        digest.update(f"\n{path.name}\n".encode() + path.read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    return digest.hexdigest()[:20]
+
+
+def _compile(compiler: list[str], source: Path, built: Path) -> None:
+    """Compiles into ``built``, where only the libraries are left."""
+    torch_folder = Path(torch.__file__).parent
+    objects = built / "objects"
+    objects.mkdir()
+    # Relative paths: messages of the op name its source, and no folder of this machine.
+    prefix = f"-ffile-prefix-map={torch_folder}=torch"
+    command = [*compiler, *FLAGS, prefix]
+    sets = X86_64 if platform.machine() in ("x86_64", "AMD64") else (BASELINE,)
+    steps = [
+        (f"kernel.{s.name}", ["kernel.cpp", *s.flags, f"-DESM2_ISA={s.name}",
+                              f"-DESM2_WIDTH={s.width}", f"-DESM2_ROWS={s.rows}"])
+        for s in sets
+    ]  # fmt: skip
+    hosts = {
+        TORCH_LIBRARY: ["torch_op.cpp", TORCH_TARGET, f"-isystem{torch_folder / 'include'}"],
+        ONNXRUNTIME_LIBRARY: ["onnxruntime_op.cpp"],
+    }
+    steps += [("varlen_attention.cpp", ["varlen_attention.cpp"]), *hosts.items()]
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        jobs = [
+            pool.submit(
+                _run, [*command, "-c", *arguments, "-o", str(objects / f"{name}.o")], source
+            )
+            for name, arguments in steps
+        ]
+        for job in jobs:
+            job.result()
+    kernels = [str(objects / f"{name}.o") for name, _ in steps if name not in hosts]
+    # libtorch is found by its name in whatever process loads this; it brings libstdc++, which must
+    # be the only one, or exceptions could not cross. ONNX Runtime's op catches its own.
+    link = {
+        TORCH_LIBRARY: [f"-L{torch_folder / 'lib'}", "-ltorch_cpu"],
+        ONNXRUNTIME_LIBRARY: ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"],
+    }
+    for name, libraries in link.items():
+        own = str(objects / f"{name}.o")
+        _run(
+            [*compiler, "-shared", "-s", own, *kernels, *libraries, "-o", str(built / name)], source
+        )
+    shutil.rmtree(objects)
+
+
+def _run(command: list[str], folder: Path) -> str:
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if result.returncode:
+        lines = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
+        telling = [line for line in lines if "error" in line] or lines
+        raise CompilerError(f"{command[0]} could not compile the native op: {telling[0]}")
+    return result.stdout

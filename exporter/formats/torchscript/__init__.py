@@ -1,0 +1,13 @@
+"""TorchScript: ``model.ts``."""
+
+from exporter.formats.format import TORCH_LIBRARY, Format, TritonBackend, lazily
+
+_ROOM = "exporter.formats.torchscript"
+
+TORCHSCRIPT = Format(
+    name="torchscript",
+    export=lazily(f"{_ROOM}.export:export"),
+    observe=lazily("exporter.formats.dispatcher:observe"),
+    op_library=TORCH_LIBRARY,
+    triton=TritonBackend("pytorch", lazily(f"{_ROOM}.triton:write"), needs_op_library=True),
+)

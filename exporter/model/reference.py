@@ -1,0 +1,246 @@
+"""Loads ESM-2's weights into fair-esm's own model; the only importer of fair-esm.
+
+Many sources (``sources``), one result (``Reference``): a model by its name, a checkpoint of
+fair-esm, of ``transformers`` or of a trainer, or synthetic weights of a true architecture.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import esm
+import torch
+from esm.model.esm2 import ESM2
+from torch import Tensor, nn
+
+from exporter.errors import CheckpointError
+from exporter.model.architectures import Shape, architecture_name, known_architecture
+from exporter.model.packed_forward import NoLMHead
+from exporter.model.sources import checkpoint as checkpoints
+from exporter.model.sources.artifact import read_artifact
+from exporter.model.sources.loaded import Weights
+from exporter.model.sources.tensor_files import some
+from exporter.model.synthetic import synthetic_state
+from runtime.manifest import Architecture, Manifest, WeightsOrigin
+
+# Parameters of fair-esm's model that no engine uses and that a checkpoint need not have: the
+# contact head comes in a file of its own, and lm_head.weight is the embedding table again.
+OPTIONAL = {
+    "contact_head.regression.weight",
+    "contact_head.regression.bias",
+    "lm_head.weight",
+}
+
+# What a checkpoint's parameters may be in; all of them are widened, or rounded, to float32.
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+SourceKind = Literal["model", "checkpoint", "synthetic", "artifact"]
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where to load from: ``kind`` and the name or path, and the seed of synthetic weights."""
+
+    kind: SourceKind
+    value: str
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """fair-esm's own model with the weights in it: what every engine is traced from.
+
+    Attributes:
+        model: fair-esm's ``ESM2`` in eval mode, float32, on the CPU.
+        alphabet: fair-esm's ``Alphabet``.
+        architecture: its shape.
+        origin: for the manifest.
+        notes: what the user is told of the weights, in sentences.
+    """
+
+    model: nn.Module
+    alphabet: Any
+    architecture: Architecture
+    origin: WeightsOrigin
+    notes: tuple[str, ...] = ()
+
+
+def load_reference(source: WeightsSource) -> Reference:
+    """Loads weights into fair-esm's model.
+
+    Raises:
+        CheckpointError: one line that says what is wrong with the source.
+    """
+    weights = _read(source)
+    model, alphabet = _empty_model(weights.shape, weights.token_dropout)
+    _fill(model, dict(weights.state), weights.source)
+    num_layers, embed_dim, num_heads = weights.shape
+    has_lm_head = not isinstance(model.lm_head, NoLMHead)
+    origin = WeightsOrigin(
+        kind=weights.kind,
+        source=weights.source,
+        seed=source.seed if weights.kind == "synthetic" else None,
+        state_sha256=state_sha256(model),
+        lm_head=has_lm_head,
+        left_out=list(weights.left_out),
+        revision=weights.revision,
+    )
+    architecture = Architecture(
+        name=architecture_name(weights.shape),
+        num_layers=num_layers,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        head_dim=embed_dim // num_heads,
+        vocab_size=len(alphabet),
+        token_dropout=weights.token_dropout,
+    )
+    notes = list(weights.notes)
+    if weights.left_out:
+        notes.append(f"left out, for no engine holds it: {', '.join(weights.left_out)}")
+    if not has_lm_head:
+        notes.append("no LM head in this checkpoint: embeddings only, no logits")
+    return Reference(
+        model.eval().requires_grad_(False), alphabet, architecture, origin, tuple(notes)
+    )
+
+
+def _read(source: WeightsSource) -> Weights:
+    if source.kind == "synthetic":
+        shape = known_architecture(source.value)
+        model, _ = _empty_model(shape, token_dropout=True)
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        return Weights(shape, True, synthetic_state(shapes, source.seed), "synthetic", source.value)
+    if source.kind == "artifact":
+        return read_artifact(Path(source.value))
+    return checkpoints.read(source.value, named=source.kind == "model")
+
+
+def load_original(folder: Path, manifest: Manifest, checkpoint: str | None) -> Reference:
+    """The reference for an artifact: the weights that it was built from, proven by their digest.
+
+    Synthetic weights are drawn again. Others come from ``checkpoint`` if it is given, else from
+    the artifact itself: equal digests show that those are the ones that were loaded.
+
+    Raises:
+        CheckpointError: the weights are not those that the artifact was built from.
+    """
+    origin = manifest.weights
+    if checkpoint is not None:
+        source = WeightsSource("checkpoint", checkpoint)
+    elif origin.kind == "synthetic":
+        source = WeightsSource("synthetic", origin.source, origin.seed or 0)
+    else:
+        source = WeightsSource("artifact", str(folder))
+    reference = load_reference(source)
+    # Rounded weights are not the checkpoint's: only the original can be the truth for them.
+    advice = ". Give the original with --checkpoint" if source.kind == "artifact" else ""
+    check_is_original(reference, manifest, f"{source.kind} {source.value}", folder, advice)
+    return reference
+
+
+def check_is_original(
+    reference: Reference, manifest: Manifest, what: str, folder: Path, advice: str = ""
+) -> None:
+    """Raises CheckpointError unless the artifact says that it was built from ``reference``."""
+    got, expected = reference.origin.state_sha256, manifest.weights.state_sha256
+    if got != expected:
+        raise CheckpointError(
+            f"{what} is not what {folder} was built from: digest of its parameters {got[:12]}..., "
+            f"expected {expected[:12]}...{advice}"
+        )
+    if reference.architecture != manifest.architecture:
+        raise CheckpointError(
+            f"{what} is not what {folder} was built from: its settings are "
+            f"{reference.architecture}, expected {manifest.architecture}"
+        )
+
+
+def fair_esm_version() -> str:
+    """For the manifest."""
+    return str(esm.version.version)
+
+
+# --- fair-esm's model ---------------------------------------------------------------------------
+
+
+def _empty_model(shape: Shape, token_dropout: bool) -> tuple[nn.Module, Any]:
+    """fair-esm's ``ESM2`` without memory for its parameters."""
+    num_layers, embed_dim, num_heads = shape
+    alphabet = esm.data.Alphabet.from_architecture("ESM-1b")
+    with torch.device("meta"):
+        model = ESM2(num_layers, embed_dim, num_heads, alphabet, token_dropout)
+    return model, alphabet
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], label: str) -> None:
+    """Assigns ``state`` to ``model`` in float32, as fair-esm's own loader casts it.
+
+    Raises:
+        CheckpointError: names are missing, superfluous, or of another shape; says all of it.
+    """
+    foreign = [
+        str(name)
+        for name, tensor in state.items()
+        if tensor.layout != torch.strided or tensor.dtype not in FLOATS
+    ]
+    if foreign:
+        raise CheckpointError(
+            f"{label} holds more than float tensors: {some(foreign)}. Quantised weights are not "
+            "read: give the model in float32, float16 or bfloat16"
+        )
+    if not any(name.startswith("lm_head.") and name not in OPTIONAL for name in state):
+        model.lm_head = NoLMHead()
+        state.pop("lm_head.weight", None)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    frequencies = {name for name in expected if name.endswith("rot_emb.inv_freq")}
+    missing = [n for n in expected if n not in state and n not in OPTIONAL | frequencies]
+    unexpected = [n for n in state if n not in expected]
+    wrong = [
+        f"{n} {list(state[n].shape)} instead of {list(shape)}"
+        for n, shape in expected.items()
+        if n in state and state[n].shape != shape
+    ]
+    problems = [
+        f"{len(names)} tensors {what} ({some(names)})"
+        for names, what in ((missing, "missing"), (unexpected, "unknown"), (wrong, "misshapen"))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(f"{label} does not fit ESM-2: {'; '.join(problems)}")
+    not_finite = [name for name, tensor in state.items() if not tensor.float().isfinite().all()]
+    if not_finite:
+        raise CheckpointError(
+            f"{label} holds NaN or Inf: {some(not_finite)}. Take a checkpoint from before its "
+            "training diverged"
+        )
+    head = state.get("lm_head.weight")
+    if head is not None and not torch.equal(head, state["embed_tokens.weight"]):
+        raise CheckpointError(
+            f"{label} does not fit ESM-2: lm_head.weight differs from embed_tokens.weight, and "
+            "ESM-2 ties them"
+        )
+    for name, shape in expected.items():
+        if name not in state and name not in frequencies:
+            state[name] = torch.zeros(shape)
+    if "lm_head.weight" in expected:
+        state["lm_head.weight"] = state["embed_tokens.weight"]
+    for name in frequencies:
+        # esm/rotary_embedding.py:38
+        dim = 2 * expected[name][0]
+        computed = 1.0 / (10000 ** (torch.arange(0, dim, 2).float() / dim))
+        state[name] = state.get(name, computed)
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    # load_state_dict(assign=True) unties what fair-esm ties.
+    if "lm_head.weight" in expected:
+        model.lm_head.weight = model.embed_tokens.weight
+
+
+def state_sha256(model: nn.Module) -> str:
+    """Digest of every parameter that an engine uses, whatever format it came in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name not in OPTIONAL:
+            digest.update(f"{name} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,32 @@
+"""What every source gives."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from exporter.model.architectures import Shape
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters under fair-esm's names, and where they came from.
+
+    Attributes:
+        shape: layers, embed dim, heads.
+        token_dropout: whether the model scales embeddings by the share of masks.
+        state: by name; without ``lm_head.`` where the checkpoint has no LM head.
+        kind: ``synthetic``, ``checkpoint``, ``huggingface``, ``model`` or ``artifact``.
+        source: the model's name, ``organisation/name`` of the Hub's.
+        revision: the commit of a model from the Hub, else empty.
+        left_out: parts of the checkpoint that no engine holds, such as ``classifier``.
+        notes: what the user is told, in sentences.
+    """
+
+    shape: Shape
+    token_dropout: bool
+    state: dict[str, Tensor]
+    kind: str
+    source: str
+    revision: str = ""
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,261 @@
+"""The gate: what engines are compared with, and each engine on every pack."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from exporter.errors import ExportError
+from exporter.formats.table import FORMATS
+from exporter.model.packed_forward import PackedESM2
+from exporter.model.reference import Reference
+from exporter.parity.answers import Answers
+from exporter.parity.rules import observed
+from exporter.parity.rules.rows import Row, rows_of
+from exporter.parity.rules.task import Answer, compare_tasks
+from exporter.parity.rules.verdict import (
+    INTERNALS,
+    TOKENS,
+    WEIGHTS,
+    Check,
+    EngineVerdict,
+    exact,
+    verdict_of,
+)
+from exporter.parity.truth.cache import Cache
+from exporter.parity.truth.cross_check import check_against_cpu, checked_pack
+from exporter.parity.truth.device import reference_device
+from exporter.parity.truth.oracle import run_eager
+from exporter.parity.truth.overflow import find_overflow
+from exporter.parity.truth.packs import Pack, as_batch
+from exporter.weights import int8 as int8_weights
+from exporter.weights import shared as shared_weights
+from runtime.attention import Attention
+from runtime.engine import Engine
+from runtime.engines.splitting import InParts
+from runtime.errors import EngineError, Esm2Error, UnsupportedError
+from runtime.loading import load
+from runtime.manifest import EMBEDDING, Manifest, Profile
+from runtime.pooling import Pool
+from runtime.selftest import all_outputs
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What engines are compared with, computed once by ``prepare``.
+
+    Attributes:
+        reference: eager fair-esm with the original weights.
+        packs: what is run, by name.
+        device: where engines run, as in ``runtime.load``.
+        dtype: of the artifact.
+        oracle: eager fair-esm in float64 on each pack.
+        eager: eager fair-esm in ``dtype`` on each pack.
+        run_eager: what else of eager fair-esm may be asked for.
+    """
+
+    reference: Reference
+    packs: Mapping[str, Pack]
+    device: str
+    dtype: torch.dtype
+    oracle: Mapping[str, Answers]
+    eager: Mapping[str, Answers]
+    run_eager: Callable[..., dict[str, Answers]]
+    _eager_int8: dict[str, Answers] = field(default_factory=dict)
+
+    @classmethod
+    def prepare(
+        cls,
+        reference: Reference,
+        manifest: Manifest,
+        packs: Mapping[str, Pack],
+        cache: Cache | None = None,
+        device: str = "auto",
+    ) -> "Gate":
+        """Runs eager fair-esm on every pack.
+
+        Args:
+            reference: eager fair-esm with the original weights.
+            manifest: of the artifact: its layers, pooling and dtype.
+            packs: what is run, by name.
+            cache: of eager fair-esm's answers.
+            device: where engines run, as in ``runtime.load``; with ``"cuda"`` eager fair-esm runs
+                there too, and its float64 answers are checked against the CPU's.
+
+        Raises:
+            ExportError: there is nothing to compare, or no reference on this device.
+        """
+        if not any(packs.values()):
+            raise ExportError(
+                "there are no proteins to compare: a gate that compares nothing fails"
+            )
+        dtype: torch.dtype = getattr(torch, manifest.dtype)
+        layers = tuple(manifest.layers)
+        pooling: Pool = manifest.pool or "mean"
+        on = reference_device(device)
+        run = partial(run_eager, reference, layers=layers, pooling=pooling, cache=cache)
+        if on != "cpu":
+            small = {"checked": checked_pack()}
+            check_against_cpu(
+                lambda where: run(small, dtype=torch.float64, device=where)["checked"], on
+            )
+        run_all = partial(run, packs=packs)
+        oracle = run_all(dtype=torch.float64, device=on)
+        eager = run_all(dtype=dtype, device=on)
+        return cls(reference, packs, device, dtype, oracle, eager, run_all)
+
+    def judge(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        name: str,
+        attention: Attention = "auto",
+        threads: int | None = None,
+    ) -> EngineVerdict:
+        """The verdict on engine ``name`` of the artifact in ``folder``."""
+        try:
+            return self._judge(folder, manifest, name, self.device, attention, threads)
+        except UnsupportedError as error:
+            return self._judge_stand_in(folder, manifest, name, str(error))
+
+    def _judge(
+        self, folder: Path, manifest: Manifest, name: str, device: str, attention: Attention,
+        threads: int | None, profiles: Sequence[Profile] = (),
+    ) -> EngineVerdict:  # fmt: skip
+        is_int8 = manifest.engines[name].quantised is not None
+        weights = self._judge_weights(folder, is_int8)
+        eager = self._in_int8() if is_int8 else self.eager
+        try:
+            with load(folder, name, device, attention, threads, check_files=False) as whole:
+                engine: Engine = InParts(whole, profiles) if profiles else whole
+                verdict = judge(engine, folder, manifest, self.packs, self.oracle, eager, weights)
+        except UnsupportedError:
+            raise
+        except EngineError as error:
+            return EngineVerdict(name, "failed", str(error))
+        return self._name_overflow(verdict)
+
+    def _judge_stand_in(
+        self, folder: Path, manifest: Manifest, name: str, why: str
+    ) -> EngineVerdict:
+        """Of an engine that cannot run here: failed if its graph is wrong, else not measured."""
+        stand_in = FORMATS[name].stand_in
+        if stand_in is None:
+            return EngineVerdict(name, "not measured", why)
+        with stand_in(folder, manifest) as twin:
+            try:
+                verdict = self._judge(
+                    twin.folder, twin.manifest, twin.engine, "cpu", "standard", None, twin.profiles
+                )
+            except UnsupportedError as error:
+                return EngineVerdict(
+                    name, "not measured", f"{why}. Nor can its graph run here: {error}"
+                )
+        if verdict.status == "failed":
+            return msgspec.structs.replace(
+                verdict, engine=name, reason=f"without its attention kernel: {verdict.reason}"
+            )
+        return EngineVerdict(
+            name, "not measured",
+            f"{why}. Its graph passed on the CPU with attention in standard ops: worst relative L2 "
+            f"{verdict.worst_relative_l2:.1e}, {verdict.worst_ratio_to_eager:.2f} x eager "
+            "fair-esm's own",
+        )  # fmt: skip
+
+    def _in_int8(self) -> dict[str, Answers]:
+        """Eager fair-esm with quantised linears: run when the first int8 engine asks for it."""
+        if not self._eager_int8:
+            self._eager_int8 |= self.run_eager(dtype=torch.float32, int8=True)
+        return self._eager_int8
+
+    def _judge_weights(self, folder: Path, is_int8: bool) -> Check:
+        packed = PackedESM2(self.reference.model)
+        found = shared_weights.differences(packed, folder, self.dtype)
+        if is_int8:
+            found += int8_weights.differences(packed, folder)
+        return exact(WEIGHTS, found)
+
+    def _name_overflow(self, verdict: EngineVerdict) -> EngineVerdict:
+        """Adds the layer to the reason of a verdict that failed for NaN or Inf."""
+        for row in verdict.rows:
+            if "NaN or Inf" in row.problem:
+                place = find_overflow(self.reference, self.dtype, self.packs[row.pack])
+                reason = f"{verdict.reason}. {place}" if place else verdict.reason
+                return msgspec.structs.replace(verdict, reason=reason)
+        return verdict
+
+
+def judge(
+    engine: Engine,
+    folder: Path,
+    manifest: Manifest,
+    packs: Mapping[str, Pack],
+    oracle: Mapping[str, Answers],
+    eager: Mapping[str, Answers],
+    weights: Check | None = None,
+) -> EngineVerdict:
+    """Runs an engine on every pack and compares every output.
+
+    Args:
+        engine: loaded from ``folder``.
+        folder: the artifact.
+        manifest: of it.
+        packs: what to run, by name.
+        oracle: eager fair-esm in float64 on each.
+        eager: eager fair-esm in the engine's dtype on each.
+        weights: the verdict on the weights that the engine reads, if they were compared.
+    """
+    rows: list[Row] = []
+    tokens: list[str] = []
+    inside: list[str] = []
+    pairs, eager_pairs = [], []
+    for name, pack in tqdm(packs.items(), desc=engine.spec.format, leave=False, disable=None):
+        truth = oracle[name]
+        try:
+            batch = as_batch(pack)
+            with FORMATS[engine.spec.format].observe(folder, manifest, batch) as seen:
+                outputs = engine.run(batch)
+            tensors = all_outputs(engine, outputs, batch, manifest)
+        except Esm2Error as error:
+            rows.append(
+                Row(name, "all outputs", "tokens", truth.max_seqlen, None, None, str(error))
+            )
+            continue
+        if not (
+            np.array_equal(batch.input_ids, truth.input_ids)
+            and np.array_equal(batch.cu_seqlens, truth.cu_seqlens)
+        ):
+            tokens.append(name)
+        wrong = observed.problems(seen, truth, manifest.architecture.num_layers)
+        inside += [f"pack {name!r}: {problem}" for problem in wrong]
+        pack_rows = rows_of(name, tensors, truth, eager[name], manifest)
+        rows += pack_rows
+        if not any(row.problem for row in pack_rows):
+            expected = _answer(truth)
+            given = Answer(truth.input_ids, outputs.logits, tensors[EMBEDDING])
+            pairs.append((given, expected))
+            eager_pairs.append((_answer(eager[name]), expected))
+    tasks = compare_tasks(pairs) if pairs else None
+    exact_checks = [
+        exact(TOKENS, [f"pack {name!r}" for name in tokens]),
+        exact(INTERNALS, inside),
+        *([weights] if weights else []),
+    ]
+    return verdict_of(
+        engine.spec,
+        manifest.architecture.num_layers,
+        rows,
+        tasks,
+        compare_tasks(eager_pairs) if eager_pairs else None,
+        exact_checks,
+    )
+
+
+def _answer(answers: Answers) -> Answer:
+    tensors = answers.tensors
+    return Answer(answers.input_ids, tensors.get("logits"), tensors[EMBEDDING])

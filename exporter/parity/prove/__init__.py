@@ -1,0 +1,1 @@
+"""That the gate can fail: planted faults, each of which must be rejected."""

@@ -1,0 +1,1 @@
+"""What is shown: the report as JSON, HTML, JUnit, and on a terminal."""

@@ -1,0 +1,1 @@
+"""What is allowed: distances, budgets with their reasons, verdicts."""

@@ -1,0 +1,201 @@
+"""Passed or failed: an engine's error on every output of every pack against its budgets."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from exporter.parity.rules.budgets import OF_TASKS, Budget, budgets_for
+from exporter.parity.rules.metrics import UNBOUNDED, ratio
+from exporter.parity.rules.rows import Row
+from exporter.parity.rules.task import TaskMetrics
+from runtime.engine import EngineSpec
+from runtime.manifest import ParityEntry
+
+# The names of the checks that are exact: there is no number between right and wrong.
+EVERYTHING_COMPARED = "every output is there, finite and comparable"
+TOKENS = "token ids and boundaries are fair-esm's"
+INTERNALS = "position_ids, cu_seqlens and max_seqlen inside the graph"
+WEIGHTS = "weights are the checkpoint's, bit by bit"
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One rule at its worst place.
+
+    Attributes:
+        name: the budget's, or one of the exact checks.
+        passed: everywhere; false too where nothing could be compared.
+        measured: the worst value, or None for an exact check.
+        limit: of the budget.
+        sense: ``at most``, ``at least`` or ``exact``.
+        margin: how many times over the limit; above 1 it failed. None for an exact check.
+        where: the place of the worst value, or what is wrong.
+        not_compared: what in the oracle's answers leaves nothing to compare, and what to do. It is
+            neither a pass nor a failure, and never for a reason that lies in the engine.
+    """
+
+    name: str
+    passed: bool
+    measured: float | None
+    limit: float | None
+    sense: Literal["at most", "at least", "exact"]
+    margin: float | None
+    where: str
+    not_compared: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it speaks against the engine."""
+        return not self.passed and not self.not_compared
+
+
+class EngineVerdict(msgspec.Struct, frozen=True):
+    """The verdict on one engine.
+
+    Attributes:
+        engine: its format.
+        status: ``not measured`` is no pass.
+        reason: why it was not measured, or the first failure in one line; empty if it passed.
+        library, device, attention: where and how it ran.
+        checks: every rule, at its worst place.
+        tasks: task-level metrics, or None where nothing could be compared.
+        eager_tasks: the same of eager fair-esm in the engine's dtype, for comparison.
+        rows: every output of every pack.
+    """
+
+    engine: str
+    status: Literal["passed", "failed", "not measured"]
+    reason: str
+    library: str = ""
+    device: str = ""
+    attention: str = ""
+    checks: list[Check] = []
+    tasks: TaskMetrics | None = None
+    eager_tasks: TaskMetrics | None = None
+    rows: list[Row] = []
+
+    @property
+    def worst_relative_l2(self) -> float:
+        """Of all outputs of all packs."""
+        errors = [row.engine.relative_l2 if row.engine else UNBOUNDED for row in self._measured]
+        return max(errors, default=UNBOUNDED)
+
+    @property
+    def worst_ratio_to_eager(self) -> float:
+        """Of all outputs of all packs."""
+        return max((row.ratio for row in self._measured), default=UNBOUNDED)
+
+    @property
+    def _measured(self) -> list[Row]:
+        return [row for row in self.rows if not row.not_compared]
+
+    def summary(self) -> ParityEntry:
+        """For the manifest."""
+        return ParityEntry(
+            passed=self.status == "passed",
+            worst_relative_l2=self.worst_relative_l2,
+            worst_ratio_to_eager=self.worst_ratio_to_eager,
+            packs=len({row.pack for row in self.rows}),
+        )
+
+
+def verdict_of(
+    spec: EngineSpec,
+    num_layers: int,
+    rows: Sequence[Row],
+    tasks: TaskMetrics | None,
+    eager_tasks: TaskMetrics | None,
+    exact_checks: Sequence[Check],
+) -> EngineVerdict:
+    """Measures what was compared against the budgets of the engine's dtype.
+
+    Args:
+        spec: of the engine.
+        num_layers: of the model, which budgets depend on.
+        rows: every output of every pack.
+        tasks: over all packs; None where nothing could be compared.
+        eager_tasks: the same of eager fair-esm in the engine's dtype.
+        exact_checks: what else was looked at.
+    """
+    budgets = budgets_for(spec.dtype, num_layers)
+    incomparable = [
+        f"{row.tensor} of pack {row.pack!r}: {row.problem}" for row in rows if row.problem
+    ]
+    by_number = [_worst(budget, rows, tasks) for budget in budgets]
+    if all(check.margin is None for check in by_number):
+        incomparable.append("nothing was compared")
+    checks = [exact(EVERYTHING_COMPARED, incomparable), *exact_checks, *by_number]
+    failed = [check for check in checks if check.failed]
+    return EngineVerdict(
+        engine=spec.format,
+        status="failed" if failed else "passed",
+        reason=describe(failed[0]) if failed else "",
+        library=spec.library,
+        device=spec.device,
+        attention=spec.attention,
+        checks=checks,
+        tasks=tasks,
+        eager_tasks=eager_tasks,
+        rows=list(rows),
+    )
+
+
+def exact(name: str, problems: Sequence[str]) -> Check:
+    """A check that has no number: passed if there is no problem."""
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    where = problems[0] + more if problems else ""
+    return Check(name, not problems, None, None, "exact", None, where)
+
+
+def describe(check: Check) -> str:
+    """One line for people."""
+    if check.not_compared:
+        return f"{check.name}: not compared: {check.not_compared}"
+    if check.measured is None:
+        return f"{check.name}: {check.where}"
+    return (
+        f"{check.name}: {check.measured:.3g} in {check.where}, expected {check.sense} "
+        f"{check.limit:g}"
+    )
+
+
+def _worst(budget: Budget, rows: Sequence[Row], tasks: TaskMetrics | None) -> Check:
+    if budget.quantity == "absolute_ratio":
+        found = _absolute_ratios(rows)
+    elif budget.quantity in OF_TASKS:
+        value = getattr(tasks, budget.quantity, None)
+        found = [] if value is None or tasks is None else [(value, _compared(budget, tasks))]
+    else:
+        measured = ((row.measured(budget), f"{row.tensor} of pack {row.pack!r}") for row in rows)
+        found = [(value, where) for value, where in measured if value is not None]
+    if not found:
+        # A failure, unless the oracle's own answers leave nothing to compare.
+        why = tasks.not_compared.get(budget.quantity, "") if tasks else ""
+        where = "" if why else "not compared"
+        return Check(budget.name, False, None, budget.limit, budget.sense, None, where, why)
+    value, where = max(found, key=lambda pair: budget.margin(pair[0]))
+    passed = all(budget.is_met(measured) for measured, _ in found)
+    return Check(
+        budget.name, passed, value, budget.limit, budget.sense, budget.margin(value), where
+    )
+
+
+def _compared(budget: Budget, tasks: TaskMetrics) -> str:
+    match budget.quantity:
+        case "top1_agreement_confident":
+            return f"{tasks.confident_positions} positions"
+        case "jensen_shannon_mean":
+            return "every token"
+    return f"{tasks.proteins} proteins"
+
+
+def _absolute_ratios(rows: Sequence[Row]) -> list[tuple[float, str]]:
+    """Of each tensor, over all packs: the largest error of one pack is a matter of luck."""
+    compared = [row for row in rows if row.engine and row.eager]
+    found = []
+    for tensor in dict.fromkeys(row.tensor for row in compared):
+        errors = [(row.engine, row.eager, row.pack) for row in compared if row.tensor == tensor]
+        engine, pack = max((error.worst_absolute, pack) for error, _, pack in errors)
+        eager = max(error.worst_absolute for _, error, _ in errors)
+        found.append((float(ratio(engine, eager)), f"{tensor} of pack {pack!r}"))
+    return found

@@ -1,0 +1,211 @@
+"""The truth: eager fair-esm in float64, one protein at a time, without padding.
+
+Nothing of the runtime takes part: fair-esm tokenizes, PyTorch pools.
+"""
+
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from exporter.model import precision
+from exporter.model.packed_forward import NoLMHead
+from exporter.model.precision import cast_copy
+from exporter.model.reference import Reference, fair_esm_version
+from exporter.parity.answers import Answers
+from exporter.parity.truth import int8_eager
+from exporter.parity.truth.cache import Cache
+from exporter.parity.truth.device import arithmetic_of
+from exporter.parity.truth.packs import Pack, Protein
+from exporter.weights import int8 as int8_weights
+from runtime.manifest import EMBEDDING
+from runtime.pooling import Pool
+
+
+# Answers on disk are of one recipe: any edit of what computes them asks for new ones.
+def _recipe(*sources: str | None) -> str:
+    return hashlib.sha256(b"".join(Path(str(path)).read_bytes() for path in sources)).hexdigest()
+
+
+RECIPE = _recipe(__file__, precision.__file__)
+INT8_RECIPE = _recipe(int8_eager.__file__, int8_weights.__file__)
+
+
+Arrays = dict[str, NDArray[np.floating]]
+
+
+def run_eager(
+    reference: Reference,
+    packs: Mapping[str, Pack],
+    layers: tuple[int, ...],
+    pooling: Pool,
+    dtype: torch.dtype,
+    cache: Cache | None = None,
+    int8: bool = False,
+    device: str = "cpu",
+) -> dict[str, Answers]:
+    """Runs every protein of every pack alone through eager fair-esm, each distinct one once.
+
+    Args:
+        reference: fair-esm's ``ESM2`` in float32 on the CPU; it is that again afterwards.
+        packs: by name.
+        layers: representations to keep.
+        pooling: of the last of them.
+        dtype: float64 is the oracle; another gives the error that eager itself has in it.
+        cache: keeps answers on disk; None computes all of them.
+        int8: with linears that are quantised as an int8 engine's are.
+        device: ``"cpu"`` or ``"cuda"``; answers come back to the host.
+
+    Raises:
+        ExportError: the GPU would round float32 products to TF32.
+    """
+    eager = _Eager(reference, layers, pooling, dtype, device)
+    recipe = (
+        f"recipe {RECIPE}, fair-esm {fair_esm_version()}, torch {torch.__version__}, {dtype}, "
+        f"{arithmetic_of(device)}, layers {layers}, pool {pooling}, "
+        f"{layer_norm_of(reference)}, {reference.architecture}, "
+        f"weights {reference.origin.state_sha256}"
+    ) + (f", int8 {INT8_RECIPE}" if int8 else "")
+    seen: dict[Protein, Arrays] = {}
+    answers = {}
+    progress = tqdm(packs.items(), desc=f"eager fair-esm in {dtype}", leave=False, disable=None)
+    quantised = int8_eager.quantised_linears(reference.model) if int8 else nullcontext()
+    with eager.in_dtype(), quantised:
+        for name, pack in progress:
+            tokens = {protein: tokens_of(reference, protein) for protein in pack}
+            key = Cache.key(recipe, tokens.values())
+            stored = cache.read(key) if cache else None
+            if stored is None:
+                for protein in tokens:
+                    if protein not in seen:
+                        seen[protein] = eager.run(tokens[protein])
+                stored = _join([seen[protein] for protein in tokens])
+                if cache:
+                    cache.write(key, stored)
+            answers[name] = _answers(pack, tokens, stored)
+    return answers
+
+
+def layer_norm_of(reference: Reference) -> str:
+    """Which LayerNorm fair-esm took: apex's where it is installed, else PyTorch's."""
+    kind = type(reference.model.emb_layer_norm_after)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def tokens_of(reference: Reference, protein: Protein) -> NDArray[np.int64]:
+    """Token ids by fair-esm's own alphabet: ``[L + 2]``, or ``[L]`` of a bare protein."""
+    alphabet = reference.alphabet
+    ids = alphabet.encode(protein.sequence)
+    if not protein.bare:
+        ids = [alphabet.cls_idx, *ids, alphabet.eos_idx]
+    return np.array(ids, dtype=np.int64)
+
+
+class _Eager:
+    """fair-esm in one dtype on one device; its model is made when the first protein needs it."""
+
+    def __init__(
+        self, reference: Reference, layers: tuple[int, ...], pooling: Pool, dtype: torch.dtype,
+        device: str,
+    ):  # fmt: skip
+        self._model = reference.model
+        self._layers = layers
+        self._pooling = pooling
+        self._dtype = dtype
+        self._device = device
+        self._cast: nn.Module | None = None
+
+    @contextmanager
+    def in_dtype(self) -> Iterator[None]:
+        try:
+            with _softmax_at_least(self._model, self._dtype):
+                yield
+        finally:
+            if self._cast is self._model:
+                # Exact: no precision was lost on the way.
+                self._model.to("cpu", torch.float32)
+                _forget_rotary_tables(self._model)
+
+    @torch.no_grad()
+    def run(self, tokens: NDArray[np.int64]) -> Arrays:
+        batch = torch.from_numpy(tokens)[None].to(self._device)
+        outputs = self._made()(batch, repr_layers=self._layers)
+        representations = {k: outputs["representations"][k][0] for k in self._layers}
+        arrays = {f"representations.{k}": _to_numpy(x) for k, x in representations.items()}
+        pooled = _pool(representations[self._layers[-1]], self._pooling)
+        arrays[EMBEDDING] = _to_numpy(pooled)
+        if isinstance(self._model.lm_head, NoLMHead):
+            return arrays
+        return {"logits": _to_numpy(outputs["logits"][0]), **arrays}
+
+    def _made(self) -> nn.Module:
+        if self._cast is None:
+            if self._dtype.itemsize >= torch.float32.itemsize:
+                # In place: two copies of 15 billion parameters would not fit.
+                self._cast = self._model.to(self._device, self._dtype)
+            else:
+                self._cast = cast_copy(self._model, self._dtype).to(self._device, self._dtype)
+            _forget_rotary_tables(self._cast)
+        return self._cast
+
+
+def _pool(rows: Tensor, how: Pool) -> Tensor:
+    """``[1, E]`` of one protein's ``[L, E]``, in its dtype; scripts/extract.py:118."""
+    if how == "cls" or len(rows) == 1:
+        return rows[:1]
+    return rows[1 : None if how == "mean-with-eos" else -1].mean(0, keepdim=True)
+
+
+def _join(answers: list[Arrays]) -> Arrays:
+    return {name: np.concatenate([a[name] for a in answers]) for name in answers[0]}
+
+
+def _answers(pack: Pack, tokens: Mapping[Protein, NDArray[np.int64]], stored: Arrays) -> Answers:
+    """From each distinct protein once, in the order of ``tokens``, to the pack's order."""
+    bounds = np.cumsum([0, *map(len, tokens.values())])
+    place = {protein: i for i, protein in enumerate(tokens)}
+    chosen = [place[protein] for protein in pack]
+    rows = np.concatenate([np.arange(bounds[i], bounds[i + 1]) for i in chosen])
+    return Answers(
+        input_ids=np.concatenate([tokens[protein] for protein in pack]),
+        cu_seqlens=np.cumsum([0, *(len(tokens[protein]) for protein in pack)]).astype(np.int32),
+        tensors={
+            name: values[chosen if name == EMBEDDING else rows] for name, values in stored.items()
+        },
+    )
+
+
+def _to_numpy(tensor: Tensor) -> NDArray[np.floating]:
+    # NumPy has no bfloat16; float32 holds every bfloat16 exactly.
+    wide = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    return wide.cpu().numpy()
+
+
+def _forget_rotary_tables(model: nn.Module) -> None:
+    # esm/rotary_embedding.py:48 renews its tables when the length changes, not when the dtype does.
+    for layer in model.layers:
+        layer.self_attn.rot_emb._seq_len_cached = None
+
+
+@contextmanager
+def _softmax_at_least(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Lets fair-esm's attention take its softmax in float64 where the model is float64.
+
+    esm/multihead_attention.py:19 takes it in float32 in every dtype: right for half precision, but
+    it would put float32 rounding into the oracle.
+    """
+    module = sys.modules[type(model.layers[0].self_attn).__module__]
+    original = module.utils_softmax
+    if dtype == torch.float64:
+        module.utils_softmax = lambda x, dim, onnx_trace=False: torch.softmax(x, dim)
+    try:
+        yield
+    finally:
+        module.utils_softmax = original

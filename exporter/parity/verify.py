@@ -1,0 +1,141 @@
+"""Verifies an artifact: every engine in it against eager fair-esm in float64.
+
+The data's path: packs -> the gate -> each engine's verdict -> planted faults, if asked for -> one
+report.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.environment import describe_environment
+from exporter.errors import ExportError
+from exporter.model.reference import Reference, fair_esm_version
+from exporter.parity.gate import Gate
+from exporter.parity.report.schema import SCHEMA_VERSION, FaultVerdict, Report, is_passed
+from exporter.parity.rules.budgets import Budget, budgets_for
+from exporter.parity.truth.cache import Cache
+from exporter.parity.truth.device import arithmetic_of, reference_device
+from exporter.parity.truth.oracle import layer_norm_of
+from exporter.parity.truth.packs import Pack, as_batch, parity_packs
+from exporter.weights import shared as shared_weights
+from runtime.attention import Attention
+from runtime.manifest import Manifest
+from runtime.weights import FILE_NAME as WEIGHTS_FILE
+
+
+@dataclass(frozen=True)
+class ProofOptions:
+    """How to plant faults: in how many processes, and in which formats (None: in all)."""
+
+    jobs: int = 1
+    engines: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Asks for planted faults; ``load`` gives the reference in each process."""
+
+    load: Callable[[], Reference]
+    options: ProofOptions
+
+
+def verify(
+    folder: Path,
+    manifest: Manifest,
+    reference: Reference,
+    engines: Iterable[str] | None = None,
+    seed: int = 0,
+    own_packs: Mapping[str, Pack] | None = None,
+    attention: Attention = "auto",
+    cache: Cache | None = None,
+    prove: Proof | None = None,
+    device: str = "auto",
+) -> Report:
+    """Compares engines with the reference on every pack.
+
+    Args:
+        folder: the artifact.
+        manifest: of the artifact.
+        reference: eager fair-esm with the weights that the artifact was built from.
+        engines: formats; None takes all that the manifest lists.
+        seed: of the random packs.
+        own_packs: of a user, compared beside the fixed list.
+        attention: ``"auto"`` or ``"standard"``.
+        cache: of eager fair-esm's answers; None computes them.
+        prove: also plant faults, and demand that each is rejected.
+        device: see ``Gate``.
+
+    Raises:
+        ExportError: the weights hold NaN or Inf, or there is nothing to compare.
+    """
+    chosen = list(manifest.engines if engines is None else engines)
+    wanted = _formats_to_plant_in(prove, chosen, manifest)
+    if names := shared_weights.not_finite(folder):
+        raise ExportError(
+            f"{folder / WEIGHTS_FILE} holds NaN or Inf in {len(names)} tensors "
+            f"({', '.join(names[:3])}): build it again from whole weights"
+        )
+    packs = {**parity_packs(seed), **(own_packs or {})}
+    gate = Gate.prepare(reference, manifest, packs, cache, device)
+    verdicts = [gate.judge(folder, manifest, name, attention) for name in chosen]
+    faults: list[FaultVerdict] = []
+    # In engines that passed: a fault in one that fails anyway would prove nothing.
+    sound = [v.engine for v in verdicts if v.status == "passed" and v.engine in wanted]
+    if prove and sound:
+        from exporter.parity.prove.planter import prove_gate
+
+        faults = prove_gate(
+            folder, manifest, reference, prove.load, sound, attention, cache, prove.options.jobs,
+            device,
+        )  # fmt: skip
+    batches = {name: as_batch(pack) for name, pack in packs.items()}
+    return Report(
+        schema_version=SCHEMA_VERSION,
+        artifact=manifest.name,
+        passed=is_passed(verdicts, faults),
+        synthetic=manifest.weights.kind == "synthetic",
+        architecture=manifest.architecture.name,
+        num_layers=manifest.architecture.num_layers,
+        dtype=manifest.dtype,
+        layers=manifest.layers,
+        pool=manifest.pool,
+        seed=seed,
+        packs={name: (batch.num_proteins, batch.num_tokens) for name, batch in batches.items()},
+        reference={
+            "model": f"eager fair-esm {fair_esm_version()} in float64, one protein at a time",
+            "device": arithmetic_of(reference_device(device)),
+            "layer_norm": layer_norm_of(reference),
+            "weights": f"{reference.origin.kind}: {reference.origin.source}",
+            "weights digest": reference.origin.state_sha256,
+        },
+        environment=describe_environment(),
+        budgets=_budgets(manifest, chosen),
+        engines=verdicts,
+        faults=faults,
+    )
+
+
+def _budgets(manifest: Manifest, engines: Iterable[str]) -> list[Budget]:
+    """Of all engines, each rule once."""
+    dtypes = ["int8" if manifest.engines[e].quantised else manifest.dtype for e in engines]
+    rules = [
+        rule for dtype in dtypes for rule in budgets_for(dtype, manifest.architecture.num_layers)
+    ]
+    return list(dict.fromkeys(rules))
+
+
+def _formats_to_plant_in(
+    prove: Proof | None, chosen: Sequence[str], manifest: Manifest
+) -> Sequence[str]:
+    # A plan takes minutes to build, and there would be one for each fault and kind of card.
+    possible = [name for name in chosen if not manifest.engines[name].plans]
+    if prove is None or prove.options.engines is None:
+        return possible
+    wanted = prove.options.engines
+    if not wanted or set(wanted) - set(possible):
+        raise ExportError(
+            f"faults can be planted in {', '.join(possible) or 'no engine that was chosen'}, "
+            f"got {', '.join(wanted) or 'none'}"
+        )
+    return wanted

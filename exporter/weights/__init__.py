@@ -1,0 +1,1 @@
+"""Files of weights that engines read: shared by all of one dtype, and int8."""

@@ -1,0 +1,46 @@
+"""``weights.safetensors``: the parameters that every engine of an artifact reads, stored once."""
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from exporter.model.packed_forward import PackedESM2
+from runtime.weights import FILE_NAME
+
+
+def write(packed: PackedESM2, folder: Path) -> None:
+    """Writes the parameters and the rotary frequencies of ``packed`` under fair-esm's names."""
+    save_file(packed.state_dict(), folder / FILE_NAME)
+    # safetensors writes through a private temporary file; an artifact is as readable as its folder.
+    (folder / FILE_NAME).chmod(folder.stat().st_mode & 0o666)
+
+
+def differences(packed: PackedESM2, folder: Path, dtype: torch.dtype) -> list[str]:
+    """Which tensors of the file are not the parameters of ``packed``, bit by bit; in sentences.
+
+    Args:
+        packed: in float32.
+        folder: the artifact.
+        dtype: to which its parameters are rounded; the rotary frequencies are not.
+    """
+    expected = packed.state_dict()
+    found = []
+    with safe_open(folder / FILE_NAME, "pt") as file:
+        stored = set(file.keys())
+        found += [f"{name} is missing" for name in expected if name not in stored]
+        found += [f"{name} is unknown" for name in sorted(stored - set(expected))]
+        for name in (name for name in expected if name in stored):
+            tensor = file.get_tensor(name)
+            whole = expected[name]
+            wanted = whole if name == "inv_freq" else whole.to(dtype)
+            if tensor.dtype != wanted.dtype or not torch.equal(tensor, wanted):
+                found.append(f"{name} differs")
+    return found
+
+
+def not_finite(folder: Path) -> list[str]:
+    """The names of the tensors with NaN or Inf."""
+    with safe_open(folder / FILE_NAME, "pt") as file:
+        return [name for name in sorted(file.keys()) if not file.get_tensor(name).isfinite().all()]

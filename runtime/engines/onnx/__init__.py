@@ -1,0 +1,1 @@
+"""Engines that ONNX Runtime runs."""

@@ -1,0 +1,217 @@
+"""ONNX Runtime: ``model.onnx`` with its weights memory-mapped from ``weights.safetensors``."""
+
+import importlib.util
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime import instructions
+from runtime.engine import EngineSpec, Outputs, Settings
+from runtime.engines.base import LoadedEngine, spec_of
+from runtime.errors import EngineError, UnsupportedError, cause
+from runtime.manifest import Manifest
+from runtime.packing import PackedBatch
+from runtime.pooling import Pool, check_pool, pool
+
+logger = logging.getLogger(__name__)
+
+# From 1.29 on, onnxruntime tells Microsoft the model's name, hashes and timings, unless this is set
+# when it is first imported. ORT_DISABLE_TELEMETRY=0 in the environment lets it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+FORMAT = "onnx"
+THREADS_ENTRY = "esm2.threads"
+FUNCTION = "standard (model-local function)"
+
+
+def library() -> str:
+    """Its name and version."""
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"
+
+
+def missing_library() -> str | None:
+    """What to install, or None."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return "onnxruntime is not installed (pip install 'esm2-engines[onnx]')"
+    try:
+        import onnxruntime  # noqa: F401
+    except Exception as error:  # a wheel for another system or NumPy fails in any way
+        return f"onnxruntime cannot be imported ({cause(error)})"
+    return None
+
+
+def missing_provider() -> str | None:
+    """Why the installed onnxruntime has no CUDA, or None; whether it starts, loading tells."""
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    if "CUDAExecutionProvider" in available:
+        return None
+    return (
+        f"it needs CUDAExecutionProvider, this onnxruntime has {', '.join(available)} (pip install "
+        "'esm2-engines[onnx-gpu]', or take device 'cpu')"
+    )
+
+
+def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> list[str]:
+    """Why this engine cannot run so on ``device``, in sentences; empty if it can."""
+    if reason := missing_library():
+        return [reason]
+    reasons = []
+    if device == "cuda" and (reason := missing_provider()):
+        reasons.append(reason)
+    if device == "cpu" and manifest.dtype == "bfloat16":
+        reasons.append(
+            "onnxruntime has no bfloat16 kernels for CPUs. Take a float32 artifact, the engine "
+            "'torchscript', or a GPU"
+        )
+    if settings.attention not in ("auto", "standard"):
+        reasons.append(
+            f"with attention {settings.attention!r}: it knows 'auto' and 'standard'. The kernels "
+            "for CUDA are in the engine 'onnx-cuda'"
+        )
+    return reasons + no_cuda_graphs(settings)
+
+
+def no_cuda_graphs(settings: Settings) -> list[str]:
+    """That there are none, where they were asked for."""
+    if not settings.cuda_graphs:
+        return []
+    return [
+        "with CUDA graphs: onnxruntime captures fixed shapes alone. Take engine 'torchscript' or "
+        "'aoti-cuda'"
+    ]
+
+
+def load(
+    folder: Path, manifest: Manifest, device: str, settings: Settings, name: str = FORMAT
+) -> "OnnxEngine":
+    """See ``runtime.load``. Standard attention is the graph's own function."""
+    entry = manifest.engines[name]
+    options = session_options(settings.threads.of_pool)
+    kernel, why = FUNCTION, ""
+    if settings.attention == "standard":
+        why = "attention 'standard' was asked for"
+    if device == "cpu" and settings.attention == "auto" and entry.op_library is not None:
+        kernel = _register_native(options, folder / entry.op_library)
+    cuda = {"use_tf32": str(int(settings.tf32))} if device == "cuda" else None
+    session = open_session(folder / entry.file, options, cuda)
+    names = [output.name for output in manifest.signature.outputs]
+    spec = spec_of(manifest, name, device, library(), kernel, why)
+    return OnnxEngine(session, spec, names, settings.threads.concurrency if device == "cpu" else 1)
+
+
+def session_options(num_threads: int) -> Any:
+    """``SessionOptions`` with a pool of so many threads, the caller of ``run`` included."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = num_threads
+    # Read by runtime/ops/native/onnxruntime_op.cpp, which splits its work for them.
+    options.add_session_config_entry(THREADS_ENTRY, str(num_threads))
+    return options
+
+
+def open_session(path: Path, options: Any, cuda: dict[str, str] | None) -> Any:
+    """An ``InferenceSession``.
+
+    Args:
+        path: of the graph.
+        options: ``onnxruntime.SessionOptions``.
+        cuda: options of the CUDA provider, or None for the CPU.
+
+    Raises:
+        Exception: onnxruntime cannot load the graph; a class of its own for each status code.
+        UnsupportedError: its CUDA provider does not start.
+    """
+    import onnxruntime
+
+    # TF32, onnxruntime's default on CUDA, would cost the float32 budget a thousandfold.
+    providers = [] if cuda is None else [("CUDAExecutionProvider", {"use_tf32": "0", **cuda})]
+    session = onnxruntime.InferenceSession(
+        str(path), options, providers=[*providers, "CPUExecutionProvider"]
+    )
+    if cuda is not None and "CUDAExecutionProvider" not in session.get_providers():
+        raise UnsupportedError(
+            "onnxruntime could not start its CUDA provider (no GPU, or another CUDA or cuDNN than "
+            "it was built for). Take device 'cpu'"
+        )
+    return session
+
+
+def _register_native(options: Any, library: Path) -> str:
+    """Gives the session the native attention op; where it cannot run, warns of what is lost.
+
+    Raises:
+        EngineError: the file is another library.
+    """
+    try:
+        name = instructions.of_library(library)
+        options.register_custom_ops_library(str(library))
+        return f"native ({name})"
+    except EngineError:
+        raise
+    except Exception as error:  # onnxruntime raises a class of its own for each status code
+        logger.warning(
+            "cannot load %s: %s. Attention runs in onnxruntime's own ops, which takes longer",
+            library, cause(error),
+        )  # fmt: skip
+        return FUNCTION
+
+
+class OnnxEngine(LoadedEngine):
+    """An ``onnxruntime.InferenceSession`` that takes packs."""
+
+    def __init__(self, session: Any, spec: EngineSpec, output_names: list[str], concurrency: int):
+        super().__init__(spec, concurrency)
+        self._session = session
+        self._output_names = output_names
+
+    def unsupported_reasons(self, batch: PackedBatch) -> list[str]:
+        """See ``Engine``: every valid pack runs."""
+        return []
+
+    def run(self, batch: PackedBatch) -> Outputs:
+        """See ``Engine.run``."""
+        arrays = self._fetch(batch, self._output_names)
+        return Outputs(dict(zip(self._output_names, arrays, strict=True)))
+
+    def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
+        """See ``Engine.embed``."""
+        check_pool(how)
+        rows = self._fetch(batch, [f"representations.{layer}"])[0]
+        return rows if how == "none" else pool(rows, batch.cu_seqlens, how)
+
+    def _fetch(self, batch: PackedBatch, names: list[str]) -> list[NDArray[np.floating]]:
+        """Runs one pack; these outputs come to the host."""
+        self.require_usable()
+        feeds: dict[str, NDArray[Any]] = {
+            "input_ids": batch.input_ids,
+            "cu_seqlens": batch.cu_seqlens,
+            "max_seqlen": np.array(batch.max_seqlen, dtype=np.int64),
+        }
+        try:
+            return self._run_session(feeds, names)
+        except Exception as error:  # onnxruntime raises a class of its own for each status code
+            raise EngineError(
+                f"onnxruntime failed on a pack of {batch.num_proteins} proteins, "
+                f"{batch.num_tokens} tokens: {cause(error)}"
+            ) from error
+
+    def _run_session(
+        self, feeds: dict[str, NDArray[Any]], names: list[str]
+    ) -> list[NDArray[np.floating]]:
+        arrays: list[NDArray[np.floating]] = self._session.run(names, feeds)
+        return arrays
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        super().close()
+        self._session = None

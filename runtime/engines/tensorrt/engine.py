@@ -1,0 +1,211 @@
+"""TensorRT and TensorRT-RTX: a plan of ``tensorrt/``, built for one kind of card."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.engine import EngineSpec, Outputs, Settings
+from runtime.engines import cuda_memory
+from runtime.engines.base import LoadedEngine, spec_of
+from runtime.engines.splitting import InParts, holding
+from runtime.engines.tensorrt.library import (
+    LIBRARIES,
+    choose_plan,
+    collecting_logger,
+    first_error,
+    import_library,
+    installed_versions,
+)
+from runtime.engines.tensorrt.refit import refit
+from runtime.errors import EngineError, UnsupportedError
+from runtime.manifest import EngineEntry, Manifest, Plan, Profile
+from runtime.packing import PackedBatch
+from runtime.pooling import Pool, check_pool, pool
+from runtime.weights import FILE_NAME as WEIGHTS_FILE
+
+FORMAT = "tensorrt"
+
+
+def library() -> str:
+    """What runs plans; its version is a plan's."""
+    return "TensorRT"
+
+
+def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> list[str]:
+    """Why this engine cannot run so on ``device``, in sentences; empty if it can."""
+    if device == "cpu":
+        return ["it runs on CUDA alone"]
+    try:
+        _plan_for_here(manifest.engines[FORMAT])
+    except UnsupportedError as error:
+        return [str(error)]
+    return _decided_when_built(settings)
+
+
+def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> InParts:
+    """See ``runtime.load``."""
+    plan = _plan_for_here(manifest.engines[FORMAT])
+    trt, logger, engine = open_plan(folder, plan)
+    # Plans do not pool, InParts does.
+    outputs = [output.name for output in manifest.signature.outputs if output.rows == "tokens"]
+    named = LIBRARIES[plan.library][0]
+    refused = "; ".join(f"{rung}: {why}" for rung, why in plan.refused.items())
+    spec = spec_of(
+        manifest, FORMAT, device, f"{named} {plan.version}", f"{named} {plan.attention}", refused
+    )
+    whole = TensorRTEngine(trt, logger, engine, spec, outputs, plan.profiles)
+    return InParts(whole, plan.profiles)
+
+
+def open_plan(folder: Path, plan: Plan) -> tuple[Any, Any, Any]:
+    """The library, its logger, and the ``ICudaEngine`` of a plan with its weights.
+
+    Raises:
+        UnsupportedError: the library is not installed.
+        EngineError: it does not take the plan or the weights; the library's own sentence.
+    """
+    trt = import_library(plan.library)
+    logger = collecting_logger(trt)
+    engine = deserialize(trt, logger, folder / plan.file)
+    if plan.refit:
+        refit(trt, logger, engine, folder / WEIGHTS_FILE)
+    return trt, logger, engine
+
+
+def deserialize(trt: Any, logger: Any, path: Path) -> Any:
+    """The ``ICudaEngine`` of a plan.
+
+    Raises:
+        EngineError: it is damaged, or for another card or version; the library's own sentence.
+    """
+    engine = trt.Runtime(logger).deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        raise EngineError(
+            f"{trt.__name__} {trt.__version__} cannot read {path}: {first_error(logger)}"
+        )
+    return engine
+
+
+def _plan_for_here(entry: EngineEntry) -> Plan:
+    versions = installed_versions(entry.plans)
+    return choose_plan(entry.plans, versions, cuda_memory.compute_capability())
+
+
+def _decided_when_built(settings: Settings) -> list[str]:
+    """What was asked for and cannot be had any more, in sentences."""
+    reasons = []
+    if settings.attention != "auto":
+        reasons.append(
+            f"with attention {settings.attention!r}: the plan was built with its own. Take "
+            "attention 'auto', or another engine"
+        )
+    for asked, what in ((settings.tf32, "TF32"), (settings.cuda_graphs, "CUDA graphs")):
+        if asked:
+            reasons.append(f"with {what}: take engine 'onnx-cuda' or 'aoti-cuda'")
+    return reasons
+
+
+class TensorRTEngine(LoadedEngine):
+    """An execution context that takes packs which one of its profiles holds."""
+
+    def __init__(
+        self, trt: Any, logger: Any, engine: Any, spec: EngineSpec, output_names: list[str],
+        profiles: Sequence[Profile],
+    ):  # fmt: skip
+        super().__init__(spec)
+        self._trt = trt
+        self._logger = logger
+        self._engine = engine
+        self._output_names = output_names
+        self._profiles = profiles
+        self._stream = cuda_memory.Stream()
+        # Memory for the largest pack of one profile at a time, not of all of them.
+        strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+        self._context = engine.create_execution_context(strategy)
+        self._require(self._context is not None, "cannot run its plan")
+
+    def unsupported_reasons(self, batch: PackedBatch) -> list[str]:
+        """See ``Engine``: a pack that no profile holds."""
+        if holding(self._profiles, batch) is not None:
+            return []
+        return [
+            f"no profile of the plan holds {batch.num_tokens} tokens, {batch.num_proteins} "
+            f"proteins and a protein of {batch.max_seqlen} tokens"
+        ]
+
+    def run(self, batch: PackedBatch) -> Outputs:
+        """See ``Engine.run``."""
+        arrays = self._fetch(batch, self._output_names)
+        return Outputs(dict(zip(self._output_names, arrays, strict=True)))
+
+    def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
+        """See ``Engine.embed``."""
+        check_pool(how)
+        rows = self._fetch(batch, [f"representations.{layer}"])[0]
+        return rows if how == "none" else pool(rows, batch.cu_seqlens, how)
+
+    def _fetch(self, batch: PackedBatch, names: list[str]) -> list[NDArray[np.floating]]:
+        """Runs one pack; these outputs come to the host."""
+        self.require_usable()
+        context, stream = self._context, self._stream
+        if reasons := self.unsupported_reasons(batch):
+            raise UnsupportedError("; ".join(reasons))
+        self._logger.errors.clear()
+        stream.use_device()
+        pack = f"on a pack of {batch.num_proteins} proteins, {batch.num_tokens} tokens"
+        profile = holding(self._profiles, batch)
+        if context.active_optimization_profile != profile:
+            switched = context.set_optimization_profile_async(profile, stream.handle)
+            self._require(switched, f"could not switch to profile {profile} {pack}")
+        # A shape tensor, read on the host while the work is queued.
+        max_seqlen = np.array(batch.max_seqlen, np.int64)
+        self._bind("max_seqlen", max_seqlen.ctypes.data)
+        inputs: dict[str, NDArray[Any]] = {
+            "input_ids": np.ascontiguousarray(batch.input_ids),
+            "cu_seqlens": np.ascontiguousarray(batch.cu_seqlens),
+        }
+        for name, array in inputs.items():
+            self._require(context.set_input_shape(name, array.shape), f"refused {name} {pack}")
+            self._bind(name, stream.send(name, array))
+        shapes = {}
+        for name in self._output_names:
+            shape = shapes[name] = tuple(context.get_tensor_shape(name))
+            self._require(min(shape) >= 0, f"cannot tell the shape of {name} {pack}")
+            self._bind(name, stream.buffer(name, int(np.prod(shape)) * self._itemsize(name)))
+        self._require(context.execute_async_v3(stream.handle), f"failed {pack}")
+        arrays = [stream.fetch(name, shapes[name], self._dtype(name)) for name in names]
+        stream.wait()
+        return [widen_bfloat16(array) for array in arrays]
+
+    def _bind(self, name: str, address: int) -> None:
+        taken = self._context.set_tensor_address(name, address)
+        self._require(taken, f"refused the address of {name}")
+
+    def _require(self, succeeded: bool, otherwise: str) -> None:
+        if not succeeded:
+            raise EngineError(f"{self.spec.library} {otherwise}: {first_error(self._logger)}")
+
+    def _itemsize(self, name: str) -> int:
+        return int(self._engine.get_tensor_dtype(name).itemsize)
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        dtype = self._engine.get_tensor_dtype(name)
+        is_bfloat16 = dtype == self._trt.bfloat16
+        return np.dtype(np.uint16 if is_bfloat16 else self._trt.nptype(dtype))
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        super().close()
+        if self._context is not None:
+            self._stream.close()
+        self._context = self._engine = None
+
+
+def widen_bfloat16(array: NDArray[Any]) -> NDArray[np.floating]:
+    """Bits of bfloat16 (uint16) as float32, which holds each exactly; other arrays as they are."""
+    if array.dtype != np.uint16:
+        return array
+    return (array.astype(np.uint32) << 16).view(np.float32)

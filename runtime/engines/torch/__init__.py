@@ -1,0 +1,1 @@
+"""Engines that PyTorch runs: TorchScript and AOTInductor."""

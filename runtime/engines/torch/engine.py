@@ -1,0 +1,241 @@
+"""What the engines that PyTorch runs share: all but how their file is loaded and called."""
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.engine import Outputs, Settings
+from runtime.engines.base import LoadedEngine, spec_of
+from runtime.errors import EngineError, UnsupportedError, cause
+from runtime.manifest import Manifest
+from runtime.packing import PackedBatch
+from runtime.pooling import Pool, check_pool, pool
+from runtime.threads import Threads
+from runtime.weights import FILE_NAME
+
+if TYPE_CHECKING:
+    import torch
+
+    from runtime.ops.choice import Choice
+
+
+NO_GPU = "sees no GPU. Install a CUDA build and driver, or take device 'cpu'"
+
+
+def library() -> str:
+    """Its name and version."""
+    import torch
+
+    return f"torch {torch.__version__}"
+
+
+def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> list[str]:
+    """Why no engine of PyTorch can run so on ``device``, in sentences; empty if some can."""
+    for package in ("torch", "safetensors"):
+        if importlib.util.find_spec(package) is None:
+            return [f"{package} is not installed (pip install 'esm2-engines[torch]')"]
+    # Two seconds are spent on importing PyTorch for an answer that the driver's absence gives.
+    if device == "cuda" and "torch" not in sys.modules and not _has_driver():
+        return [f"PyTorch {importlib.metadata.version('torch')} {NO_GPU}"]
+    try:
+        import torch
+    except Exception as error:  # a wheel for another system or NumPy fails in any way
+        return [f"torch cannot be imported ({cause(error)})"]
+    if device == "cuda" and not torch.cuda.is_available():
+        return [f"PyTorch {torch.__version__} {NO_GPU}"]
+    reasons = []
+    try:
+        attention = choose_attention(manifest, device, settings).name
+    except UnsupportedError as error:
+        return [str(error)]
+    if settings.cuda_graphs and (device != "cuda" or attention == "standard"):
+        why = "standard attention waits for it" if device == "cuda" else "this is a CPU"
+        reasons.append(
+            "with CUDA graphs: they need a card and a forward that never waits for it, and " + why
+        )
+    return reasons
+
+
+def _has_driver() -> bool:
+    """Whether NVIDIA's driver may be here; on Linux its library tells."""
+    if not sys.platform.startswith("linux"):
+        return True
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def choose_attention(manifest: Manifest, device: str, settings: Settings) -> "Choice":
+    """The kernel behind ``esm2::varlen_attention``.
+
+    Raises:
+        UnsupportedError: the one that was asked for cannot run; says why.
+    """
+    import torch
+
+    from runtime.ops import varlen_attention
+
+    return varlen_attention.choose(
+        torch.device(device),
+        getattr(torch, manifest.dtype),
+        manifest.architecture.head_dim,
+        settings.attention,
+    )
+
+
+def read_weights(folder: Path, device: str) -> "dict[str, torch.Tensor]":
+    """``weights.safetensors``; on the CPU mapped, not copied.
+
+    Raises:
+        EngineError: the file is not there, or not a safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / FILE_NAME
+    try:
+        return load_file(path, device)
+    except (OSError, SafetensorError) as error:
+        raise EngineError(f"cannot load {path}: {cause(error)}") from error
+
+
+def limit_threads(threads: Threads) -> None:
+    """PyTorch's threads are the process's: never more of them without the caller's word."""
+    import torch
+
+    if not threads.is_default or threads.total < torch.get_num_threads():
+        torch.set_num_threads(threads.total)
+
+
+class TorchEngine(LoadedEngine):
+    """One pack at a time, for PyTorch has one thread count a process; other callers wait.
+
+    Args:
+        forward: from ``input_ids``, ``cu_seqlens`` on the device and ``max_seqlen`` on the host to
+            the outputs of the manifest's signature. Let go of by ``close``, with all that it holds.
+        name: of its format.
+        manifest: of the artifact.
+        device: ``cpu`` or ``cuda``.
+        settings: of ``runtime.load``; nothing in ``unsupported_reasons`` speaks against them.
+    """
+
+    def __init__(
+        self, forward: "Callable[[list[torch.Tensor]], Iterable[torch.Tensor]]", name: str,
+        manifest: Manifest, device: str, settings: Settings,
+    ):  # fmt: skip
+        self._choice = choose_attention(manifest, device, settings)
+        reason = "; ".join(self._choice.passed_over)
+        super().__init__(spec_of(manifest, name, device, library(), self._choice.name, reason))
+        self.output_names = [output.name for output in manifest.signature.outputs]
+        if settings.cuda_graphs:
+            from runtime.engines.torch.cuda_graphs import GraphedForward
+
+            forward = GraphedForward(forward, [o.rows for o in manifest.signature.outputs])
+        self._forward: Callable[[list[torch.Tensor]], Iterable[torch.Tensor]] | None = forward
+        # AOTInductor's runner waits inside for its only model, with the interpreter held.
+        self._one_at_a_time = threading.Lock()
+        if device == "cuda":
+            _set_tf32(settings.tf32)
+
+    def unsupported_reasons(self, batch: PackedBatch) -> list[str]:
+        """See ``Engine``: every valid pack runs."""
+        return []
+
+    def run(self, batch: PackedBatch) -> Outputs:
+        """See ``Engine.run``."""
+        with self._running(batch):
+            arrays = [_to_array(tensor) for tensor in self.forward(self.inputs(batch))]
+        return Outputs(dict(zip(self.output_names, arrays, strict=True)))
+
+    def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
+        """See ``Engine.embed``; on CUDA the card pools, and only the result leaves it."""
+        from runtime.engines.torch.pooling import pool_tensor
+
+        check_pool(how)
+        with self._running(batch):
+            inputs = self.inputs(batch)
+            tensors = list(self.forward(inputs))
+            rows = tensors[self.output_names.index(f"representations.{layer}")]
+            if self.spec.device == "cuda" and how != "none":
+                return _to_array(pool_tensor(rows, inputs[1], how))
+            array = _to_array(rows)
+        return array if how == "none" else pool(array, batch.cu_seqlens, how)
+
+    def inputs(self, batch: PackedBatch) -> "list[torch.Tensor]":
+        """What ``forward`` takes: ``input_ids``, ``cu_seqlens`` on the device, ``max_seqlen``."""
+        import torch
+
+        on_host = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.cu_seqlens)
+        longest = torch.tensor(batch.max_seqlen)
+        if self.spec.device == "cpu":
+            return [*on_host, longest]
+        # From pinned memory, so that the host does not wait for what the card is doing.
+        return [*(x.pin_memory().to(self.spec.device, non_blocking=True) for x in on_host), longest]
+
+    def forward(self, inputs: "list[torch.Tensor]") -> "Iterable[torch.Tensor]":
+        """The outputs of the manifest's signature, left on the device until the next call.
+
+        Nothing in it waits for the card, unless attention is ``standard``.
+
+        Raises:
+            EngineError: the engine is closed, or another process's.
+        """
+        import torch
+
+        from runtime.ops import varlen_attention
+
+        self.require_usable()
+        assert self._forward is not None
+        with torch.inference_mode(), varlen_attention.using(self._choice):
+            return self._forward(inputs)
+
+    @contextmanager
+    def _running(self, batch: PackedBatch) -> Iterator[None]:
+        import torch
+
+        try:
+            with self._one_at_a_time, torch.inference_mode():
+                yield
+        except (RuntimeError, MemoryError) as error:
+            raise EngineError(
+                f"torch failed on a pack of {batch.num_proteins} proteins, "
+                f"{batch.num_tokens} tokens: {cause(error)}"
+            ) from error
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        super().close()
+        self._forward = None
+
+
+def _set_tf32(allowed: bool) -> None:
+    """Of the whole process, once.
+
+    It is read by its newer name: PyTorch refuses to tell the older one in a program that has set
+    the newer. It is set by the older name, which sets both.
+    """
+    import torch
+
+    matmul = torch.backends.cuda.matmul
+    if (matmul.fp32_precision == "tf32") != allowed:
+        matmul.allow_tf32 = allowed
+
+
+def _to_array(tensor: "torch.Tensor") -> NDArray[np.floating]:
+    """On the host. NumPy has no bfloat16; float32 holds every bfloat16 exactly."""
+    import torch
+
+    wide = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    array: NDArray[np.floating] = wide.cpu().numpy()
+    return array

@@ -1,0 +1,1 @@
+"""Input: files of proteins to records, and records to tokens."""

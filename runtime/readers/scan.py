@@ -1,0 +1,101 @@
+"""Reads whole files before a model is loaded: a bad record at their end is found in seconds."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from runtime.errors import InputError
+from runtime.readers.fasta import Pieces, is_regular, read_pieces
+from runtime.readers.records import Prepared, RecordOptions, Rejection, prepare
+from runtime.tokenizer import RESIDUES
+
+_SEQUENCE_BYTES = f"{RESIDUES}\n".encode()
+# Of a header that needs no look: ASCII without control characters, blanks and tabs aside.
+_HEADER_BYTES = bytes(range(0x20, 0x7F)) + b"\t\n"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What files hold.
+
+    Attributes:
+        num_proteins: that can be run.
+        num_tokens: of all of them, BOS and EOS included.
+        longest: tokens of the longest of them; 0 where there is none.
+        num_rejected: records that cannot be run.
+        first_rejected: the first of those.
+        is_whole: every path was read. A pipe can be read only once, when its proteins are run.
+    """
+
+    num_proteins: int
+    num_tokens: int
+    longest: int
+    num_rejected: int
+    first_rejected: Rejection | None
+    is_whole: bool
+
+    def check(self, skip: bool) -> None:
+        """Raises InputError if a record cannot be run, with ``skip`` only if none can."""
+        if self.first_rejected is None:
+            return
+        if not skip:
+            more = self.num_rejected - 1
+            raise InputError(
+                str(self.first_rejected) + (f". {more:,} more cannot be run" if more else "")
+            )
+        if self.is_whole and not self.num_proteins:
+            raise all_rejected(self.num_rejected, self.first_rejected)
+
+
+def all_rejected(count: int, first: Rejection) -> InputError:
+    """What to raise where no record is left to run."""
+    return InputError(f"none of {count:,} records can be run, so nothing is written. {first}")
+
+
+def scan(paths: Iterable[str], options: RecordOptions) -> Scan:
+    """Reads every regular file of ``paths`` once, as ``read_fasta`` and ``prepare`` will.
+
+    Raises:
+        InputError: as ``read_fasta``.
+    """
+    paths = list(paths)
+    so_far = Scan(0, 0, 0, 0, None, all(is_regular(path) for path in paths))
+    for pieces in read_pieces(path for path in paths if is_regular(path)):
+        so_far = _add_clean(so_far, pieces) or _add_each(so_far, pieces, options)
+    return so_far
+
+
+def _add_clean(so_far: Scan, pieces: Pieces) -> Scan | None:
+    """Adds records that ``prepare`` would take as they are, all at once, or None: ask it."""
+    pairs = [text.partition("\n") for text in pieces.texts]
+    headers = "\n".join([header for header, _, _ in pairs])
+    residues = "".join([body for _, _, body in pairs])
+    if not _holds_only(headers, _HEADER_BYTES) or not _holds_only(residues, _SEQUENCE_BYTES):
+        return None
+    longest = so_far.longest
+    for _, _, body in pairs:
+        if len(body) + 2 > longest:  # most are shorter even with their line ends
+            longest = max(longest, len(body) - body.count("\n") + 2)
+    return replace(
+        so_far,
+        num_proteins=so_far.num_proteins + len(pairs),
+        num_tokens=so_far.num_tokens + len(residues) - residues.count("\n") + 2 * len(pairs),
+        longest=longest,
+    )
+
+
+def _add_each(so_far: Scan, pieces: Pieces, options: RecordOptions) -> Scan:
+    results = [prepare(record, options) for record in pieces.records()]
+    lengths = [len(result.tokens) for result in results if isinstance(result, Prepared)]
+    rejected = [result for result in results if isinstance(result, Rejection)]
+    return replace(
+        so_far,
+        num_proteins=so_far.num_proteins + len(lengths),
+        num_tokens=so_far.num_tokens + sum(lengths),
+        longest=max([so_far.longest, *lengths]),
+        num_rejected=so_far.num_rejected + len(rejected),
+        first_rejected=so_far.first_rejected or (rejected[0] if rejected else None),
+    )
+
+
+def _holds_only(text: str, allowed: bytes) -> bool:
+    return text.isascii() and not text.encode("ascii").translate(None, allowed)
