@@ -1,5 +1,7 @@
 """The formats that can be built, by name."""
 
+from collections.abc import Sequence
+
 from exporter.errors import ExportError
 from exporter.formats.aoti import AOTI, AOTI_CUDA
 from exporter.formats.format import Format
@@ -13,7 +15,7 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def chosen(names: list[str]) -> list[Format]:
+def chosen(names: Sequence[str]) -> list[Format]:
     """The formats of these names, each once.
 
     Raises:

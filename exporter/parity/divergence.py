@@ -24,6 +24,7 @@ from exporter.parity.truth.oracle import run_eager
 from exporter.parity.truth.packs import Pack, as_batch, packs_of, protein
 from exporter.templates import render as render_template
 from runtime import pooling
+from runtime.attention import Attention
 from runtime.manifest import EMBEDDING
 from runtime.ops import varlen_attention
 
@@ -148,9 +149,7 @@ def _eager(
 
 
 @torch.inference_mode()
-def _packed(
-    packed: PackedESM2, packs: dict[str, Pack], attention: varlen_attention.Attention
-) -> Pooled:
+def _packed(packed: PackedESM2, packs: dict[str, Pack], attention: Attention) -> Pooled:
     weight = packed.embed_tokens.weight
     device = weight.device
     choice = varlen_attention.choose(device, weight.dtype, packed.head_dim, attention)

@@ -170,7 +170,7 @@ class Gate:
     def _in_int8(self) -> dict[str, Answers]:
         """Eager fair-esm with quantised linears: run when the first int8 engine asks for it."""
         if not self._eager_int8:
-            self._eager_int8 |= self.run_eager(dtype=torch.float32, int8=True)
+            self._eager_int8.update(self.run_eager(dtype=torch.float32, int8=True))
         return self._eager_int8
 
     def _judge_weights(self, folder: Path, is_int8: bool) -> Check:

@@ -22,6 +22,7 @@ from exporter.parity.truth.oracle import run_eager
 from exporter.parity.truth.packs import Pack, Protein, parity_packs, with_names
 from exporter.parity.verify import verify
 from runtime import manifest as manifests
+from runtime.manifest import EMBEDDING
 
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without one")
 WITH_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -34,16 +35,9 @@ def tiny(tiny_checkpoint: Path) -> Reference:
 
 def planted(answers: Answers, tensor: str, change: float) -> Answers:
     """``answers`` with one number of ``tensor`` changed by a share of the tensor's norm."""
-    outputs = answers.outputs
-    values = outputs.tensors[tensor].copy()
+    values = answers.tensors[tensor].copy()
     values[0, 0] += change * np.linalg.norm(values)
-    if tensor == "logits":
-        return replace(answers, outputs=replace(outputs, logits=values))
-    if tensor == "pooled":
-        return replace(answers, outputs=replace(outputs, pooled=values))
-    layer = int(tensor.removeprefix("representations."))
-    layers = {**outputs.representations, layer: values}
-    return replace(answers, outputs=replace(outputs, representations=layers))
+    return replace(answers, tensors={**answers.tensors, tensor: values})
 
 
 @pytest.mark.parametrize(
@@ -53,8 +47,8 @@ def planted(answers: Answers, tensor: str, change: float) -> Answers:
         ("logits", 0.5 * LIMIT, False),
         ("logits", 2 * LIMIT, True),
         ("representations.1", 2 * LIMIT, True),
-        ("pooled", 2 * LIMIT, True),
-        ("pooled", np.nan, True),
+        (EMBEDDING, 2 * LIMIT, True),
+        (EMBEDDING, np.nan, True),
     ],
 )
 def test_the_oracle_of_a_device_is_checked(

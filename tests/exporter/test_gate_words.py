@@ -33,6 +33,7 @@ from exporter.parity.truth.packs import Pack, parity_packs, with_names
 from runtime import load
 from runtime import manifest as manifests
 from runtime.engine import Outputs
+from runtime.manifest import EMBEDDING
 from runtime.selftest import selftest
 from tests.conftest import TINY, MadeOnce, save_checkpoint
 
@@ -200,16 +201,17 @@ class TestConstantLogits:
         layers, width, _ = TINY
         body = np.random.default_rng(0).standard_normal((6, width))
 
-        def answers(logits: Any, dtype: str) -> Outputs:
-            return Outputs(logits, {layers: body.astype(dtype)}, body[:1].astype(dtype))
+        def answers(logits: Any, dtype: str) -> dict[str, Any]:
+            rows = {"logits": logits, f"representations.{layers}": body.astype(dtype)}
+            return {**rows, EMBEDDING: body[:1].astype(dtype)}
 
         bounds = np.array([0, 6], dtype=np.int32)
         truth, eager = (
             Answers(np.zeros(6), bounds, answers(np.full((6, 33), 0.1, dtype), dtype))
             for dtype in ("float64", "float32")
         )
-        got = answers(ours, "float32").tensors
-        got["pooled by the runtime"] = got["pooled"]
+        got = answers(ours, "float32")
+        got["pooled"] = got[EMBEDDING]
         return rows_of("x", got, truth, eager, manifest)
 
     def test_are_said_to_be_no_measure(self, weak_artifact: Path) -> None:

@@ -11,10 +11,15 @@ from exporter.parity.rules.budgets import budgets_for
 from exporter.parity.rules.metrics import UNBOUNDED, TensorError
 from exporter.parity.rules.task import TaskMetrics
 from exporter.parity.rules.verdict import RUNTIME_POOLED, TOKENS, Check, EngineVerdict, Row
+from runtime.manifest import Rows
 
 HOSTILE = """<script>alert("1")</script> & $x_$ '"""
 BUDGETS = budgets_for("float32", 6)
 TENSORS = "logits", "representations.0", "representations.6", "pooled", RUNTIME_POOLED
+
+
+def rows_of(tensor: str) -> Rows:
+    return "proteins" if tensor == "pooled" else "tokens"
 
 
 def error(relative_l2: float) -> TensorError:
@@ -40,7 +45,7 @@ def engine(name: str) -> EngineVerdict:
             Row(
                 pack,
                 tensor,
-                "proteins" if tensor == "pooled" else "tokens",
+                rows_of(tensor),
                 longest,
                 error(7e-7),
                 error(5e-7),

@@ -9,6 +9,7 @@ from exporter.model.packed_forward import PackedESM2, pool_packed, rotary_tables
 from exporter.model.reference import Reference
 from exporter.parity.truth.oracle import run_eager
 from exporter.parity.truth.packs import Protein
+from runtime.manifest import EMBEDDING
 from runtime.packing import PackedBatch
 from runtime.pooling import pool
 from tests.conftest import LAYERS
@@ -25,13 +26,13 @@ def test_float64_equals_the_oracle_to_rounding(
     reference: Reference, double: PackedESM2, sequences: list[str], tensors: Pack
 ) -> None:
     packs = {"pack": [Protein(sequence) for sequence in sequences]}
-    oracle = run_eager(reference, packs, LAYERS, "mean", torch.float64)["pack"].outputs
+    oracle = run_eager(reference, packs, LAYERS, "mean", torch.float64)["pack"].tensors
     with torch.no_grad():
         logits, *representations, pooled = double(*tensors)
-    np.testing.assert_allclose(logits, oracle.logits, atol=1e-11)
+    np.testing.assert_allclose(logits, oracle["logits"], atol=1e-11)
     for layer, values in zip(LAYERS, representations, strict=True):
-        np.testing.assert_allclose(values, oracle.representations[layer], atol=1e-11)
-    np.testing.assert_allclose(pooled, oracle.pooled, atol=1e-11)
+        np.testing.assert_allclose(values, oracle[f"representations.{layer}"], atol=1e-11)
+    np.testing.assert_allclose(pooled, oracle[EMBEDDING], atol=1e-11)
 
 
 def test_parameters_keep_fair_esms_names(reference: Reference) -> None:

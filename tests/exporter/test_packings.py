@@ -17,7 +17,6 @@ from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.oracle import run_eager
 from exporter.parity.truth.packs import Pack, Protein, protein, rare
 from runtime import manifest as manifests
-from runtime.engine import Outputs
 from tests.conftest import LAYERS
 
 COUNT = 48
@@ -108,16 +107,12 @@ class Together(Mapping[str, Answers]):
 def together(alone: dict[str, Answers], packing: Sequence[int]) -> Answers:
     """The answers of a pack from those of its proteins."""
     members = [alone[str(i)] for i in packing]
-    outputs = [member.outputs for member in members]
     lengths = [len(member.input_ids) for member in members]
     return Answers(
         input_ids=np.concatenate([member.input_ids for member in members]),
         cu_seqlens=np.cumsum([0, *lengths]).astype(np.int32),
-        outputs=Outputs(
-            logits=np.concatenate([o.logits for o in outputs]),
-            representations={
-                k: np.concatenate([o.representations[k] for o in outputs]) for k in LAYERS
-            },
-            pooled=np.concatenate([o.pooled for o in outputs]),
-        ),
+        tensors={
+            name: np.concatenate([member.tensors[name] for member in members])
+            for name in members[0].tensors
+        },
     )

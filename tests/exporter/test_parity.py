@@ -320,12 +320,9 @@ class TestCache:
         again = run_eager(tiny, packs, (2,), "mean", torch.float64, cache)
         assert len(runs) == 3
         for name in packs:
-            np.testing.assert_array_equal(
-                first[name].tensors["logits"], again[name].tensors["logits"]
-            )
-            np.testing.assert_array_equal(
-                first[name].tensors[EMBEDDING], again[name].tensors[EMBEDDING]
-            )
+            for tensor in ("logits", EMBEDDING):
+                one, other = first[name].tensors[tensor], again[name].tensors[tensor]
+                np.testing.assert_array_equal(one, other)
 
     def test_other_weights_layers_and_dtypes_are_other_answers(
         self, tiny: Reference, runs: list[int], tmp_path: Path
@@ -482,7 +479,7 @@ class TestBudgets:
     @pytest.fixture
     def row(self) -> Row:
         error = TensorError(1e-3, 0, 1e-3, 1e-3, 0, 0, 1.0, 1.0)
-        return Row("pack", "pooled", 10, error, error)
+        return Row("pack", "pooled", "proteins", 10, error, error)
 
     @pytest.mark.parametrize(
         ("quantity", "tensor", "within", "beyond"),

@@ -46,7 +46,7 @@ class TestGolden:
         from exporter.parity.truth.packs import as_batch
 
         batch = as_batch(golden_pack())
-        truth = Answers(batch.input_ids, batch.cu_seqlens, outputs=None)  # type: ignore[arg-type]
+        truth = Answers(batch.input_ids, batch.cu_seqlens, tensors={})
         width_of_3b = 33 + 2560
         rows = _chosen_rows(truth, width_of_3b)
         assert 2 * batch.num_proteins < len(rows) <= MAX_BYTES // (8 * width_of_3b)

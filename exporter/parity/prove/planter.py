@@ -281,8 +281,8 @@ class Planter:
         elif isinstance(fault, WeightsFault):
             changed = self._with_weights(fault, engine)
         elif isinstance(fault, Int8WeightsFault):
-            own = partial(fault.change, architecture=self._manifest.architecture)
-            changed = self._with_int8_weights(own)
+            shape = self._manifest.architecture
+            changed = self._with_int8_weights(lambda state: fault.change(state, shape))
         elif isinstance(fault, ManifestFault):
             _write_changed_manifest(fault, self._manifest, self._faulty)
             changed = nullcontext()
