@@ -29,7 +29,7 @@ BENCH_FULL := $(BENCH) esm2_t30_150M_UR50D
 PARITY := parity-float32 parity-float16 parity-bfloat16
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export verify parity $(PARITY) test bench bench-full bench-install gpu-check image-steps lint clean
+.PHONY: help setup export verify parity $(PARITY) test bench bench-full bench-install gpu-check images lint clean
 
 help:    ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,13 +79,8 @@ gpu-check:    ## Prove and measure every engine on this machine's GPU; no networ
 	    --upgrade --target $(GPU_PACKAGES) $(wildcard $(WHEELS)/*.whl))
 	PYTHONPATH="$(CURDIR):$(CURDIR)/$(GPU_PACKAGES):$$PYTHONPATH" $(PYTHON) -m benchmarks.gpu_check $(GPU_ARGS)
 
-# What pip would install of the GPU images: gigabytes stay where they are.
-RESOLVE_ONLY := --build-arg PIP_ARGS="--dry-run --use-feature=fast-deps"
-
-image-steps: $(READY) $(ARTIFACT)/manifest.json    ## Run the Dockerfiles' steps without a container engine; as root
-	$(BIN)/python -m deploy.run_steps deploy/Dockerfile.cpu --artifact $(ARTIFACT)
-	$(BIN)/python -m deploy.run_steps deploy/Dockerfile.cuda $(RESOLVE_ONLY)
-	$(BIN)/python -m deploy.run_steps deploy/Dockerfile.tensorrt $(RESOLVE_ONLY) --build-arg EXTRAS=tensorrt-rtx,hdf5
+images: $(READY)    ## Build and try the images with buildah, without a daemon; as root, on Debian
+	$(BIN)/python -m pytest tests/deploy -rs
 
 artifacts/%-synthetic/manifest.json: | $(READY)
 	$(BIN)/esm2-export build --synthetic $* --target $(TARGET)

@@ -1,1 +1,0 @@
-"""Containers of the runtime, and their steps run without a container engine."""
