@@ -33,7 +33,7 @@ from runtime import manifest as manifests
 from runtime.files import FileEntry, file_entry
 from runtime.manifest import (
     EngineEntry,
-    Golden,
+    GoldenEntry,
     Manifest,
     Quantisation,
     Signature,
@@ -190,7 +190,7 @@ def _artifact_name(reference: Reference, dtype: str) -> str:
 
 def _manifest(
     artifact: str, reference: Reference, packed: PackedESM2, engines: dict[str, EngineEntry],
-    golden: Golden, folder: Path,
+    golden: GoldenEntry, folder: Path,
 ) -> Manifest:  # fmt: skip
     architecture = reference.architecture
     dtype = str(packed.embed_tokens.weight.dtype).removeprefix("torch.")

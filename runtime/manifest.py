@@ -112,7 +112,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PlanEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An engine of TensorRT for one kind of card and one version of the library.
 
     Attributes:
@@ -157,7 +157,7 @@ class EngineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     instructions: str | None = None
     compute_capability: str | None = None
     quantised: Quantisation | None = None
-    plans: list[Plan] = []
+    plans: list[PlanEntry] = []
 
     @property
     def files(self) -> list[str]:
@@ -179,7 +179,7 @@ class ParityEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     packs: int
 
 
-class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class GoldenEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Proteins with eager fair-esm's answers, and how far an engine's may be from them.
 
     Attributes:
@@ -209,7 +209,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reference_layer_norm: str
     engines: dict[str, EngineEntry]
     parity: dict[str, ParityEntry]
-    golden: Golden
+    golden: GoldenEntry
     files: dict[str, FileEntry]
     manifest_sha256: str = _UNSEALED.decode()
 

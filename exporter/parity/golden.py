@@ -19,7 +19,7 @@ from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.oracle import run_eager
 from exporter.parity.truth.overflow import find_overflow
 from exporter.parity.truth.packs import RARE_RESIDUES, Pack, Protein, protein, rare
-from runtime.manifest import EMBEDDING, Golden
+from runtime.manifest import EMBEDDING, GoldenEntry
 from runtime.pooling import Pool
 
 FILE_NAME = "golden.npz"
@@ -52,7 +52,7 @@ def write_golden(
     cache: Cache | None,
     int8_engines: Iterable[str] = (),
     device: str = "cpu",
-) -> Golden:
+) -> GoldenEntry:
     """Writes the file and gives its entry for the manifest.
 
     Args:
@@ -114,7 +114,7 @@ def write_golden(
         own = dict.fromkeys(
             int8_engines, _limits(errors, pool, lambda error: _int8_limit(error, num_layers))
         )
-    return Golden(file=FILE_NAME, limits=limits, own_limits=own)
+    return GoldenEntry(file=FILE_NAME, limits=limits, own_limits=own)
 
 
 def _limits(

@@ -6,11 +6,11 @@ import pytest
 from runtime.engines.tensorrt.engine import widen_bfloat16
 from runtime.engines.tensorrt.library import choose_plan, installed_versions
 from runtime.errors import UnsupportedError
-from runtime.manifest import Plan, Profile
+from runtime.manifest import PlanEntry, Profile
 
 
-def plan(library: str, version: str, card: str) -> Plan:
-    return Plan("x.plan", library, version, card, "padded", [Profile(9, 9, 9)], False, {})
+def plan(library: str, version: str, card: str) -> PlanEntry:
+    return PlanEntry("x.plan", library, version, card, "padded", [Profile(9, 9, 9)], False, {})
 
 
 PLANS = [plan("tensorrt", "11.4.0", "9.0"), plan("tensorrt_rtx", "1.7.1", "8.9")]

@@ -20,7 +20,7 @@ from runtime.engines.tensorrt.engine import open_plan
 from runtime.engines.tensorrt.library import LIBRARIES, import_library, known_cards
 from runtime.engines.torch.aoti_cuda import capability_of_this_gpu
 from runtime.errors import EngineError, UnsupportedError
-from runtime.manifest import EngineEntry, Plan
+from runtime.manifest import EngineEntry, PlanEntry
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 from runtime.weights import read_places
 
@@ -79,7 +79,7 @@ def library_and_cards(options: PlanOptions) -> tuple[Any, Sequence[str]]:
 
 def _first_that_builds(
     trt: Any, packed: PackedESM2, folder: Path, card: str, options: PlanOptions
-) -> Plan:
+) -> PlanEntry:
     """Down the ladder: the best attention that builds, its weights outside where that builds."""
     refused: dict[str, str] = {}
     weights = [name for name in read_places(folder / WEIGHTS_FILE) if name != "inv_freq"]
@@ -96,7 +96,7 @@ def _first_that_builds(
                 folder / FILE_NAME, packed.num_layers, weights, card, rung,
                 profiles, refit, _timings(trt, name, options),
             )  # fmt: skip
-            plan = Plan(
+            plan = PlanEntry(
                 file, trt.__name__, str(trt.__version__), card, rung, profiles, refit, refused
             )
             try:

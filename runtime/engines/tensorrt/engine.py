@@ -21,7 +21,7 @@ from runtime.engines.tensorrt.library import (
 )
 from runtime.engines.tensorrt.refit import refit
 from runtime.errors import EngineError, UnsupportedError
-from runtime.manifest import EngineEntry, Manifest, Plan, Profile
+from runtime.manifest import EngineEntry, Manifest, PlanEntry, Profile
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool, check_pool, pool
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
@@ -60,7 +60,7 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> I
     return InParts(whole, plan.profiles)
 
 
-def open_plan(folder: Path, plan: Plan) -> tuple[Any, Any, Any]:
+def open_plan(folder: Path, plan: PlanEntry) -> tuple[Any, Any, Any]:
     """The library, its logger, and the ``ICudaEngine`` of a plan with its weights.
 
     Raises:
@@ -89,7 +89,7 @@ def deserialize(trt: Any, logger: Any, path: Path) -> Any:
     return engine
 
 
-def _plan_for_here(entry: EngineEntry) -> Plan:
+def _plan_for_here(entry: EngineEntry) -> PlanEntry:
     versions = installed_versions(entry.plans)
     return choose_plan(entry.plans, versions, cuda_memory.compute_capability())
 

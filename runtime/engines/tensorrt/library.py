@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from runtime.errors import UnsupportedError
-from runtime.manifest import Plan
+from runtime.manifest import PlanEntry
 
 # Module -> what people call it, and the extra that installs it.
 LIBRARIES = {
@@ -75,7 +75,7 @@ def first_error(logger: Any) -> str:
     return logger.errors[0] if logger.errors else "it gave no reason"
 
 
-def choose_plan(plans: Sequence[Plan], versions: dict[str, str], card: str) -> Plan:
+def choose_plan(plans: Sequence[PlanEntry], versions: dict[str, str], card: str) -> PlanEntry:
     """The plan for this card and an installed library.
 
     Args:
@@ -103,7 +103,7 @@ def choose_plan(plans: Sequence[Plan], versions: dict[str, str], card: str) -> P
     )
 
 
-def installed_versions(plans: Sequence[Plan]) -> dict[str, str]:
+def installed_versions(plans: Sequence[PlanEntry]) -> dict[str, str]:
     """Versions of those libraries that the plans are for and that are installed, by module.
 
     Raises:
