@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from exporter.errors import ExportError
 from exporter.formats.table import FORMATS
 from exporter.formats.tracing import tracing_pack
 from exporter.model import packed_forward
@@ -67,9 +68,25 @@ def _needs_float32(manifest: Manifest) -> str:
 # --- graph ------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _replaced(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
+    """A function in whose place another is called; one that is never called would prove nothing."""
+    calls = 0
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return replacement(*arguments, **options)
+
+    with patch.object(owner, name, counting):
+        yield
+    if not calls:
+        raise ExportError(f"a planted fault was never reached: nothing calls {name}")
+
+
 def _patched(name: str, replacement: Callable[..., Any]) -> Callable[[PackedESM2], Any]:
     """A function of ``packed_forward`` replaced by another."""
-    return lambda packed: patch.object(packed_forward, name, replacement)
+    return lambda packed: _replaced(packed_forward, name, replacement)
 
 
 def _interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -80,7 +97,7 @@ def _interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _rotates_q_only(packed: PackedESM2) -> Any:
     rotate = packed_forward.rotate
     turns = cycle([rotate, lambda x, cos, sin: x])
-    return patch.object(packed_forward, "rotate", lambda *tables: next(turns)(*tables))
+    return _replaced(packed_forward, "rotate", lambda *tables: next(turns)(*tables))
 
 
 @contextmanager
@@ -91,7 +108,7 @@ def _softmax_scale(packed: PackedESM2) -> Iterator[None]:
 
 
 def _tanh_gelu(packed: PackedESM2) -> Any:
-    return patch.object(F, "gelu", partial(F.gelu, approximate="tanh"))
+    return _replaced(F, "gelu", partial(F.gelu, approximate="tanh"))
 
 
 def _no_final_layer_norm(packed: PackedESM2) -> Any:
@@ -100,7 +117,7 @@ def _no_final_layer_norm(packed: PackedESM2) -> Any:
     def without_final(module: Any, x: Tensor) -> Tensor:
         return x if module is packed.emb_layer_norm_after else original(module, x)
 
-    return patch.object(packed_forward, "layer_norm", without_final)
+    return _replaced(packed_forward, "layer_norm", without_final)
 
 
 def _tiny_eps(module: Any, x: Tensor) -> Tensor:
@@ -118,7 +135,7 @@ def _baked_max_seqlen(packed: PackedESM2) -> Any:
         longest = traced if torch.jit.is_tracing() else int(traced)
         return original(self, x, cos, sin, cu_seqlens, longest)
 
-    return patch.object(PackedSelfAttention, "forward", baked)
+    return _replaced(PackedSelfAttention, "forward", baked)
 
 
 def _positions_count_on(packed: PackedESM2) -> Any:
@@ -127,12 +144,12 @@ def _positions_count_on(packed: PackedESM2) -> Any:
     def counting_on(position_ids: Tensor, *rest: Any) -> Any:
         return original(torch.ones_like(position_ids).cumsum(0) - 1, *rest)
 
-    return patch.object(packed_forward, "rotary_tables", counting_on)
+    return _replaced(packed_forward, "rotary_tables", counting_on)
 
 
 def _pools_otherwise(packed: PackedESM2) -> Any:
     original = packed_forward.pool_packed
-    return patch.object(
+    return _replaced(
         packed_forward, "pool_packed", lambda x, bounds, how: original(x, bounds, _OTHER_POOL[how])
     )
 
@@ -267,7 +284,7 @@ def _proteins_merged() -> Any:
             return original(tokens, names)
         return original([np.concatenate(tokens[:2]), *tokens[2:]])
 
-    return patch.object(PackedBatch, "from_tokens", merging)
+    return _replaced(PackedBatch, "from_tokens", merging)
 
 
 def _boundary_off_by_one() -> Any:
@@ -279,12 +296,12 @@ def _boundary_off_by_one() -> Any:
         first, second, *rest = tokens
         return original([np.append(first, second[0]), second[1:], *rest], names)
 
-    return patch.object(PackedBatch, "from_tokens", shifting)
+    return _replaced(PackedBatch, "from_tokens", shifting)
 
 
 def _bos_missing() -> Any:
     original = tokenizer.tokenize
-    return patch.object(
+    return _replaced(
         tokenizer, "tokenize", lambda *arguments, **options: original(*arguments, **options)[1:]
     )
 
@@ -302,9 +319,7 @@ def _vocabulary_swapped() -> Iterator[None]:
 
 def _eos_in_the_mean() -> Any:
     original = pooling.pool
-    return patch.object(
-        pooling, "pool", lambda x, bounds, how: original(x, bounds, _OTHER_POOL[how])
-    )
+    return _replaced(pooling, "pool", lambda x, bounds, how: original(x, bounds, _OTHER_POOL[how]))
 
 
 def _runtime_faults() -> Iterable[Fault]:

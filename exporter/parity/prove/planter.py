@@ -143,6 +143,10 @@ def _plant(setting: _Setting, task: tuple[int, str]) -> FaultVerdict:
     return _planter.numbered(number, engine)
 
 
+class NothingChangedError(Exception):
+    """A fault of the weights that these weights have already: zeroed biases of an untrained model."""
+
+
 class Planter:
     """Makes artifacts with one fault each and shows them to the gate.
 
@@ -183,11 +187,13 @@ class Planter:
     def verdict(self, fault: Fault, engine: str) -> FaultVerdict:
         """What the gate says of ``engine`` with ``fault``, in this dtype or else in float32."""
         if reason := fault.applies(self._manifest):
-            found = FaultVerdict(fault.name, fault.group, engine, "does not apply")
-            return msgspec.structs.replace(found, note=reason)
+            return FaultVerdict(fault.name, fault.group, engine, "does not apply", note=reason)
         self._require_sound(engine)
-        with self.planted(fault, engine) as faulty:
-            found, judged = self.show(fault, faulty, engine)
+        try:
+            with self.planted(fault, engine) as faulty:
+                found, judged = self.show(fault, faulty, engine)
+        except NothingChangedError as error:
+            return FaultVerdict(fault.name, fault.group, engine, "does not apply", note=str(error))
         in_float32 = self._dtype_of(engine) == "float32" or isinstance(fault, Int8WeightsFault)
         if found.outcome == "rejected" or judged is None or in_float32:
             return found
@@ -300,6 +306,8 @@ class Planter:
         try:
             with fault.plant(packed):
                 FORMATS[engine].export(packed, self._faulty)
+            if (self._faulty / name).read_bytes() == (self._folder / name).read_bytes():
+                raise ExportError(f"the fault {fault.name!r} changes nothing in {name}")
             self._seal(name)
             yield
         finally:
@@ -309,6 +317,8 @@ class Planter:
     def _with_weights(self, fault: WeightsFault, engine: str) -> Iterator[None]:
         state = load_file(self._folder / WEIGHTS_FILE)
         changed = fault.change(state, self._manifest.architecture)
+        if all(torch.equal(x.to(state[name].dtype), state[name]) for name, x in changed.items()):
+            raise NothingChangedError("the weights are so already")
         path = self._faulty / WEIGHTS_FILE
         try:
             _overwrite(path, {name: x.to(state[name].dtype) for name, x in changed.items()})
