@@ -144,7 +144,7 @@ def _plant(setting: _Setting, task: tuple[int, str]) -> FaultVerdict:
 
 
 class NothingChangedError(Exception):
-    """A fault of the weights that these weights have already: zeroed biases of an untrained model."""
+    """These weights have the fault already, such as zeroed biases of an untrained model."""
 
 
 class Planter:
