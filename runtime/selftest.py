@@ -27,7 +27,8 @@ class Golden:
         input_ids: ``[T]`` int64, by fair-esm's tokenizer.
         cu_seqlens: ``[N + 1]`` int32.
         rows: ``[R]``, the rows of the pack whose answers are stored.
-        answers: ``logits`` ``[R, 33]``, ``representations.<k>`` ``[R, E]``, ``pooled`` ``[N, E]``.
+        answers: ``logits`` ``[R, 33]``, ``representations.<k>`` ``[R, E]``, and ``pooled``
+            ``[N, E]``, by the name ``EMBEDDING`` too.
     """
 
     sequences: tuple[str, ...]

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +142,9 @@ class TestWeakHead:
             original = engine.run
 
             def run(batch: Any) -> Outputs:
-                found = original(batch)
-                return replace(found, logits=change(found.logits))
+                tensors = {**original(batch).tensors}
+                logits = change(tensors.pop("logits"))
+                return Outputs(tensors if logits is None else {**tensors, "logits": logits})
 
             engine.run = run  # type: ignore[method-assign]
             judged = judge(engine, weak_artifact, manifest, packs, truth, eager)
@@ -315,8 +315,8 @@ class TestWithoutLMHead:
         eager = run_eager(body, packs, (TINY[0],), "mean", torch.float32, cache)
         with load(body_artifact, "torchscript", "cpu") as engine:
             original = engine.run
-            engine.run = lambda batch: replace(  # type: ignore[method-assign]
-                original(batch), logits=np.zeros((batch.num_tokens, 33), "float32")
+            engine.run = lambda batch: Outputs(  # type: ignore[method-assign]
+                {**original(batch).tensors, "logits": np.zeros((batch.num_tokens, 33), "float32")}
             )
             judged = judge(engine, body_artifact, manifest, packs, truth, eager)
         assert "eager fair-esm has no such output" in judged.reason

@@ -391,7 +391,7 @@ class TestCommand:
         artifact = changed(tiny_artifact, tmp_path / "artifact", engines={"aoti": entry})
         refused(
             run(artifact, "--out", tmp_path / "models"),
-            "aoti: only onnx, onnx-int8, onnx-cuda, torchscript can be served",
+            "aoti: only torchscript, onnx, onnx-int8, onnx-cuda can be served",
         )
         assert not (tmp_path / "models").exists()
 

@@ -15,6 +15,7 @@ from exporter.publish import writable_copy
 from runtime import manifest as manifests
 from runtime.cli import main
 from runtime.files import file_entry
+from runtime.manifest import EMBEDDING
 from runtime.selftest import read_golden, selftest
 
 ENGINES = ("torchscript", "onnx")
@@ -34,7 +35,8 @@ class TestGolden:
         assert "<mask>" in text
         assert {"X", "B", "U", "Z", "O"} <= set(text.replace("<mask>", ""))
         assert golden.answers.keys() == {
-            "logits", "representations.0", "representations.3", "representations.6", "pooled"
+            "logits", "representations.0", "representations.3", "representations.6", "pooled",
+            EMBEDDING,
         }  # fmt: skip
         assert all(values.dtype == np.float64 for values in golden.answers.values())
         # BOS and EOS of every protein are among the rows.
