@@ -47,7 +47,7 @@ class StandIn:
 
     Attributes:
         folder: of the artifact.
-        manifest: of it.
+        manifest: of it, with the outputs of the engine that it stands in for.
         engine: the format that runs the graph.
         profiles: the largest packs that it takes, where the other engine has plans.
     """

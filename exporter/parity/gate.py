@@ -132,7 +132,9 @@ class Gate:
         eager = self._in_int8() if is_int8 else self.eager
         try:
             with load(folder, name, device, attention, threads, check_files=False) as whole:
-                engine: Engine = InParts(whole, profiles) if profiles else whole
+                engine: Engine = whole
+                if profiles:
+                    engine = InParts(whole, profiles, manifest.signature)
                 verdict = judge(engine, folder, manifest, self.packs, self.oracle, eager, weights)
         except UnsupportedError:
             raise

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from runtime.engine import Engine, Outputs
 from runtime.engines.base import LoadedEngine
 from runtime.errors import UnsupportedError
-from runtime.manifest import Profile
+from runtime.manifest import Profile, Signature
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool, pool
 
@@ -22,12 +22,14 @@ class InParts(LoadedEngine):
     Args:
         engine: the one that runs; closed with this one.
         profiles: in ascending order of ``max_seqlen``.
+        signature: the artifact's, whose outputs this engine has.
     """
 
-    def __init__(self, engine: Engine, profiles: Sequence[Profile]):
+    def __init__(self, engine: Engine, profiles: Sequence[Profile], signature: Signature):
         super().__init__(engine.spec, engine.concurrency)
         self._engine = engine
         self._profiles = profiles
+        self._signature = signature
 
     def unsupported_reasons(self, batch: PackedBatch) -> list[str]:
         """See ``Engine``: a protein longer than every profile."""
@@ -44,15 +46,15 @@ class InParts(LoadedEngine):
         self.require_usable()
         parts = self._split(batch)
         outputs = [self._engine.run(part.batch) for part in parts]
-        # All of them have rows for tokens, for plans do not pool.
-        tensors = {
-            name: join_rows(batch, parts, [o.tensors[name] for o in outputs])
-            for name in outputs[0].tensors
-        }
-        if self.spec.pool:
-            last = tensors[f"representations.{self.spec.layers[-1]}"]
-            how: Pool = self.spec.pool  # type: ignore[assignment]
-            tensors["pooled"] = pool(last, batch.cu_seqlens, how)
+        tensors = {}
+        for output in self._signature.outputs:
+            if output.rows == "tokens":
+                values = [o.tensors[output.name] for o in outputs]
+                tensors[output.name] = join_rows(batch, parts, values)
+            else:
+                last = tensors[f"representations.{self.spec.layers[-1]}"]
+                how: Pool = self.spec.pool  # type: ignore[assignment]
+                tensors[output.name] = pool(last, batch.cu_seqlens, how)
         return Outputs(tensors)
 
     def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:

@@ -6,8 +6,9 @@ import numpy as np
 
 import runtime
 from runtime import manifest as manifests
+from runtime.manifest import EMBEDDING
 from runtime.packing import PackedBatch
-from runtime.selftest import RUNTIME_POOLED, all_outputs, read_golden
+from runtime.selftest import all_outputs, read_golden
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -56,10 +57,10 @@ def compare(folder: Path, artifact: Path, engine: str) -> dict[str, float]:
     assert python.keys() == manifest.golden.limits.keys()
     distances = {}
     for name, expected in python.items():
-        is_pooled = name in ("pooled", RUNTIME_POOLED)
-        actual = np.load(folder / ("embeddings.npy" if name == RUNTIME_POOLED else f"{name}.npy"))
+        is_pooled = manifest.rows_of(name) == "proteins"
+        actual = np.load(folder / ("embeddings.npy" if name == EMBEDDING else f"{name}.npy"))
         assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype), name
-        answer = golden.answers["pooled" if name == RUNTIME_POOLED else name]
+        answer = golden.answers[name]
         error = relative_l2(actual if is_pooled else actual[golden.rows], answer)
         assert error <= manifest.golden.limits[name], f"{name}: relative L2 {error:.1e}"
         distances[name] = relative_l2(actual, expected)

@@ -10,16 +10,16 @@ from exporter.parity.report.schema import SCHEMA_VERSION, FaultVerdict, Report
 from exporter.parity.rules.budgets import budgets_for
 from exporter.parity.rules.metrics import UNBOUNDED, TensorError
 from exporter.parity.rules.task import TaskMetrics
-from exporter.parity.rules.verdict import RUNTIME_POOLED, TOKENS, Check, EngineVerdict, Row
-from runtime.manifest import Rows
+from exporter.parity.rules.verdict import TOKENS, Check, EngineVerdict, Row
+from runtime.manifest import EMBEDDING, Rows
 
 HOSTILE = """<script>alert("1")</script> & $x_$ '"""
 BUDGETS = budgets_for("float32", 6)
-TENSORS = "logits", "representations.0", "representations.6", "pooled", RUNTIME_POOLED
+TENSORS = "logits", "representations.0", "representations.6", "pooled", EMBEDDING
 
 
 def rows_of(tensor: str) -> Rows:
-    return "proteins" if tensor == "pooled" else "tokens"
+    return "proteins" if tensor in ("pooled", EMBEDDING) else "tokens"
 
 
 def error(relative_l2: float) -> TensorError:

@@ -18,7 +18,7 @@ from exporter.model.packed_forward import PackedESM2
 from exporter.model.precision import cast_copy
 from exporter.model.reference import Reference, WeightsSource, load_reference, state_sha256
 from exporter.parity.answers import Answers
-from exporter.parity.gate import Gate
+from exporter.parity.gate import Gate, judge
 from exporter.parity.report import schema as reports
 from exporter.parity.report.junit import as_junit
 from exporter.parity.rules.budgets import budgets_for
@@ -35,7 +35,6 @@ from exporter.parity.rules.verdict import (
     TOKENS,
     Row,
     _worst,
-    judge,
 )
 from exporter.parity.truth import oracle as oracles
 from exporter.parity.truth.cache import Cache

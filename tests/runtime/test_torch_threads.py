@@ -130,7 +130,7 @@ class TestUnpackedPackages:
     )
     KILLED = (
         "import os\n"
-        "from runtime.engines import aoti\n"
+        "from runtime.engines.torch import aoti\n"
         "aoti._open_runner = lambda library, device: os.kill(os.getpid(), 9)\n"
     )
 

@@ -57,7 +57,7 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> I
         manifest, FORMAT, device, f"{named} {plan.version}", f"{named} {plan.attention}", refused
     )
     whole = TensorRTEngine(trt, logger, engine, spec, outputs, plan.profiles)
-    return InParts(whole, plan.profiles)
+    return InParts(whole, plan.profiles, manifest.signature)
 
 
 def open_plan(folder: Path, plan: PlanEntry) -> tuple[Any, Any, Any]:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import runtime
+from runtime import manifest as manifests
 from runtime.engines.splitting import InParts, holding, split
 from runtime.errors import UnsupportedError
 from runtime.manifest import Profile
@@ -59,9 +60,10 @@ class TestInParts:
     @pytest.mark.parametrize("name", ["onnx", "torchscript"])
     def test_equal_results(self, tiny_artifact: Path, name: str) -> None:
         batch = pack([30, 150, 4, 90, 90, 17, 64, 3, 120, 33])
+        signature = manifests.read(tiny_artifact).signature
         with runtime.load(tiny_artifact, name) as whole:
             expected = whole.run(batch)
-            with InParts(whole, PROFILES) as in_parts:
+            with InParts(whole, PROFILES, signature) as in_parts:
                 assert len(split(batch, PROFILES)) > 3
                 got = in_parts.run(batch)
                 assert got.tensors.keys() == expected.tensors.keys()
@@ -74,7 +76,8 @@ class TestInParts:
 
     def test_a_protein_that_no_profile_holds(self, tiny_artifact: Path) -> None:
         batch = pack([30, 151])
-        with InParts(runtime.load(tiny_artifact, "onnx"), PROFILES) as engine:
+        signature = manifests.read(tiny_artifact).signature
+        with InParts(runtime.load(tiny_artifact, "onnx"), PROFILES, signature) as engine:
             message = "p1 has 151 tokens, engine 'onnx' of this artifact takes up to 150. Build it"
             assert engine.unsupported_reasons(batch)[0].startswith(message)
             assert engine.unsupported_reasons(pack([30, 150])) == []
