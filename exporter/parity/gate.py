@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import numpy as np
@@ -96,7 +97,7 @@ class Gate:
             )
         dtype: torch.dtype = getattr(torch, manifest.dtype)
         layers = tuple(manifest.layers)
-        pooling: Pool = manifest.pool or "mean"
+        pooling = cast(Pool, manifest.pool or "mean")
         on = reference_device(device)
         run = partial(run_eager, reference, layers=layers, pooling=pooling, cache=cache)
         if on != "cpu":
