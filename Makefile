@@ -29,7 +29,7 @@ BENCH_FULL := $(BENCH) esm2_t30_150M_UR50D
 PARITY := parity-float32 parity-float16 parity-bfloat16
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export verify parity $(PARITY) test bench bench-full bench-install gpu-check images lint clean
+.PHONY: help setup export verify parity $(PARITY) test test-all bench bench-full bench-install gpu-check images lint clean
 
 help:    ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,7 +60,10 @@ $(PARITY): parity-%: $(READY)
 verify: $(READY)    ## Compare the engines of ARTIFACT with eager fair-esm in float64
 	$(BIN)/esm2-export verify $(ARTIFACT) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
 
-test: $(READY)    ## Run the tests
+test: $(READY)    ## Run the tests that take seconds each: after every change
+	$(BIN)/python -m pytest $(TEST_ARGS) -m "not slow"
+
+test-all: $(READY)    ## Run all tests
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
 bench: $(READY) $(BENCH:%=artifacts/%-synthetic/manifest.json)    ## Measure every engine, the peers and the limit

@@ -37,9 +37,15 @@ class HasAttention(Protocol):
     """A model that ``configure_flash_attention`` can set up."""
 
     attention: AttentionImplementation
-    device: torch.device
-    dtype: torch.dtype
     head_dim: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its parameters."""
 
 
 Model = TypeVar("Model", bound=HasAttention)

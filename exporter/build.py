@@ -41,6 +41,7 @@ from runtime.manifest import (
 )
 from runtime.ops.varlen_attention import NAME as OP_NAME
 from runtime.ops.varlen_attention import SCHEMA as OP_SCHEMA
+from runtime.pooling import Pool
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class BuildOptions:
     source: WeightsSource
     targets: Sequence[str]
     layers: Sequence[int] | None = None
-    pool: str | None = None
+    pool: Pool | None = None
     dtype: str = "float32"
     prove: ProofOptions | None = None
     out: Path | None = None

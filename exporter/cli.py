@@ -20,7 +20,8 @@ from runtime.readers.record_options import record_options
 from runtime.threads import THREADS_VARIABLE, usable_cores
 
 if TYPE_CHECKING:
-    from exporter.model.reference import WeightsSource
+    from exporter.model.reference import SourceKind, WeightsSource
+    from runtime.pooling import Pool
     from runtime.tokenizer import Unknown
 
 FAILED_PARITY = 1
@@ -127,7 +128,7 @@ def main() -> None:
 @one_line_errors(ExportError, Esm2Error, OSError)
 def build(
     model: str | None, checkpoint: str | None, synthetic: str | None, seed: int, target: str,
-    layers: str | None, pool: str | None, dtype: str, prove: bool, prove_in: str | None,
+    layers: str | None, pool: "Pool | None", dtype: str, prove: bool, prove_in: str | None,
     jobs: int, device: str, compute_capability: str | None, max_tokens: int, max_seqlen: int,
     keep_passed: bool, out: Path | None,
 ) -> None:  # fmt: skip
@@ -367,11 +368,10 @@ def _sequences(
 def _source(
     model: str | None, checkpoint: str | None, synthetic: str | None, seed: int
 ) -> "WeightsSource":
-    given = [
-        (kind, value)
-        for kind, value in (("model", model), ("checkpoint", checkpoint), ("synthetic", synthetic))
-        if value is not None
-    ]
+    named: list[tuple[SourceKind, str | None]] = [
+        ("model", model), ("checkpoint", checkpoint), ("synthetic", synthetic),
+    ]  # fmt: skip
+    given = [(kind, value) for kind, value in named if value is not None]
     if len(given) != 1:
         raise ExportError(
             f"give one of --model, --checkpoint, --synthetic; got {len(given)}. To try the "

@@ -25,7 +25,7 @@ class ESM2WithFlashAttention(nn.Module):
 
     def __init__(
         self,
-        base_model: nn.Module,
+        base_model: Any,
         device: torch.device | str,
         dtype: torch.dtype | None = None,
         logger: logging.Logger | None = None,

@@ -17,7 +17,7 @@ class Spy(TorchDispatchMode):
     """Looks at every op that a module runs."""
 
     def __init__(self, num_frequencies: int):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen = Observed()
         self.first_queries: torch.Tensor | None = None
         self._num_frequencies = num_frequencies

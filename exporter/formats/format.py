@@ -43,7 +43,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class StandIn:
-    """An artifact whose only engine runs another's graph on a CPU.
+    """An artifact whose only engine runs another's graph on a CPU; its manifest names both.
 
     Attributes:
         folder: of the artifact.

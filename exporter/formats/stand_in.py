@@ -37,8 +37,10 @@ def running_as_onnx(
         onnx.save(model, copy / entry.file)
         for file in (WEIGHTS_FILE, manifest.golden.file):
             link_or_copy(folder / file, copy / file)
-        described = msgspec.structs.replace(manifest, engines={RUNS_AS: entry})
-        of_graph = msgspec.structs.replace(described, signature=_signature_of(model, manifest))
+        described = msgspec.structs.replace(manifest, engines={RUNS_AS: entry, name: entry})
+        of_graph = msgspec.structs.replace(
+            manifest, engines={RUNS_AS: entry}, signature=_signature_of(model, manifest)
+        )
         manifests.write(of_graph, copy)
         yield StandIn(copy, described, RUNS_AS, tuple(profiles))
 

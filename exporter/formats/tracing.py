@@ -33,6 +33,6 @@ def exporting() -> Iterator[None]:
 
     Without backed_size_oblivious it takes any slice of cu_seqlens for a reason to assume N >= 2.
     """
-    with torch.no_grad(), shape_config.patch(backed_size_oblivious=True), warnings.catch_warnings():
+    with torch.no_grad(), shape_config.patch(backed_size_oblivious=True), warnings.catch_warnings():  # type: ignore[attr-defined]
         warnings.simplefilter("ignore")
         yield

@@ -6,10 +6,12 @@
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from exporter.model.spans import token_spans
 from runtime.ops import varlen_attention  # noqa: F401  registers the op
@@ -23,7 +25,7 @@ def _scripted_attention(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor, softmax_scale: float
 ) -> Tensor:
     # Scripted, because torch.jit.trace would bake the number that .item() gives while tracing.
-    return torch.ops.esm2.varlen_attention(q, k, v, cu_seqlens, int(max_seqlen), softmax_scale)
+    return torch.ops.esm2.varlen_attention(q, k, v, cu_seqlens, int(max_seqlen), softmax_scale)  # type: ignore[no-any-return]
 
 
 def _table_of_device(table: Tensor, num_heads: int) -> Tensor:
@@ -50,12 +52,12 @@ def _require_weights(weight: Tensor) -> Tensor:
 class PackedSelfAttention(nn.Module):
     """The projections of fair-esm's ``MultiheadAttention`` around ``esm2::varlen_attention``."""
 
-    def __init__(self, attention: nn.Module):
+    def __init__(self, attention: Any):
         super().__init__()
-        self.q_proj = attention.q_proj
-        self.k_proj = attention.k_proj
-        self.v_proj = attention.v_proj
-        self.out_proj = attention.out_proj
+        self.q_proj: nn.Linear = attention.q_proj
+        self.k_proj: nn.Linear = attention.k_proj
+        self.v_proj: nn.Linear = attention.v_proj
+        self.out_proj: nn.Linear = attention.out_proj
         self.num_heads: int = attention.num_heads
         self.head_dim: int = attention.head_dim
         self.softmax_scale: float = self.head_dim**-0.5
@@ -68,22 +70,22 @@ class PackedSelfAttention(nn.Module):
         q = rotate(self.q_proj(x).view(heads), cos, sin)
         k = rotate(self.k_proj(x).view(heads), cos, sin)
         v = self.v_proj(x).view(heads)
-        tracing = torch.jit.is_tracing()
+        tracing = is_tracing()
         attend = _scripted_attention if tracing else torch.ops.esm2.varlen_attention
         attended = attend(q, k, v, cu_seqlens, max_seqlen, self.softmax_scale)
-        return self.out_proj(attended.flatten(1))
+        return self.out_proj(attended.flatten(1))  # type: ignore[no-any-return]
 
 
 class PackedLayer(nn.Module):
     """fair-esm's ``TransformerLayer`` (esm/modules.py:84) on ``[T, E]``."""
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self, layer: Any):
         super().__init__()
         self.self_attn = PackedSelfAttention(layer.self_attn)
-        self.self_attn_layer_norm = layer.self_attn_layer_norm
-        self.fc1 = layer.fc1
-        self.fc2 = layer.fc2
-        self.final_layer_norm = layer.final_layer_norm
+        self.self_attn_layer_norm: nn.LayerNorm = layer.self_attn_layer_norm
+        self.fc1: nn.Linear = layer.fc1
+        self.fc2: nn.Linear = layer.fc2
+        self.final_layer_norm: nn.LayerNorm = layer.final_layer_norm
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor | int
@@ -92,17 +94,17 @@ class PackedLayer(nn.Module):
         normed = layer_norm(self.self_attn_layer_norm, x)
         x = x + self.self_attn(normed, cos, sin, cu_seqlens, max_seqlen)
         normed = layer_norm(self.final_layer_norm, x)
-        return x + self.fc2(F.gelu(self.fc1(normed)))
+        return x + self.fc2(F.gelu(self.fc1(normed)))  # type: ignore[no-any-return]
 
 
 class PackedLMHead(nn.Module):
     """fair-esm's ``RobertaLMHead`` without its alias of the embedding table."""
 
-    def __init__(self, head: nn.Module):
+    def __init__(self, head: Any):
         super().__init__()
-        self.dense = head.dense
-        self.layer_norm = head.layer_norm
-        self.bias = head.bias
+        self.dense: nn.Linear = head.dense
+        self.layer_norm: nn.LayerNorm = head.layer_norm
+        self.bias: nn.Parameter = head.bias
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """``[T, E]`` and the table ``[33, E]`` to logits ``[T, 33]``."""
@@ -136,9 +138,7 @@ class PackedESM2(nn.Module):
 
     inv_freq: Tensor
 
-    def __init__(
-        self, base_model: nn.Module, repr_layers: Iterable[int] = (), pool: str | None = None
-    ):
+    def __init__(self, base_model: Any, repr_layers: Iterable[int] = (), pool: str | None = None):
         super().__init__()
         self.num_layers: int = base_model.num_layers
         self.num_heads: int = base_model.attention_heads
@@ -147,18 +147,19 @@ class PackedESM2(nn.Module):
         self.pool = pool
         self.token_dropout: bool = base_model.token_dropout
         self.mask_idx: int = base_model.mask_idx
-        self.embed_tokens = base_model.embed_tokens
+        self.embed_tokens: nn.Embedding = base_model.embed_tokens
         self.layers = nn.ModuleList(PackedLayer(layer) for layer in base_model.layers)
-        self.emb_layer_norm_after = base_model.emb_layer_norm_after
+        self.emb_layer_norm_after: nn.LayerNorm = base_model.emb_layer_norm_after
         has_lm_head = not isinstance(base_model.lm_head, NoLMHead)
         self.lm_head = PackedLMHead(base_model.lm_head) if has_lm_head else None
         # The reference's own frequencies: a checkpoint may hold rounded ones.
-        self._reference_inv_freq = base_model.layers[0].self_attn.rot_emb.inv_freq.detach().clone()
+        inv_freq: Tensor = base_model.layers[0].self_attn.rot_emb.inv_freq
+        self._reference_inv_freq = inv_freq.detach().clone()
         self.register_buffer("inv_freq", self._reference_inv_freq.clone())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedESM2":
         # .half() would round the frequencies, and in bfloat16 positions above 256 would collide.
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         weight = self.embed_tokens.weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
         self.inv_freq = self._reference_inv_freq.to(weight.device, dtype)
@@ -203,12 +204,12 @@ class PackedESM2(nn.Module):
         self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor, repr_layers: Sequence[int]
     ) -> tuple[Tensor | None, dict[int, Tensor]]:
         """``forward`` with the layers chosen by the call: logits and ``{layer: [T, E]}``."""
-        embedding: Tensor = self.embed_tokens.weight
+        embedding = self.embed_tokens.weight
         longest: Tensor | int = max_seqlen
-        if torch.jit.is_tracing():
+        if is_tracing():
             embedding = _require_weights(embedding)
         else:
-            longest = max_seqlen.item()
+            longest = max_seqlen.item()  # type: ignore[assignment]
         _, start, end = token_spans(cu_seqlens, input_ids)
         position_ids = torch.ones_like(input_ids).cumsum(0) - 1 - start
         cos, sin = rotary_tables(position_ids, self.inv_freq, self.num_heads)
@@ -240,7 +241,7 @@ def check_repr_layers(repr_layers: Iterable[int], num_layers: int) -> tuple[int,
     return layers
 
 
-def layer_norm(module: nn.Module, x: Tensor) -> Tensor:
+def layer_norm(module: nn.LayerNorm, x: Tensor) -> Tensor:
     """LayerNorm with the module's parameters; apex's fused module could not be traced."""
     return F.layer_norm(x, tuple(module.weight.shape), module.weight, module.bias, module.eps)
 
@@ -256,7 +257,7 @@ def rotary_tables(position_ids: Tensor, inv_freq: Tensor, num_heads: int) -> tup
     """
     angles = (position_ids.to(inv_freq.dtype).unsqueeze(-1) * inv_freq).unsqueeze(1)
     cos, sin = angles.cos(), angles.sin()
-    tracing = torch.jit.is_tracing()
+    tracing = is_tracing()
     table_of_device = _scripted_table_of_device if tracing else _table_of_device
     cos_table = table_of_device(torch.cat([cos, cos], dim=-1), num_heads)
     sin_table = table_of_device(torch.cat([-sin, sin], dim=-1), num_heads)

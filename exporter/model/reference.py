@@ -59,7 +59,7 @@ class Reference:
         notes: what the user is told of the weights, in sentences.
     """
 
-    model: nn.Module
+    model: ESM2
     alphabet: Any
     architecture: Architecture
     origin: WeightsOrigin
@@ -164,7 +164,7 @@ def fair_esm_version() -> str:
 # --- fair-esm's model ---------------------------------------------------------------------------
 
 
-def _empty_model(shape: Shape, token_dropout: bool) -> tuple[nn.Module, Any]:
+def _empty_model(shape: Shape, token_dropout: bool) -> tuple[ESM2, Any]:
     """fair-esm's ``ESM2`` without memory for its parameters."""
     num_layers, embed_dim, num_heads = shape
     alphabet = esm.data.Alphabet.from_architecture("ESM-1b")
@@ -173,7 +173,7 @@ def _empty_model(shape: Shape, token_dropout: bool) -> tuple[nn.Module, Any]:
     return model, alphabet
 
 
-def _fill(model: nn.Module, state: dict[str, Tensor], label: str) -> None:
+def _fill(model: ESM2, state: dict[str, Tensor], label: str) -> None:
     """Assigns ``state`` to ``model`` in float32, as fair-esm's own loader casts it.
 
     Raises:

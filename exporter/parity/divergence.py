@@ -166,7 +166,7 @@ def _packed(packed: PackedESM2, packs: dict[str, Pack], attention: Attention) ->
     return _joined(pooled)
 
 
-def _joined(pooled: list[Pooled | None]) -> Pooled:
+def _joined(pooled: Sequence[Pooled | None]) -> Pooled:
     return np.concatenate([values for values in pooled if values is not None]).astype(np.float64)
 
 

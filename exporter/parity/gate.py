@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import numpy as np
@@ -96,7 +97,7 @@ class Gate:
             )
         dtype: torch.dtype = getattr(torch, manifest.dtype)
         layers = tuple(manifest.layers)
-        pooling: Pool = manifest.pool or "mean"
+        pooling = cast(Pool, manifest.pool or "mean")
         on = reference_device(device)
         run = partial(run_eager, reference, layers=layers, pooling=pooling, cache=cache)
         if on != "cpu":
@@ -125,7 +126,7 @@ class Gate:
 
     def _judge(
         self, folder: Path, manifest: Manifest, name: str, device: str, attention: Attention,
-        threads: int | None, profiles: Sequence[Profile] = (),
+        threads: int | None, profiles: Sequence[Profile] = (), stands_for: str | None = None,
     ) -> EngineVerdict:  # fmt: skip
         is_int8 = manifest.engines[name].quantised is not None
         weights = self._judge_weights(folder, is_int8)
@@ -135,7 +136,9 @@ class Gate:
                 engine: Engine = whole
                 if profiles:
                     engine = InParts(whole, profiles, manifest.signature)
-                verdict = judge(engine, folder, manifest, self.packs, self.oracle, eager, weights)
+                verdict = judge(
+                    engine, folder, manifest, self.packs, self.oracle, eager, weights, stands_for
+                )
         except UnsupportedError:
             raise
         except EngineError as error:
@@ -152,8 +155,9 @@ class Gate:
         with stand_in(folder, manifest) as twin:
             try:
                 verdict = self._judge(
-                    twin.folder, twin.manifest, twin.engine, "cpu", "standard", None, twin.profiles
-                )
+                    twin.folder, twin.manifest, twin.engine, "cpu", "standard", None,
+                    twin.profiles, name,
+                )  # fmt: skip
             except UnsupportedError as error:
                 return EngineVerdict(
                     name, "not measured", f"{why}. Nor can its graph run here: {error}"
@@ -200,6 +204,7 @@ def judge(
     oracle: Mapping[str, Answers],
     eager: Mapping[str, Answers],
     weights: Check | None = None,
+    stands_for: str | None = None,
 ) -> EngineVerdict:
     """Runs an engine on every pack and compares every output.
 
@@ -211,7 +216,9 @@ def judge(
         oracle: eager fair-esm in float64 on each.
         eager: eager fair-esm in the engine's dtype on each.
         weights: the verdict on the weights that the engine reads, if they were compared.
+        stands_for: the format whose graph it runs, where that is not its own.
     """
+    observe = FORMATS[stands_for or engine.spec.format].observe
     rows: list[Row] = []
     tokens: list[str] = []
     inside: list[str] = []
@@ -220,7 +227,7 @@ def judge(
         truth = oracle[name]
         try:
             batch = as_batch(pack)
-            with FORMATS[engine.spec.format].observe(folder, manifest, batch) as seen:
+            with observe(folder, manifest, batch) as seen:
                 outputs = engine.run(batch)
             tensors = all_outputs(engine, outputs, batch, manifest)
         except Esm2Error as error:

@@ -92,7 +92,7 @@ def write_golden(
         input_ids=truth.input_ids,
         cu_seqlens=truth.cu_seqlens,
         rows=rows,
-        **answers,
+        **answers,  # type: ignore[arg-type]
     )
     try:
         eager_errors = {

@@ -6,6 +6,8 @@ from benchmarks import environments
 from benchmarks.contenders import PEER_LABELS
 from benchmarks.environments import PEERS, PeerUnavailableError, digest_of, python_of
 
+pytestmark = pytest.mark.slow
+
 PIN = re.compile(r"[A-Za-z0-9_.-]+==[0-9][0-9A-Za-z.]*")
 
 

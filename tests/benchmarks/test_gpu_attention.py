@@ -9,6 +9,8 @@ from runtime.ops import varlen_attention
 from runtime.ops.choice import Choice, Kernel
 from runtime.ops.standard import standard
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("kernel", ["auto", "standard"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -44,6 +44,8 @@ from exporter.parity.truth.packs import Pack, parity_packs, with_names
 from runtime import load
 from runtime.manifest import Architecture
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without one")
 WITH_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

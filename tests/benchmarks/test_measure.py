@@ -13,6 +13,8 @@ from exporter.model.reference import WeightsSource, load_reference
 from runtime import manifest as manifests
 from tests.benchmarks.fakes import fake_command, fake_entrant
 
+pytestmark = pytest.mark.slow
+
 PLAN = ModelPlan(
     {"mixed": 1200, "short": 300}, search_tokens=1200, sizes=(512, 1024), search_s=60,
     rounds=(2, 5), latency_runs=2,

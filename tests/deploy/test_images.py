@@ -16,6 +16,8 @@ from runtime import manifest as manifests
 from runtime.files import file_entry
 from tests.deploy.images import ROOT, Image, built
 
+pytestmark = pytest.mark.slow
+
 FASTA = ">a\nMKTAYIAKQRQISFVKSHFSRQ\n>b\nGGAVLIPFMWDEKR\n"
 ARTIFACT = "/artifact:ro"
 # Of python:3.12-slim-bookworm's 124 MB and this, no more than 400 MB.

@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from exporter.publish import writable_copy
 from tests.examples.outputs import BAD_FASTA, EXAMPLES, compare, golden_sequences, write_fasta
 
+pytestmark = pytest.mark.slow
+
 Embed = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -12,6 +12,8 @@ import pytest
 from exporter.publish import writable_copy
 from tests.examples.outputs import BAD_FASTA, EXAMPLES, compare, golden_sequences, write_fasta
 
+pytestmark = pytest.mark.slow
+
 FOLDER = EXAMPLES / "node"
 Embed = Callable[..., subprocess.CompletedProcess[str]]
 

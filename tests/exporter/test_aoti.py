@@ -20,6 +20,8 @@ from exporter.publish import writable_copy
 from runtime import PackedBatch, instructions
 from runtime import manifest as manifests
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def compiled(compiled_artifact: Path) -> Path:

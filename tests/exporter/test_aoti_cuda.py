@@ -19,6 +19,8 @@ from runtime.engines.torch import aoti_cuda
 from runtime.errors import UnsupportedError
 from runtime.manifest import EngineEntry
 
+pytestmark = pytest.mark.slow
+
 without_gpu = pytest.mark.skipif(
     torch.cuda.is_available(), reason="describes a machine without GPU"
 )

@@ -21,6 +21,8 @@ from exporter.parity.truth.packs import Pack, parity_packs, with_names
 from exporter.publish import staged, writable_copy
 from tests.conftest import ARCHITECTURE, LAYERS, TINY, save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])

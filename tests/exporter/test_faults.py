@@ -21,6 +21,8 @@ from exporter.parity.truth.packs import parity_packs, with_names
 from runtime import manifest as manifests
 from runtime.files import file_entry
 
+pytestmark = pytest.mark.slow
+
 BY_NAME = {fault.name: fault for fault in faults()}
 GROUPS = {"graph", "packing", "token dropout", "weights", "tokenizer and pooling", "manifest"}
 ENGINES = ("torchscript", "onnx")
@@ -100,7 +102,7 @@ def test_what_a_fault_changed_is_put_back(
     one_of_each_kind = {type(fault): fault for fault in faults()}
     for fault in one_of_each_kind.values():
         with planter.planted(fault, engine) as faulty:
-            pass
+            planter.show(fault, faulty, engine)
         for name, entry in manifest.files.items():
             assert file_entry(faulty / name) == entry, fault.name
     assert planter.verdict(HARMLESS, engine).outcome == "accepted"

@@ -36,6 +36,8 @@ from runtime.manifest import EMBEDDING
 from runtime.selftest import selftest
 from tests.conftest import TINY, MadeOnce, save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 FEW = ("one residue", "many masks", "nearly all masks")
 RULE = "first choice at confident masked positions, agreement"
 

@@ -33,6 +33,8 @@ from runtime.files import file_entry
 from runtime.selftest import selftest
 from tests.conftest import random_sequence
 
+pytestmark = pytest.mark.slow
+
 FEW = ("one residue", "every token", "many masks", "nearly all masks", "mixed")
 
 

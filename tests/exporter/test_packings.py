@@ -19,6 +19,8 @@ from exporter.parity.truth.packs import Pack, Protein, protein, rare
 from runtime import manifest as manifests
 from tests.conftest import LAYERS
 
+pytestmark = pytest.mark.slow
+
 COUNT = 48
 
 

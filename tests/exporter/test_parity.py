@@ -3,6 +3,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import msgspec
@@ -49,7 +50,9 @@ from runtime.manifest import EMBEDDING
 from runtime.packing import PackedBatch
 from runtime.tokenizer import PAD_ID
 from runtime.tokenizer import TOKENS as VOCABULARY
-from tests.conftest import LAYERS, TINY, save_checkpoint
+from tests.conftest import LAYERS, TINY, save_checkpoint, stored_artifact
+
+pytestmark = pytest.mark.slow
 
 BOUNDS = np.array([0, 2, 5])
 
@@ -351,13 +354,13 @@ class TestCache:
         self, tiny: Reference, runs: list[int], tmp_path: Path
     ) -> None:
         packs, cache = {"a": [Protein("MKT")]}, Cache(tmp_path)
-        expected = run_eager(tiny, packs, (2,), "mean", torch.float64, cache)["a"].outputs
+        expected = run_eager(tiny, packs, (2,), "mean", torch.float64, cache)["a"].tensors
         (path,) = tmp_path.glob("*.npz")
         with np.load(path) as file:
             arrays = dict(file)
         np.savez(path, **{**arrays, "logits": arrays["logits"] + 1e-6})
-        again = run_eager(tiny, packs, (2,), "mean", torch.float64, cache)["a"].outputs
-        np.testing.assert_array_equal(again.logits, expected.logits)
+        again = run_eager(tiny, packs, (2,), "mean", torch.float64, cache)["a"].tensors
+        np.testing.assert_array_equal(again["logits"], expected["logits"])
         path.write_bytes(b"not an archive")
         run_eager(tiny, packs, (2,), "mean", torch.float64, cache)
         assert len(runs) == 3
@@ -381,33 +384,38 @@ class TestCache:
 Fault = Callable[[PackedBatch, Outputs], Outputs]
 
 
+def changed(outputs: Outputs, **tensors: Any) -> Outputs:
+    return Outputs({**outputs.tensors, **tensors})
+
+
 def scaled(batch: PackedBatch, outputs: Outputs) -> Outputs:
-    return replace(outputs, logits=outputs.logits * np.float32(1.00001))
+    return changed(outputs, logits=outputs.logits * np.float32(1.00001))
 
 
 def noisy_last_layer(batch: PackedBatch, outputs: Outputs) -> Outputs:
     noise = np.random.default_rng(0).standard_normal(outputs.representations[6].shape)
     noisy = (outputs.representations[6] + 3e-6 * noise).astype(np.float32)
-    return replace(outputs, representations={**outputs.representations, 6: noisy})
+    return changed(outputs, **{"representations.6": noisy})
 
 
 def one_number_not_finite(batch: PackedBatch, outputs: Outputs) -> Outputs:
     logits = outputs.logits.copy()
     logits[1, 1] = np.nan
-    return replace(outputs, logits=logits)
+    return changed(outputs, logits=logits)
 
 
 def eos_in_the_mean(batch: PackedBatch, outputs: Outputs) -> Outputs:
     last = outputs.representations[6]
-    return replace(outputs, pooled=runtime.pool(last, batch.cu_seqlens, "mean-with-eos"))
+    return changed(outputs, pooled=runtime.pool(last, batch.cu_seqlens, "mean-with-eos"))
 
 
 def a_layer_is_missing(batch: PackedBatch, outputs: Outputs) -> Outputs:
-    return replace(outputs, representations={0: outputs.representations[0], 6: outputs.logits})
+    kept = {k: v for k, v in outputs.tensors.items() if k != "representations.3"}
+    return Outputs(kept)
 
 
 def of_another_dtype(batch: PackedBatch, outputs: Outputs) -> Outputs:
-    return replace(outputs, logits=outputs.logits.astype(np.float64))
+    return changed(outputs, logits=outputs.logits.astype(np.float64))
 
 
 class FaultyEngine:
@@ -499,7 +507,8 @@ class TestBudgets:
         (budget,) = (b for b in budgets_for("float16", 6) if b.quantity == quantity)
         for change, passes in ((within, True), (beyond, False)):
             error = msgspec.structs.replace(row.engine, **change)
-            changed = msgspec.structs.replace(row, tensor=tensor, engine=error)
+            rows = "proteins" if tensor == "pooled" else "tokens"
+            changed = msgspec.structs.replace(row, tensor=tensor, rows=rows, engine=error)
             # A good output beside it does not make up for a bad one.
             assert _worst(budget, [row, changed, row], None).passed == passes
 
@@ -626,7 +635,7 @@ class TestReport:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda fields: fields.update(schema_version=99), "schema version 99, expected 2"),
+            (lambda fields: fields.update(schema_version=99), "schema version 99, expected 3"),
             (lambda fields: fields.pop("engines"), "is not a parity report"),
             (lambda fields: fields["engines"][0].update(status="fine"), "is not a parity report"),
         ],
@@ -640,6 +649,12 @@ class TestReport:
         path.write_text(json.dumps(fields))
         with pytest.raises(ExportError, match=message):
             reports.read(path)
+
+    def test_one_of_schema_2_is_upgraded(self, tmp_path: Path) -> None:
+        older = reports.read(stored_artifact(6, tmp_path) / "parity.json")
+        rows = {(row.tensor, row.rows) for row in older.engines[0].rows}
+        assert {(EMBEDDING, "proteins"), ("pooled", "proteins"), ("logits", "tokens")} <= rows
+        assert reports.grown_errors(older, older) == []
 
     def test_growth_since_an_older_report(self, report: reports.Report) -> None:
         assert reports.grown_errors(report, report) == []

@@ -20,6 +20,8 @@ from exporter.model.sources.naming import origin_of, safe_name
 from runtime.tokenizer import TOKENS
 from tests.conftest import TINY, save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 transformers = pytest.importorskip("transformers", reason="writes the real formats")
 
 TOKEN_IDS = torch.tensor([[0, 20, 15, 11, 32, 5, 19, 2]])

@@ -18,6 +18,8 @@ from exporter.model.reference import Reference
 from runtime.weights import read_places
 from tests.conftest import LAYERS
 
+pytestmark = pytest.mark.slow
+
 Pack = tuple[Tensor, Tensor, Tensor]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

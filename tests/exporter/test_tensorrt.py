@@ -34,6 +34,8 @@ from runtime.manifest import EngineEntry, read
 from runtime.weights import read_places
 from tests.conftest import model_8m
 
+pytestmark = pytest.mark.slow
+
 trt = import_library("tensorrt_rtx")
 CARDS = ("8.0", "8.9", "12.0")
 

@@ -22,6 +22,8 @@ from runtime.engines.tensorrt.library import collecting_logger, import_library
 from runtime.manifest import Profile
 from tests.conftest import TINY, save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 trt = import_library("tensorrt_rtx")
 
 

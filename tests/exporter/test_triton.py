@@ -40,6 +40,8 @@ from tests.exporter.triton_server import (
     serve,
 )
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 2e-6  # relative L2, the float32 budget of the gate
 ENGINES = ("onnx", "torchscript")
 

@@ -80,7 +80,7 @@ ONNX_DTYPES = {
 }
 
 # ONNX has no sequences of bfloat16, so that attends in float32.
-_ATTENDED = {
+_ATTENDED: dict[int, tuple[int, str]] = {
     onnx.TensorProto.FLOAT: (onnx.TensorProto.FLOAT, "float"),
     onnx.TensorProto.FLOAT16: (onnx.TensorProto.FLOAT16, "float16"),
     onnx.TensorProto.BFLOAT16: (onnx.TensorProto.FLOAT, "float"),

@@ -121,7 +121,7 @@ def _point_to_weights(model: ir.Model, folder: Path) -> None:
         if name not in places:
             continue
         tensor = value.const_value
-        assert tensor is not None
+        assert tensor is not None and isinstance(tensor.shape, ir.Shape)
         value.const_value = ir.ExternalTensor(
             location=WEIGHTS_FILE,
             offset=places[name].offset,

@@ -58,6 +58,7 @@ def _fuse(attention: ir.Node) -> bool:
     inputs = [q[0], k[0], *attention.inputs[2:], *q[1:]]
     new = ir.node(ROTARY_OP_TYPE, inputs, attention.attributes, domain=DOMAIN, version=VERSION)
     before, after = attention.outputs[0], new.outputs[0]
+    assert attention.graph is not None
     after.name, after.shape, after.type = before.name, before.shape, before.type
     ir.convenience.replace_nodes_and_values(
         attention.graph, attention, [attention], [new], [before], [after]

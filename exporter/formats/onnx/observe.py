@@ -55,7 +55,8 @@ def evaluate(
     """Values of a graph by their names, for one pack."""
     names = list(dict.fromkeys(names))
     graph = model.graph
-    needed, nodes = set(names), []
+    needed = set(names)
+    nodes: list[onnx.NodeProto] = []
     for node in reversed(graph.node):
         if needed.intersection(node.output):
             nodes.insert(0, node)

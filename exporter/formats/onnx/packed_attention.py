@@ -106,8 +106,10 @@ def use_packed_attention(model: ir.Model, num_heads: int, head_dim: int) -> Func
     for node in [node for node in graph if node.op_type == OP_TYPE]:
         packed = _packed(node, token_offset, rows.outputs[0], num_heads)
         # Shape inference does not know the vendor's op.
+        shape = node.outputs[0].shape
+        assert shape is not None
         packed.outputs[0].type = node.outputs[0].type
-        packed.outputs[0].shape = ir.Shape([node.outputs[0].shape[0], width])
+        packed.outputs[0].shape = ir.Shape([shape[0], width])
         shaped = ir.node("Reshape", [packed.outputs[0], heads.outputs[0]])
         _replace(node, [packed, shaped])
     RemoveUnusedNodesPass()(model)
@@ -122,6 +124,7 @@ def token_offset_function() -> FunctionProto:
 
 def _packed(node: ir.Node, token_offset: ir.Value, rows: ir.Value, num_heads: int) -> ir.Node:
     graph, cu_seqlens = node.graph, node.inputs[3]
+    assert graph is not None
     flat = [ir.node("Reshape", [x, rows]) for x in node.inputs[:3]]
     graph.insert_before(node, flat)
     q, k, v = (reshape.outputs[0] for reshape in flat)
@@ -132,6 +135,7 @@ def _packed(node: ir.Node, token_offset: ir.Value, rows: ir.Value, num_heads: in
 
 def _replace(node: ir.Node, new: list[ir.Node]) -> None:
     before, after = node.outputs[0], new[-1].outputs[0]
+    assert node.graph is not None
     after.name, after.shape, after.type = before.name, before.shape, before.type
     ir.convenience.replace_nodes_and_values(node.graph, node, [node], new, [before], [after])
 

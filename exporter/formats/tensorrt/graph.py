@@ -102,7 +102,7 @@ def lower(packed: PackedESM2, folder: Path) -> ModelProto:
     unpooled.pool = None
     model = onnx_cpu.export_graph(unpooled)
     share_rotary_tables(model)
-    _attend_on_grid(model, dtype)
+    _attend_on_grid(model, dtype, packed.num_heads, packed.head_dim)
     proto = onnx_cpu.finish(model, packed, folder)
     values = {"opset": OPSET, "domain": DOMAIN, "dtype": dtype}
     bodies = (_GRID, _ATTENTION)
@@ -137,6 +137,7 @@ def without_written_out_attention(model: ModelProto, suffix: str) -> ModelProto:
         after = total.outputs[0]
         after.shape, after.type = out.shape, out.type
         node = out.producer()
+        assert node is not None
         ir.convenience.replace_nodes_and_values(graph, node, [node], [*new, total], [out], [after])
         after.name = tensor_name(layer, "out" + suffix)
         layer += 1
@@ -144,7 +145,7 @@ def without_written_out_attention(model: ModelProto, suffix: str) -> ModelProto:
     return ir.to_proto(graph_model)
 
 
-def _attend_on_grid(model: ir.Model, dtype: int) -> None:
+def _attend_on_grid(model: ir.Model, dtype: int, num_heads: int, head_dim: int) -> None:
     """Replaces every ``esm2::VarlenAttention`` by padding, attention and its way back."""
     graph = model.graph
     grid = ir.node("Grid", list(graph.inputs[:3]), num_outputs=4, domain=DOMAIN)
@@ -153,7 +154,6 @@ def _attend_on_grid(model: ir.Model, dtype: int) -> None:
     graph.insert_before(graph[0], [grid])
     attentions = [node for node in graph if node.op_type == OP_TYPE]
     for layer, node in enumerate(attentions):
-        _, num_heads, head_dim = node.outputs[0].shape
         softmax_scale = ir.tensor(
             node.attributes.get_float("softmax_scale"), dtype=ir.DataType(dtype)
         )
@@ -174,6 +174,7 @@ def _attend_on_grid(model: ir.Model, dtype: int) -> None:
             ["q", "k", "v", "q_grid", "k_grid", "v_grid", "out_grid"],
             strict=True,
         ):
+            assert value is not None
             value.name = tensor_name(layer, role)
         before, after = node.outputs[0], out.outputs[0]
         after.shape, after.type = before.shape, before.type

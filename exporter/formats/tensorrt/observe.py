@@ -40,7 +40,7 @@ def _padded_attentions(model: onnx.ModelProto) -> list[tuple[str, str, str]]:
     gathers = [node for node in model.graph.node if node.op_type == "Gather"]
     by_rows = {node.input[0]: node.input[1] for node in gathers}
     by_output = {node.output[0]: node.input[1] for node in gathers}
-    found = []
+    found: list[tuple[str, str, str]] = []
     while (q := tensor_name(len(found), "q")) in by_rows:
         found.append((by_rows[q], by_output[tensor_name(len(found), "out")], LENGTHS))
     return found

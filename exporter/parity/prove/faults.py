@@ -16,12 +16,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from exporter.errors import ExportError
 from exporter.formats.table import FORMATS
 from exporter.formats.tracing import tracing_pack
 from exporter.model import packed_forward
-from exporter.model.packed_forward import PackedESM2, PackedSelfAttention
+from exporter.model.packed_forward import PackedESM2, PackedLayer, PackedSelfAttention
 from exporter.model.synthetic import synthetic_state
 from exporter.planted import (
     Fault,
@@ -96,13 +97,14 @@ def _interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _rotates_q_only(packed: PackedESM2) -> Any:
     rotate = packed_forward.rotate
-    turns = cycle([rotate, lambda x, cos, sin: x])
+    turns: cycle[Callable[..., Tensor]] = cycle([rotate, lambda x, cos, sin: x])
     return _replaced(packed_forward, "rotate", lambda *tables: next(turns)(*tables))
 
 
 @contextmanager
 def _softmax_scale(packed: PackedESM2) -> Iterator[None]:
     for layer in packed.layers:
+        assert isinstance(layer, PackedLayer)
         layer.self_attn.softmax_scale *= 1.02
     yield
 
@@ -132,7 +134,7 @@ def _baked_max_seqlen(packed: PackedESM2) -> Any:
         self: PackedSelfAttention, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor,
         max_seqlen: Any,
     ) -> Tensor:  # fmt: skip
-        longest = traced if torch.jit.is_tracing() else int(traced)
+        longest = traced if is_tracing() else int(traced)
         return original(self, x, cos, sin, cu_seqlens, longest)
 
     return _replaced(PackedSelfAttention, "forward", baked)
@@ -228,7 +230,7 @@ def _layer_skipped(state: State, architecture: Architecture) -> dict[str, Tensor
 
 def _layers_swapped(state: State, architecture: Architecture) -> dict[str, Tensor]:
     one, other = "layers.0.", f"{_middle(architecture)}."
-    swapped = {}
+    swapped: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.startswith(one):
             twin = other + name.removeprefix(one)

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -84,6 +84,7 @@ def prove_gate(
         tqdm(total=len(tasks), desc="planting faults", leave=False, disable=None) as progress,
     ):
         found = []
+        verdicts: Iterator[FaultVerdict]
         if jobs == 1:
             planter = Planter(
                 folder, manifest, reference, workspace, attention, cache, device=device
@@ -282,6 +283,7 @@ class Planter:
         if not self._faulty.exists():
             writable_copy(self._folder, self._faulty)
         manifests.write(self._manifest, self._faulty)
+        changed: AbstractContextManager[None]
         if isinstance(fault, GraphFault):
             changed = self._exported(fault, engine)
         elif isinstance(fault, WeightsFault):

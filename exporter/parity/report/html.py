@@ -2,13 +2,13 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from typing import Any
 
 from exporter.parity.report import plots
 from exporter.parity.report.schema import FaultVerdict, Report
 from exporter.parity.rules.budgets import Budget
 from exporter.parity.rules.metrics import UNBOUNDED
-from exporter.parity.rules.verdict import Check, Row
+from exporter.parity.rules.rows import Row
+from exporter.parity.rules.verdict import Check
 from exporter.templates import environment as templates
 
 FILE_NAME = "parity.html"
@@ -95,7 +95,7 @@ def _checks(report: Report) -> dict[str, dict[str, Check]]:
 
 def _faults(faults: Iterable[FaultVerdict]) -> dict[str, dict[str, dict[str, FaultVerdict]]]:
     """By group, name and engine."""
-    found: Any = defaultdict(lambda: defaultdict(dict))
+    found: dict[str, dict[str, dict[str, FaultVerdict]]] = defaultdict(lambda: defaultdict(dict))
     for fault in faults:
         found[fault.group][fault.fault][fault.engine] = fault
     return found

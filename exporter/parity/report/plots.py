@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from io import StringIO
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeGuard, TypeVar
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ _VARIABLES = {
 _KINDS = {"representations": "^", "logits": "o", "pooled": "s", EMBEDDING: "D"}
 _EAGER = "eager fair-esm"
 
-_STYLE: dict[str, Any] = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "parity",
     "text.parse_math": False,  # a name with dollar signs is no formula
@@ -56,14 +56,14 @@ _STYLE: dict[str, Any] = {
     "legend.handlelength": 1.5,
     "lines.markersize": 5.5,
 }
-_HOLLOW = {"color": _MUTED, "markerfacecolor": "none"}
-_RING = {**_HOLLOW, "markersize": 9}
-_LIMIT = {"color": _INK, "linestyle": "--", "linewidth": 1.2, "label": "limit"}
+_HOLLOW: dict[str, Any] = {"color": _MUTED, "markerfacecolor": "none"}
+_RING: dict[str, Any] = {**_HOLLOW, "markersize": 9}
+_LIMIT: dict[str, Any] = {"color": _INK, "linestyle": "--", "linewidth": 1.2, "label": "limit"}
 
 Key = TypeVar("Key")
 
 
-def can_draw(error: TensorError | None) -> bool:
+def can_draw(error: TensorError | None) -> TypeGuard[TensorError]:
     """Whether an error has a place on a logarithmic axis: 0 and unbounded ones have none."""
     return error is not None and 0 < error.relative_l2 < UNBOUNDED
 

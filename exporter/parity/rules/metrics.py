@@ -52,8 +52,8 @@ def compare(actual: Floats, expected: Floats, bounds: NDArray[np.integer]) -> Te
     if not np.isfinite(expected).all():
         raise ValueError("the oracle's answer is not finite")
     if not np.isfinite(actual).all():
-        row = int(np.argmin(np.isfinite(actual).all(axis=1)))
-        raise ValueError(f"NaN or Inf, first in row {row}")
+        first = int(np.argmin(np.isfinite(actual).all(axis=1)))
+        raise ValueError(f"NaN or Inf, first in row {first}")
     wide = actual.astype(np.float64)
     difference = np.abs(wide - expected)
     proteins = ratio(
@@ -75,7 +75,7 @@ def compare(actual: Floats, expected: Floats, bounds: NDArray[np.integer]) -> Te
     )
 
 
-def ratio(a: Floats, b: Floats) -> Floats:
+def ratio(a: Floats | float, b: Floats | float) -> Floats:
     """``a / b`` of nonnegative numbers, in which 0 / 0 is 0 and x / 0 is ``UNBOUNDED``."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     unbounded = np.where(a > 0, UNBOUNDED, 0.0)
@@ -86,4 +86,5 @@ def _cosine(a: Floats, b: Floats) -> Floats:
     """Of each row; two rows of zeros (a mask's embedding) are equal, so theirs is 1."""
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     equal = (a == b).all(axis=1).astype(np.float64)
-    return np.divide((a * b).sum(axis=1), norms, out=equal, where=norms > 0)
+    cosines: Floats = np.divide((a * b).sum(axis=1), norms, out=equal, where=norms > 0)
+    return cosines

@@ -163,8 +163,9 @@ def compare_classifications(actual: Floats, expected: Floats) -> tuple[float, fl
 def probabilities(logits: Floats) -> Floats:
     """Softmax over the last axis in float64."""
     wide = logits.astype(np.float64)
-    exponentials = np.exp(wide - wide.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+    exponentials: Floats = np.exp(wide - wide.max(axis=-1, keepdims=True))
+    total: Floats = exponentials.sum(axis=-1, keepdims=True)
+    return exponentials / total
 
 
 def jensen_shannon(p: Floats, q: Floats) -> Floats:
@@ -179,7 +180,8 @@ def jensen_shannon(p: Floats, q: Floats) -> Floats:
 
 def _relative_entropy(p: Floats, q: Floats) -> Floats:
     logarithm = np.log(np.divide(p, q, out=np.ones_like(p), where=p > 0))
-    return (p * logarithm).sum(axis=-1)
+    entropy: Floats = (p * logarithm).sum(axis=-1)
+    return entropy
 
 
 def _mean(values: NDArray[np.bool_]) -> float | None:

@@ -191,10 +191,10 @@ def _compared(budget: Budget, tasks: TaskMetrics) -> str:
 
 def _absolute_ratios(rows: Sequence[Row]) -> list[tuple[float, str]]:
     """Of each tensor, over all packs: the largest error of one pack is a matter of luck."""
-    compared = [row for row in rows if row.engine and row.eager]
+    compared = [(r.tensor, r.pack, r.engine, r.eager) for r in rows if r.engine and r.eager]
     found = []
-    for tensor in dict.fromkeys(row.tensor for row in compared):
-        errors = [(row.engine, row.eager, row.pack) for row in compared if row.tensor == tensor]
+    for tensor in dict.fromkeys(tensor for tensor, *_ in compared):
+        errors = [(engine, eager, pack) for of, pack, engine, eager in compared if of == tensor]
         engine, pack = max((error.worst_absolute, pack) for error, _, pack in errors)
         eager = max(error.worst_absolute for _, error, _ in errors)
         found.append((float(ratio(engine, eager)), f"{tensor} of pack {pack!r}"))

@@ -58,7 +58,7 @@ class Cache:
             self._folder.mkdir(parents=True, exist_ok=True)
             # Under one name for all keys: the next answer removes what a killed process left.
             with staging(self._path("answers")) as aside:
-                np.savez(aside, digest=np.array(_digest(key, arrays)), **arrays)
+                np.savez(aside, digest=np.array(_digest(key, arrays)), **arrays)  # type: ignore[arg-type]
                 aside.replace(self._path(key))
             self._remove_oldest()
         except OSError:
@@ -80,5 +80,5 @@ def _digest(key: str, arrays: Arrays) -> str:
     digest = hashlib.sha256(key.encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"\n{name} {array.dtype} {array.shape} ".encode())
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,7 +116,7 @@ class _Eager:
         self, reference: Reference, layers: tuple[int, ...], pooling: Pool, dtype: torch.dtype,
         device: str,
     ):  # fmt: skip
-        self._model = reference.model
+        self._model: nn.Module = reference.model
         self._layers = layers
         self._pooling = pooling
         self._dtype = dtype
@@ -188,20 +189,20 @@ def _to_numpy(tensor: Tensor) -> NDArray[np.floating]:
     return wide.cpu().numpy()
 
 
-def _forget_rotary_tables(model: nn.Module) -> None:
+def _forget_rotary_tables(model: Any) -> None:
     # esm/rotary_embedding.py:48 renews its tables when the length changes, not when the dtype does.
     for layer in model.layers:
         layer.self_attn.rot_emb._seq_len_cached = None
 
 
 @contextmanager
-def _softmax_at_least(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+def _softmax_at_least(model: Any, dtype: torch.dtype) -> Iterator[None]:
     """Lets fair-esm's attention take its softmax in float64 where the model is float64.
 
     esm/multihead_attention.py:19 takes it in float32 in every dtype: right for half precision, but
     it would put float32 rounding into the oracle.
     """
-    module = sys.modules[type(model.layers[0].self_attn).__module__]
+    module: Any = sys.modules[type(model.layers[0].self_attn).__module__]
     original = module.utils_softmax
     if dtype == torch.float64:
         module.utils_softmax = lambda x, dim, onnx_trace=False: torch.softmax(x, dim)

@@ -116,7 +116,7 @@ class _Captured:
     def __init__(self, forward: Forward, inputs: list[Tensor]):
         self._inputs = inputs
         # As PyTorch's manual asks: first on another stream, so that libraries are set up.
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(2):

@@ -31,7 +31,7 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> T
     entry = manifest.engines[FORMAT]
     varlen_attention.use_native_of(folder, entry)
     limit_threads(settings.threads)
-    module = torch.jit.load(folder / entry.file, map_location=device)  # type: ignore[no-untyped-call]
+    module = torch.jit.load(folder / entry.file, map_location=device)
     module.load_state_dict(read_weights(folder, device), assign=True)
     module.eval()
 
