@@ -10,8 +10,10 @@ ARTIFACT ?= artifacts/esm2_t6_8M_UR50D-synthetic
 # For gpu-check: a folder with wheels of what is not installed, and options such as --with-3b.
 WHEELS   ?=
 GPU_ARGS ?=
-# Two workers, each with whole files: what is dear to make is made once (tests/conftest.py).
+# Two workers, each with whole files: what is dear to make is made once (tests/conftest.py). Each
+# with one thread, or their pools would wait for each other's.
 TEST_ARGS ?= -n 2 --dist loadfile
+TEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # For example: make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
 
@@ -61,10 +63,10 @@ verify: $(READY)    ## Compare the engines of ARTIFACT with eager fair-esm in fl
 	$(BIN)/esm2-export verify $(ARTIFACT) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
 
 test: $(READY)    ## Run the tests that take seconds each: after every change
-	$(BIN)/python -m pytest $(TEST_ARGS) -m "not slow"
+	$(TEST) $(TEST_ARGS) -m "not slow"
 
 test-all: $(READY)    ## Run all tests
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(TEST) $(TEST_ARGS)
 
 bench: $(READY) $(BENCH:%=artifacts/%-synthetic/manifest.json)    ## Measure every engine, the peers and the limit
 	$(BIN)/python -m benchmarks --plan bench --pip-args "$(PIP_ARGS)" --docs $(BENCH:%=artifacts/%-synthetic)

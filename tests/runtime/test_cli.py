@@ -50,7 +50,7 @@ def expected(artifact: Path) -> np.ndarray:
     sequences = ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEV", "GGAVL<mask>KW", "M"]
     with runtime.load(artifact, "onnx") as engine:
         rows = [
-            engine.run(runtime.PackedBatch.from_sequences([s])).representations[6][1:-1].mean(0)
+            engine.run(runtime.PackedBatch.from_sequences([s])).representations[2][1:-1].mean(0)
             for s in sequences
         ]
     return np.stack(rows)
@@ -74,7 +74,7 @@ def ids_of(path: Path) -> list[str]:
 def read_residues(path: Path) -> list[np.ndarray]:
     if path.suffix == ".parquet":
         rows = parquet.read_table(path)["embeddings"].to_pylist()
-        return [np.array(row, dtype=np.float32).reshape(-1, 320) for row in rows]
+        return [np.array(row, dtype=np.float32).reshape(-1, 48) for row in rows]
     with np.load(path) if path.suffix == ".npz" else h5py.File(path) as file:
         return np.split(file["embeddings"][:], file["offsets"][1:-1])
 
@@ -110,7 +110,7 @@ def test_many_proteins_without_pooling(artifact: Path, tmp_path: Path, suffix: s
     assert [len(row) for row in rows] == [len(sequence) for sequence in sequences]
     with runtime.load(artifact, "onnx") as engine:
         batch = runtime.PackedBatch.from_sequences([sequences[1400]])
-        alone = engine.run(batch).representations[6]
+        alone = engine.run(batch).representations[2]
     np.testing.assert_allclose(rows[1400], alone[1:-1], atol=2e-5)
 
 
@@ -381,8 +381,8 @@ class TestUserErrors:
         assert message in self.one_line(result)
 
     def test_a_layer_that_was_not_exported(self, artifact: Path, fasta: Path) -> None:
-        result = run("embed", artifact, fasta, "-o", fasta.with_suffix(".npz"), "--layer", 2)
-        assert "exports [0, 3, 6]" in self.one_line(result)
+        result = run("embed", artifact, fasta, "-o", fasta.with_suffix(".npz"), "--layer", 5)
+        assert "exports [0, 1, 2]" in self.one_line(result)
 
     def test_an_old_output_survives_a_failure(self, artifact: Path, fasta: Path) -> None:
         output = fasta.with_suffix(".npz")
@@ -399,7 +399,7 @@ class TestInfo:
         assert result.exit_code == 0
         assert "RANDOM WEIGHTS" in result.stdout
         assert "onnx: model.onnx, passed parity: worst relative L2" in result.stdout
-        assert "6 layers, 320 wide, 20 heads of 16" in result.stdout
+        assert "2 layers, 48 wide, 4 heads of 12" in result.stdout
 
     def test_json(self, artifact: Path) -> None:
         assert json.loads(run("info", artifact, "--json").stdout)["dtype"] == "float32"

@@ -31,7 +31,7 @@ def records() -> list[Record]:
 
 def alone(engine: runtime.Engine, record: Record) -> np.ndarray:
     batch = runtime.PackedBatch.from_sequences([record.sequence])
-    return engine.run(batch).representations[6]
+    return engine.run(batch).representations[2]
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
@@ -55,21 +55,21 @@ def check_order(engine: runtime.Engine, records: list[Record], max_tokens: int) 
 def test_without_pooling_one_vector_per_residue(
     engine: runtime.Engine, records: list[Record]
 ) -> None:
-    runner = runtime.AsyncInferenceRunner(engine, 200, pool="none", layer=6)
+    runner = runtime.AsyncInferenceRunner(engine, 200, pool="none", layer=2)
     for record, result in zip(records[:9], runner.run(records[:9]), strict=True):
-        assert result.values.shape == (len(record.sequence), 320)
+        assert result.values.shape == (len(record.sequence), 48)
         np.testing.assert_allclose(result.values, alone(engine, record)[1:-1], atol=2e-5)
 
 
 def test_another_layer(engine: runtime.Engine) -> None:
-    (result,) = runtime.AsyncInferenceRunner(engine, layer=3).run([Record("a", "MKT")])
+    (result,) = runtime.AsyncInferenceRunner(engine, layer=1).run([Record("a", "MKT")])
     batch = runtime.PackedBatch.from_sequences(["MKT"])
-    expected = engine.run(batch).representations[3][1:-1].mean(axis=0)
+    expected = engine.run(batch).representations[1][1:-1].mean(axis=0)
     np.testing.assert_allclose(result.values, expected, atol=1e-5)
 
 
 def test_a_layer_that_was_not_exported(engine: runtime.Engine) -> None:
-    with pytest.raises(runtime.InputError, match=r"layer 5 .* exports \[0, 3, 6\].* --layers 5"):
+    with pytest.raises(runtime.InputError, match=r"layer 5 .* exports \[0, 1, 2\].* --layers 5"):
         runtime.AsyncInferenceRunner(engine, layer=5)
 
 

@@ -35,7 +35,7 @@ class TestGolden:
         assert "<mask>" in text
         assert {"X", "B", "U", "Z", "O"} <= set(text.replace("<mask>", ""))
         assert golden.answers.keys() == {
-            "logits", "representations.0", "representations.3", "representations.6", "pooled",
+            "logits", "representations.0", "representations.1", "representations.2", "pooled",
             EMBEDDING,
         }  # fmt: skip
         assert all(values.dtype == np.float64 for values in golden.answers.values())
