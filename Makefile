@@ -13,7 +13,7 @@ GPU_ARGS ?=
 # Two workers, each with whole files: what is dear to make is made once (tests/conftest.py). Each
 # with one thread, or their pools would wait for each other's.
 TEST_ARGS ?= -n 2 --dist loadfile
-TEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+TEST       = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # For example: make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
 
