@@ -1,6 +1,7 @@
 """Builds an artifact: load -> trace -> lower -> write aside -> verify -> publish."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from exporter.environment import version_of
 from exporter.errors import ExportError
 from exporter.formats import native
+from exporter.formats.format import Format
 from exporter.formats.table import chosen
 from exporter.keep_passed import can_publish_some, without_failed
 from exporter.model.architectures import DTYPES
@@ -97,9 +99,9 @@ def build(
     formats = chosen(options.targets)
     if options.dtype not in DTYPES:
         raise ExportError(f"dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
-    for chosen_format in formats:
-        if chosen_format.check is not None:
-            chosen_format.check(LONGEST, **options.of_format.get(chosen_format.name, {}))
+    for wanted in formats:
+        if wanted.check is not None:
+            wanted.check(LONGEST, **options.of_format.get(wanted.name, {}))
     on = reference_device(options.device)
     say(f"loading {options.source.kind} {options.source.value}")
     reference = load_reference(options.source)
@@ -112,17 +114,7 @@ def build(
     destination = options.out or Path("artifacts") / artifact
     with staged(destination) as folder:
         shared_weights.write(packed, folder)
-        op_libraries = _write_op_libraries(folder, say)
-        engines = {}
-        for chosen_format in formats:
-            name = chosen_format.name
-            say(f"exporting {name}")
-            entry = chosen_format.export(packed, folder, **options.of_format.get(name, {}))
-            engines[name] = msgspec.structs.replace(
-                entry,
-                op_library=op_libraries.get(chosen_format.op_library or ""),
-                quantised=_with_budget(entry.quantised, packed.num_layers),
-            )
+        engines = _exported(formats, packed, folder, options, say)
         say("running eager fair-esm in float64")
         layers = packed.repr_layers
         int8 = [name for name, entry in engines.items() if entry.quantised]
@@ -169,11 +161,34 @@ def _packed(reference: Reference, options: BuildOptions) -> PackedESM2:
     return cast_copy(packed, getattr(torch, options.dtype))
 
 
-def _write_op_libraries(folder: Path, say: Callable[[str], None]) -> dict[str, str]:
-    """Copies the native op into ``lib/``: names of libraries to their paths in the artifact."""
-    say("compiling the native attention op")
+def _exported(
+    formats: Sequence[Format], packed: PackedESM2, folder: Path, options: BuildOptions,
+    say: Callable[[str], None],
+) -> dict[str, EngineEntry]:  # fmt: skip
+    """Writes every engine, and the native op into ``lib/``, which a compiler makes meanwhile."""
+    entries = {}
+    with ThreadPoolExecutor(1) as aside:
+        say("compiling the native attention op")
+        compiling = aside.submit(native.compile_libraries)
+        for wanted in formats:
+            say(f"exporting {wanted.name}")
+            own = options.of_format.get(wanted.name, {})
+            entries[wanted.name] = wanted.export(packed, folder, **own)
+    op_libraries = _copied(compiling, folder, say)
+    return {
+        wanted.name: msgspec.structs.replace(
+            entries[wanted.name],
+            op_library=op_libraries.get(wanted.op_library or ""),
+            quantised=_with_budget(entries[wanted.name].quantised, packed.num_layers),
+        )
+        for wanted in formats
+    }
+
+
+def _copied(compiling: Future[Path], folder: Path, say: Callable[[str], None]) -> dict[str, str]:
+    """Names of libraries to their paths in the artifact; empty where nothing could be compiled."""
     try:
-        compiled = native.compile_libraries()
+        compiled = compiling.result()
     except native.CompilerError as error:
         say(f"warning: {error}. Without it attention on CPUs takes about twice the time")
         return {}

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from numpy.typing import NDArray
 
 import runtime
 from exporter.cli import main
@@ -31,14 +31,7 @@ from runtime import manifest as manifests
 from runtime.packing import PackedBatch
 from runtime.tokenizer import tokenize
 from tests.conftest import MadeOnce, built, random_sequence
-from tests.exporter.triton_server import (
-    BACKENDS,
-    SCHEMA,
-    RefusedError,
-    Tensors,
-    read_config,
-    serve,
-)
+from tests.exporter.triton_config import SCHEMA, read_config
 
 pytestmark = pytest.mark.slow
 
@@ -54,47 +47,43 @@ def repository(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def requests() -> list[Tensors]:
-    """Proteins of different lengths, one a request but for the third: two of one length."""
+def proteins() -> list[NDArray[np.int64]]:
     random = np.random.default_rng(5)
-    lengths = [[33], [1], [40, 40], [150], [61]]
-    drawn = [[random_sequence(random, n) for n in request] for request in lengths]
-    drawn.append(["MK<mask>AYIA<mask>QR"])
-    return [{"input_ids": np.stack([tokenize(s) for s in request])} for request in drawn]
+    drawn = [random_sequence(random, length) for length in (33, 1, 40, 40, 150, 61)]
+    return [tokenize(sequence) for sequence in [*drawn, "MK<mask>AYIA<mask>QR"]]
 
 
-@pytest.fixture(scope="module")
-def expected(tiny_artifact: Path, requests: list[Tensors]) -> dict[str, list[Tensors]]:
-    """Of each engine, as a client gets it: ``[B, L, width]``, and ``pooled`` ``[B, E]``."""
-    return {name: answers(tiny_artifact, name, requests) for name in ENGINES}
+def batched(proteins: list[NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
+    """What Triton's batcher makes of one request a protein, by the kinds that the config names."""
+    lengths = np.array([len(protein) for protein in proteins], np.int32)
+    return {"input_ids": np.concatenate(proteins), "seqlens": lengths}
 
 
-def answers(artifact: Path, engine: str, requests: list[Tensors]) -> list[Tensors]:
-    proteins = [row for request in requests for row in request["input_ids"]]
-    batch = PackedBatch.from_tokens(proteins)
+def run_model(model: Path, engine: str, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    """The model's file as its backend loads it, without our runtime."""
+    config = read_config(model)
+    names = [output.name for output in config.output]
+    if engine == "torchscript":
+        module = torch.jit.load(model / "1/model.pt")
+        inputs = [torch.from_numpy(tensors[a.name]) for a in module.forward.schema.arguments[1:]]
+        with torch.inference_mode(), torch.jit.optimized_execution(False):
+            return dict(zip(names, (x.numpy() for x in module(*inputs)), strict=True))
+    options = onnxruntime.SessionOptions()
+    for library in config.model_operations.op_library_filename:
+        options.register_custom_ops_library(str(model / "1" / library))
+    session = onnxruntime.InferenceSession(model / "1/model.onnx", options)
+    return dict(zip(names, session.run(names, tensors), strict=True))
+
+
+def compare(
+    got: dict[str, Any], artifact: Path, engine: str, proteins: list[NDArray[np.int64]]
+) -> None:
     with runtime.load(artifact, engine, device="cpu") as loaded:
-        outputs = loaded.run(batch).tensors
-    per_protein = {
-        name: list(values) if name == "pooled" else np.split(values, batch.cu_seqlens[1:-1])
-        for name, values in outputs.items()
-    }
-    found, first = [], 0
-    for request in requests:
-        last = first + len(request["input_ids"])
-        found.append({name: np.stack(rows[first:last]) for name, rows in per_protein.items()})
-        first = last
-    return found
-
-
-def compare(got: list[Tensors], wanted: list[Tensors]) -> None:
-    assert len(got) == len(wanted)
-    for one, other in zip(got, wanted, strict=True):
-        assert set(one) == set(other)
-        for name, values in other.items():
-            assert one[name].shape == values.shape, name
-            assert one[name].dtype == values.dtype, name
-            error = np.linalg.norm(one[name] - values) / np.linalg.norm(values)
-            assert error < LIMIT, f"{name}: relative L2 {error:.1e}"
+        wanted = loaded.run(PackedBatch.from_tokens(proteins)).tensors
+    assert list(got) == list(wanted)
+    for name, values in wanted.items():
+        assert got[name].dtype == values.dtype, name
+        assert np.linalg.norm(got[name] - values) / np.linalg.norm(values) < LIMIT, name
 
 
 @pytest.fixture(params=ENGINES)
@@ -107,93 +96,41 @@ def model(repository: Path, engine: str) -> Path:
     return repository / f"artifact-{engine}"
 
 
-def check(model: Path, config: Any, batches: list[list[Tensors]], expected: list[Tensors]) -> None:
-    """Every answer is the engine's, in a shape that the config promises."""
-    backend = BACKENDS[config.backend](model, config)
-    responses = [response for batch in batches for response in serve(config, backend, batch)]
-    compare(responses, expected)
-    for response in responses:
-        for tensor in config.output:
-            shape = response[tensor.name].shape[1:]
-            assert len(shape) == len(tensor.dims), tensor.name
-            fits = zip(tensor.dims, shape, strict=True)
-            assert all(wanted in (-1, size) for wanted, size in fits), tensor.name
-
-
-class TestServing:
-    def test_a_ragged_batch_is_answered_as_the_engine_answers(
-        self, model: Path, engine: str, requests: list[Tensors],
-        expected: dict[str, list[Tensors]],
-    ) -> None:  # fmt: skip
-        check(model, read_config(model), [requests], expected[engine])
-
-    def test_every_request_alone(
-        self, model: Path, engine: str, requests: list[Tensors],
-        expected: dict[str, list[Tensors]],
-    ) -> None:  # fmt: skip
-        check(model, read_config(model), [[one] for one in requests], expected[engine])
-
-
-def outputs_in_another_order(config: Any) -> None:
-    outputs = list(config.output)
-    del config.output[:]
-    config.output.extend(reversed(outputs))
-
-
-MUTATIONS: dict[str, Callable[[Any], None]] = {
-    # Every count of elements is one for each request, and the third request holds two proteins.
-    "elements of each request": lambda c: setattr(
-        c.batch_input[0], "kind", SCHEMA.BatchInput.BATCH_ELEMENT_COUNT
-    ),
-    "accumulated": lambda c: setattr(
-        c.batch_input[0], "kind", SCHEMA.BatchInput.BATCH_ACCUMULATED_ELEMENT_COUNT
-    ),
-    "accumulated with zero": lambda c: setattr(
-        c.batch_input[0], "kind", SCHEMA.BatchInput.BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO
-    ),
-    "batch input as a table": lambda c: setattr(
-        c.batch_input[0], "kind", SCHEMA.BatchInput.BATCH_ITEM_SHAPE
-    ),
-    "batch input unnamed": lambda c: c.batch_input[0].target_name.__setitem__(0, "cu_seqlens"),
-    "batch input of nothing": lambda c: c.batch_input[0].source_input.__setitem__(0, "ids"),
-    "no batch input": lambda c: c.ClearField("batch_input"),
-    "not ragged": lambda c: setattr(c.input[0], "allow_ragged_batch", False),
-    "input of int32": lambda c: setattr(c.input[0], "data_type", SCHEMA.TYPE_INT32),
-    "input of two dimensions": lambda c: c.input[0].dims.append(-1),
-    "input renamed": lambda c: setattr(c.input[0], "name", "tokens"),
-    "output renamed": lambda c: setattr(c.output[0], "name", "logit"),
-    "output of float16": lambda c: setattr(c.output[0], "data_type", SCHEMA.TYPE_FP16),
-    "output turned": lambda c: c.output[0].dims.reverse(),
-    "output too wide": lambda c: c.output[0].dims.__setitem__(1, 34),
-    "output without tokens": lambda c: c.output[0].dims.pop(0),
-    "output not scattered": lambda c: c.batch_output.pop(0),
-    "pooled with tokens": lambda c: c.output[len(c.output) - 1].dims.insert(0, -1),
-    "no batches": lambda c: setattr(c, "max_batch_size", 0),
-    "small batches": lambda c: setattr(c, "max_batch_size", 3),
-}
-
-
-class TestProof:
-    """What this file calls right must be able to be wrong."""
-
-    @pytest.mark.parametrize("mutation", MUTATIONS)
-    def test_a_wrong_config_is_found(
-        self, model: Path, engine: str, mutation: str, requests: list[Tensors],
-        expected: dict[str, list[Tensors]],
-    ) -> None:  # fmt: skip
+class TestConfig:
+    def test_a_request_is_one_protein_and_requests_share_a_pack(self, model: Path) -> None:
         config = read_config(model)
-        MUTATIONS[mutation](config)
-        with pytest.raises((RefusedError, AssertionError)):
-            check(model, config, [requests], expected[engine])
+        (ids,) = config.input
+        assert (ids.name, ids.data_type, list(ids.dims)) == ("input_ids", SCHEMA.TYPE_INT64, [-1])
+        assert ids.allow_ragged_batch
+        (lengths,) = config.batch_input
+        assert (list(lengths.target_name), list(lengths.source_input)) == (["seqlens"], [ids.name])
+        assert lengths.data_type == SCHEMA.TYPE_INT32
+        # A count of elements would be one for each request, which may hold several proteins.
+        assert lengths.kind == SCHEMA.BatchInput.BATCH_ITEM_SHAPE_FLATTEN
 
-    def test_pytorch_knows_outputs_by_their_order(
-        self, repository: Path, requests: list[Tensors], expected: dict[str, list[Tensors]]
-    ) -> None:
-        model = repository / "artifact-torchscript"
+    def test_outputs_are_the_artifacts(self, model: Path, tiny_artifact: Path) -> None:
         config = read_config(model)
-        outputs_in_another_order(config)
-        with pytest.raises((RefusedError, AssertionError)):
-            check(model, config, [requests], expected["torchscript"])
+        declared = manifests.read(tiny_artifact).signature.outputs
+        assert [output.name for output in config.output] == [output.name for output in declared]
+        scattered = {name for batch in config.batch_output for name in batch.target_name}
+        assert scattered == {output.name for output in declared if output.rows == "tokens"}
+        for output, wanted in zip(config.output, declared, strict=True):
+            assert output.data_type == SCHEMA.TYPE_FP32
+            rows = [-1] if wanted.rows == "tokens" else []
+            assert list(output.dims) == [*rows, wanted.shape[1]]
+
+    def test_the_models_file_has_them(self, repository: Path) -> None:
+        model = repository / "artifact-onnx"
+        graph = onnx.load(model / "1/model.onnx", load_external_data=False).graph
+        assert {x.name for x in graph.input} == {"input_ids", "seqlens"}
+        assert [x.name for x in graph.output] == [x.name for x in read_config(model).output]
+
+
+def test_a_batch_is_answered_as_the_engine_answers(
+    model: Path, engine: str, tiny_artifact: Path, proteins: list[NDArray[np.int64]]
+) -> None:
+    for batch in (proteins, proteins[:1]):
+        compare(run_model(model, engine, batched(batch)), tiny_artifact, engine, batch)
 
 
 # Loads both models as Triton's backends do, by what the config and the environment say.
@@ -297,7 +234,7 @@ def cuda_artifact(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) -> P
 
 class TestOtherEngines:
     def test_int8_keeps_its_two_files_of_weights(
-        self, tiny_checkpoint: Path, tmp_path: Path, requests: list[Tensors]
+        self, tiny_checkpoint: Path, tmp_path: Path, proteins: list[NDArray[np.int64]]
     ) -> None:
         reference = load_reference(WeightsSource("checkpoint", str(tiny_checkpoint)))
         packed = PackedESM2(reference.model, (2,)).eval()
@@ -308,10 +245,10 @@ class TestOtherEngines:
         assert {p.name for p in (tmp_path / "1").iterdir()} == {
             "model.onnx", "weights.safetensors", "weights.int8.safetensors",
         }  # fmt: skip
-        batch = PackedBatch.from_tokens([r for x in requests for r in x["input_ids"]])
+        batch = PackedBatch.from_tokens(proteins)
         lengths = np.diff(batch.cu_seqlens)
         (got,) = onnxruntime.InferenceSession(tmp_path / "1/model.onnx").run(
-            ["logits"], {"input_ids": batch.input_ids, "seqlens": lengths}
+            ["logits"], batched(proteins)
         )
         (wanted,) = onnxruntime.InferenceSession(tmp_path / file).run(
             ["logits"],
@@ -324,8 +261,8 @@ class TestOtherEngines:
         assert np.array_equal(got, wanted)
 
     def test_for_a_card_but_its_attention_kernel(
-        self, cuda_artifact: Path, tmp_path: Path, requests: list[Tensors],
-        expected: dict[str, list[Tensors]],
+        self, cuda_artifact: Path, tiny_artifact: Path, tmp_path: Path,
+        proteins: list[NDArray[np.int64]],
     ) -> None:  # fmt: skip
         write_repository(cuda_artifact, tmp_path / "models", "onnx-cuda")
         model = tmp_path / "models" / "cuda-onnx-cuda"
@@ -340,7 +277,7 @@ class TestOtherEngines:
         graph = onnx.load(model / "1/model.onnx", load_external_data=False)
         onnx.save(with_reference_attention(graph, ONNX_DTYPES["float32"], *heads),
                   model / "1/model.onnx")  # fmt: skip
-        check(model, config, [requests], expected["onnx"])
+        compare(run_model(model, "onnx-cuda", batched(proteins)), tiny_artifact, "onnx", proteins)
 
 
 def run(*arguments: object) -> Result:
