@@ -3,8 +3,6 @@
 Embeddings, biases and LayerNorms are not in it: int8 engines read ``weights.safetensors`` too.
 """
 
-import json
-import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +12,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from exporter.model.packed_forward import PackedESM2
+from exporter.weights.shared import save
 
 FILE_NAME = "weights.int8.safetensors"
 
@@ -67,31 +66,19 @@ def stored(quantised: Quantised) -> tuple[Tensor, Tensor]:
     return quantised.values.T.contiguous(), quantised.scales
 
 
+@torch.no_grad()
 def write(packed: PackedESM2, folder: Path) -> None:
-    """Quantises every linear of ``packed``, one at a time: never are two copies in memory.
+    """Quantises every linear of ``packed``.
 
     Args:
         packed: on the CPU, in float32.
         folder: the artifact.
     """
-    header, offset = {}, 0
+    tensors: dict[str, Tensor] = {}
     for name, linear in linears(packed):
-        rows, columns = linear.weight.shape
-        for key, kind, shape, length in zip(
-            stored_names(name), ("I8", "F32"), ([columns, rows], [rows]),
-            (rows * columns, 4 * rows), strict=True,
-        ):  # fmt: skip
-            header[key] = {
-                "dtype": kind, "shape": shape, "data_offsets": [offset, offset + length]
-            }  # fmt: skip
-            offset += length
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with (folder / FILE_NAME).open("wb") as file, torch.no_grad():
-        file.write(struct.pack("<Q", len(text)) + text)
-        for _, linear in linears(packed):
-            for tensor in stored(quantise(linear.weight)):
-                file.write(tensor.numpy().tobytes())
+        values = stored(quantise(linear.weight))
+        tensors |= dict(zip(stored_names(name), values, strict=True))
+    save(tensors, folder / FILE_NAME)
 
 
 def differences(packed: PackedESM2, folder: Path) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from exporter.model.packed_forward import PackedESM2
 from runtime.weights import FILE_NAME
@@ -12,9 +13,14 @@ from runtime.weights import FILE_NAME
 
 def write(packed: PackedESM2, folder: Path) -> None:
     """Writes the parameters and the rotary frequencies of ``packed`` under fair-esm's names."""
-    save_file(packed.state_dict(), folder / FILE_NAME)
-    # safetensors writes through a private temporary file; an artifact is as readable as its folder.
-    (folder / FILE_NAME).chmod(folder.stat().st_mode & 0o666)
+    save(packed.state_dict(), folder / FILE_NAME)
+
+
+def save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Writes a safetensors file that is as readable as its folder."""
+    save_file(tensors, path)
+    # The library writes through a private temporary file.
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def differences(packed: PackedESM2, folder: Path, dtype: torch.dtype) -> list[str]:
