@@ -44,7 +44,7 @@ def test_mean_equals_fair_esms_extract_script(reference: Reference) -> None:
     sequence = "MKTAYIAKQRQISFVKSHFSRQ"
     _, _, tokens = reference.alphabet.get_batch_converter()([("a", sequence)])
     with torch.no_grad():
-        values = reference.model(tokens, repr_layers=[6])["representations"][6]
+        values = reference.model(tokens, repr_layers=[2])["representations"][2]
     # fair-esm scripts/extract.py:123
     expected = values[0, 1 : len(sequence) + 1].mean(0)
     batch = PackedBatch.from_sequences([sequence])
