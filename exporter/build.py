@@ -1,7 +1,6 @@
 """Builds an artifact: load -> trace -> lower -> write aside -> verify -> publish."""
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -165,30 +164,25 @@ def _exported(
     formats: Sequence[Format], packed: PackedESM2, folder: Path, options: BuildOptions,
     say: Callable[[str], None],
 ) -> dict[str, EngineEntry]:  # fmt: skip
-    """Writes every engine, and the native op into ``lib/``, which a compiler makes meanwhile."""
-    entries = {}
-    with ThreadPoolExecutor(1) as aside:
-        say("compiling the native attention op")
-        compiling = aside.submit(native.compile_libraries)
-        for wanted in formats:
-            say(f"exporting {wanted.name}")
-            own = options.of_format.get(wanted.name, {})
-            entries[wanted.name] = wanted.export(packed, folder, **own)
-    op_libraries = _copied(compiling, folder, say)
-    return {
-        wanted.name: msgspec.structs.replace(
-            entries[wanted.name],
+    """Writes the native op into ``lib/``, and every engine."""
+    op_libraries = _write_op_libraries(folder, say)
+    engines = {}
+    for wanted in formats:
+        say(f"exporting {wanted.name}")
+        entry = wanted.export(packed, folder, **options.of_format.get(wanted.name, {}))
+        engines[wanted.name] = msgspec.structs.replace(
+            entry,
             op_library=op_libraries.get(wanted.op_library or ""),
-            quantised=_with_budget(entries[wanted.name].quantised, packed.num_layers),
+            quantised=_with_budget(entry.quantised, packed.num_layers),
         )
-        for wanted in formats
-    }
+    return engines
 
 
-def _copied(compiling: Future[Path], folder: Path, say: Callable[[str], None]) -> dict[str, str]:
-    """Names of libraries to their paths in the artifact; empty where nothing could be compiled."""
+def _write_op_libraries(folder: Path, say: Callable[[str], None]) -> dict[str, str]:
+    """Copies the native op into ``lib/``: names of libraries to their paths in the artifact."""
+    say("compiling the native attention op")
     try:
-        compiled = compiling.result()
+        compiled = native.compile_libraries()
     except native.CompilerError as error:
         say(f"warning: {error}. Without it attention on CPUs takes about twice the time")
         return {}

@@ -4,7 +4,6 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +13,13 @@ import click
 from exporter.errors import ExportError
 from exporter.formats.table import FORMATS
 from exporter.model.architectures import DTYPES
-from runtime.cli import one_line_errors
+from exporter.source_options import source_of, source_options
 from runtime.errors import Esm2Error
+from runtime.one_line_errors import one_line_errors
 from runtime.readers.record_options import record_options
 from runtime.threads import THREADS_VARIABLE, usable_cores
 
 if TYPE_CHECKING:
-    from exporter.model.reference import SourceKind, WeightsSource
     from runtime.pooling import Pool
     from runtime.tokenizer import Unknown
 
@@ -36,32 +35,6 @@ device_option = click.option(
     help="Where engines run: auto takes a GPU where an engine's library sees one. With cuda, eager "
     "fair-esm runs there too.",
 )
-
-SOURCE_OPTIONS = (
-    click.option("--model", help="fair-esm's name of a model, such as esm2_t33_650M_UR50D."),
-    click.option(
-        "--checkpoint",
-        help="A fair-esm .pt file, a folder that transformers saved, or a name on the Hugging Face "
-        "Hub, such as facebook/esm2_t33_650M_UR50D.",
-    ),
-    click.option(
-        "--synthetic", help="Random weights of a true architecture, for trying the project."
-    ),
-    click.option(
-        "--seed",
-        default=0,
-        show_default=True,
-        type=click.IntRange(min=0),
-        help="Of synthetic weights (and of random proteins).",
-    ),
-)
-
-
-def source_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Where the weights come from; read by ``_source``."""
-    for option in reversed(SOURCE_OPTIONS):
-        command = option(command)
-    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -137,7 +110,7 @@ def build(
     Exits with 0 if all that was asked for was published, 1 if an engine failed, 2 if the weights or
     an option are wrong.
     """
-    source = _source(model, checkpoint, synthetic, seed)
+    source = source_of(model, checkpoint, synthetic, seed)
     wanted_layers = None if layers is None else _integers(layers)
 
     from exporter.build import BuildOptions
@@ -305,7 +278,7 @@ def divergence(
     out: Path | None,
 ) -> None:  # fmt: skip
     """Measure whether flash-type, standard and eager attention agree, in every dtype."""
-    source = _source(model, checkpoint, synthetic, seed)
+    source = source_of(model, checkpoint, synthetic, seed)
     sequences = _sequences(fasta, on_error, unknown, upper, strip_stop) if fasta else None
 
     from exporter.model.reference import load_reference
@@ -363,24 +336,6 @@ def _sequences(
 
     options = RecordOptions(unknown, upper, strip_stop)
     return read_sequences(fasta, options, on_error == "skip", _warn)
-
-
-def _source(
-    model: str | None, checkpoint: str | None, synthetic: str | None, seed: int
-) -> "WeightsSource":
-    named: list[tuple[SourceKind, str | None]] = [
-        ("model", model), ("checkpoint", checkpoint), ("synthetic", synthetic),
-    ]  # fmt: skip
-    given = [(kind, value) for kind, value in named if value is not None]
-    if len(given) != 1:
-        raise ExportError(
-            f"give one of --model, --checkpoint, --synthetic; got {len(given)}. To try the "
-            "project: --synthetic esm2_t6_8M_UR50D"
-        )
-    from exporter.model.reference import WeightsSource
-
-    kind, value = given[0]
-    return WeightsSource(kind, value, seed)
 
 
 def _formats(text: str | None) -> list[str] | None:

@@ -1,7 +1,6 @@
 """``esm2-run``: look at an artifact, and embed FASTA files with it."""
 
 import dataclasses
-import functools
 import json
 import sys
 import time
@@ -14,54 +13,20 @@ import click
 from runtime.attention import ATTENTION_CHOICES
 from runtime.engines.table import FORMATS
 from runtime.errors import EngineError, Esm2Error, InputError, UnsupportedError
-from runtime.interruption import orderly_end
+from runtime.one_line_errors import one_line_errors
 from runtime.pooling import POOL_CHOICES
 from runtime.readers.record_options import record_options
 
 if TYPE_CHECKING:
     from runtime.attention import Attention
-    from runtime.concurrency import Packing
     from runtime.engine import EngineSpec
     from runtime.manifest import Manifest
     from runtime.readers.records import Record
-    from runtime.readers.scan import Scan
     from runtime.runner import Embedding, Totals
     from runtime.writers.rejected_file import RejectedFile
 
-USER_ERROR = 2
 SOME_REJECTED = 3
 FAILED_SELFTEST = 1
-
-
-def one_line_errors(*roots: type[Exception]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Prints errors of these classes as one line on stderr and exits with 2.
-
-    Ctrl-C and SIGTERM end the command as ``orderly_end`` says.
-    """
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(command)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            with orderly_end():
-                try:
-                    return command(*args, **kwargs)
-                except ModuleNotFoundError as error:
-                    _fail(f"{error.name} is not installed. pip install 'esm2-engines[export]'")
-                except BrokenPipeError:
-                    raise
-                except roots as error:
-                    _fail(str(error))
-                except MemoryError:
-                    _fail("out of memory. Try a smaller model, or a smaller --max-tokens of embed")
-
-        return wrapped
-
-    return decorate
-
-
-def _fail(message: str) -> None:
-    click.secho(f"error: {message}", err=True, fg="red")
-    sys.exit(USER_ERROR)
 
 
 ATTENTION_OPTIONS = (
@@ -177,6 +142,7 @@ def embed(
     listed in OUTPUT.rejected.tsv), 2 if nothing was written.
     """
     from runtime import manifest as manifests
+    from runtime.concurrency import packing_for
     from runtime.loading import load
     from runtime.readers.fasta import check_readable, read_fasta
     from runtime.readers.nucleotides import watch_for_nucleotides
@@ -199,7 +165,8 @@ def embed(
     skip = on_error == "skip"
     found = scan(fasta, RecordOptions(unknown, upper, strip_stop))
     found.check(skip)
-    packing = _packing(manifest, threads, concurrency, max_tokens, found)
+    embed_dim = manifest.architecture.embed_dim
+    packing = packing_for(found, embed_dim, max_tokens, threads, concurrency)
     loaded = load(artifact, engine, device, chosen, threads, packing.concurrency, tf32, cuda_graphs)
     with loaded, rejected_file(output, len(fasta) > 1) as rejected:
         # Smaller packs are for engines that share their cores among them.
@@ -229,24 +196,6 @@ def embed(
     _summarise(output, spec, runner.totals, rejected, seconds, as_json)
     if rejected.count:
         sys.exit(SOME_REJECTED)
-
-
-def _packing(
-    manifest: "Manifest", threads: int | None, concurrency: int | None, max_tokens: int,
-    found: "Scan",
-) -> "Packing":  # fmt: skip
-    from runtime.concurrency import Packing, Stream, choose_packing
-    from runtime.threads import default_threads, usable_memory
-
-    if concurrency is not None:
-        return Packing(concurrency, max_tokens)
-    stream = Stream()
-    if found.is_whole:
-        stream = Stream(found.num_proteins, found.num_tokens, found.longest)
-    return choose_packing(
-        threads or default_threads(), max_tokens, manifest.architecture.embed_dim, stream,
-        usable_memory(),
-    )  # fmt: skip
 
 
 @main.command()

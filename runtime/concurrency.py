@@ -7,6 +7,12 @@ cores.
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from runtime.threads import default_threads, usable_memory
+
+if TYPE_CHECKING:
+    from runtime.readers.scan import Scan
 
 # On 2 cores two packs of this size took 0.85 of the time of one that both share.
 LEAST_PACK_TOKENS = 512
@@ -34,6 +40,28 @@ class Packing:
 
     concurrency: int
     max_tokens: int
+
+
+def packing_for(
+    found: "Scan", embed_dim: int, max_tokens: int, threads: int | None, concurrency: int | None
+) -> Packing:
+    """For files that were scanned; what the caller asks for is taken as it is.
+
+    Args:
+        found: in the files; what came through a pipe is not known.
+        embed_dim: E.
+        max_tokens: the largest budget of a pack.
+        threads: None takes ``default_threads``.
+        concurrency: None chooses.
+    """
+    if concurrency is not None:
+        return Packing(concurrency, max_tokens)
+    stream = Stream()
+    if found.is_whole:
+        stream = Stream(found.num_proteins, found.num_tokens, found.longest)
+    return choose_packing(
+        threads or default_threads(), max_tokens, embed_dim, stream, usable_memory()
+    )
 
 
 def choose_packing(

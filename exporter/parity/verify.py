@@ -83,7 +83,7 @@ def verify(
     # In engines that passed: a fault in one that fails anyway would prove nothing.
     sound = [v.engine for v in verdicts if v.status == "passed" and v.engine in wanted]
     if prove and sound:
-        from exporter.parity.prove.planter import prove_gate
+        from exporter.parity.prove.prove_gate import prove_gate
 
         faults = prove_gate(
             folder, manifest, reference, prove.load, sound, attention, cache, prove.options.jobs,

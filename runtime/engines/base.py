@@ -3,9 +3,14 @@
 import os
 from typing import NoReturn, TypeVar
 
-from runtime.engine import EngineSpec
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.engine import EngineSpec, Outputs
 from runtime.errors import EngineError
 from runtime.manifest import Manifest
+from runtime.packing import PackedBatch
+from runtime.pooling import Pool, check_pool, pool
 
 T = TypeVar("T", bound="LoadedEngine")
 
@@ -50,6 +55,29 @@ class LoadedEngine:
             f"engine {self.spec.format!r} cannot be pickled or copied: it belongs to the process "
             "that loaded it. Send the artifact's path, and load it there"
         )
+
+
+class FetchingEngine(LoadedEngine):
+    """An engine whose library brings those outputs to the host that were asked for."""
+
+    def __init__(self, spec: EngineSpec, output_names: list[str], concurrency: int = 1):
+        super().__init__(spec, concurrency)
+        self._output_names = output_names
+
+    def run(self, batch: PackedBatch) -> Outputs:
+        """See ``Engine.run``."""
+        arrays = self._fetch(batch, self._output_names)
+        return Outputs(dict(zip(self._output_names, arrays, strict=True)))
+
+    def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
+        """See ``Engine.embed``."""
+        check_pool(how)
+        rows = self._fetch(batch, [f"representations.{layer}"])[0]
+        return rows if how == "none" else pool(rows, batch.cu_seqlens, how)
+
+    def _fetch(self, batch: PackedBatch, names: list[str]) -> list[NDArray[np.floating]]:
+        """Runs one pack; these outputs come to the host."""
+        raise NotImplementedError
 
 
 def spec_of(

@@ -12,13 +12,16 @@ import runtime
 from exporter.build import BuildOptions, build
 from exporter.errors import CheckpointError, ExportError
 from exporter.model.reference import Reference, WeightsSource, load_reference
-from exporter.parity.prove.faults import Fault, ManifestFault, RuntimeFault, faults
-from exporter.parity.prove.planter import Planter, prove_gate
+from exporter.parity.prove.faults import _replaced, faults
+from exporter.parity.prove.planter import Planter
+from exporter.parity.prove.prove_gate import prove_gate
 from exporter.parity.rules.budgets import Budget
 from exporter.parity.rules.verdict import INTERNALS, TOKENS, WEIGHTS
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.packs import parity_packs, with_names
+from exporter.planted import Fault, ManifestFault, RuntimeFault, WeightsFault
 from runtime import manifest as manifests
+from runtime import tokenizer
 from runtime.files import file_entry
 
 pytestmark = pytest.mark.slow
@@ -108,6 +111,20 @@ def test_what_a_fault_changed_is_put_back(
     assert planter.verdict(HARMLESS, engine).outcome == "accepted"
     untouched = ManifestFault("none", "manifest", lambda manifest: manifest)
     assert planter.verdict(untouched, engine).outcome == "accepted"
+
+
+def test_a_fault_that_the_weights_have_already_does_not_apply(planter: Planter) -> None:
+    name = "layers.0.fc1.bias"
+    same = WeightsFault("none", "weights", lambda state, architecture: {name: state[name]})
+    verdict = planter.verdict(same, "onnx")
+    assert verdict.outcome == "does not apply"
+    assert "so already" in verdict.note
+
+
+def test_a_fault_that_is_never_reached_is_an_error(planter: Planter) -> None:
+    unreached = partial(_replaced, tokenizer, "decode", lambda *_: "")
+    with pytest.raises(ExportError, match="never reached: nothing calls decode"):
+        planter.verdict(RuntimeFault("none", "packing", unreached), "onnx")
 
 
 @pytest.fixture(scope="module")

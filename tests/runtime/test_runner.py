@@ -266,6 +266,21 @@ def test_what_is_held_is_bounded(engine: runtime.Engine, how: Pool) -> None:
     results.close()
 
 
+def test_packs_are_full_however_much_a_row_takes(engine: runtime.Engine) -> None:
+    sizes = []
+
+    class Counting(Poisoned):
+        def embed(self, batch: runtime.PackedBatch, *_: object) -> NDArray[np.floating]:
+            sizes.append(batch.num_tokens)
+            return np.zeros((batch.num_tokens, 1), dtype=np.float32)
+
+    counting = Counting(engine, "")
+    counting.spec = replace(engine.spec, embed_dim=1 << 21)  # 2 tokens fill WINDOW_BYTES
+    runner = runtime.AsyncInferenceRunner(counting, max_tokens=30, pool="none")
+    assert len(list(runner.run(Record(str(i), "MKTAYIAK") for i in range(6)))) == 6
+    assert sizes == [30, 30]
+
+
 def test_results_do_not_wait_for_a_silent_input(engine: runtime.Engine) -> None:
     released = threading.Event()
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from exporter.errors import ExportError
-from exporter.formats.aoti.archive import rewrite
+from exporter.formats.archive import rewrite
 from exporter.formats.native import compiler_command
 from exporter.formats.tracing import dynamic_shapes, exporting, tracing_pack
 from exporter.model.packed_forward import PackedESM2

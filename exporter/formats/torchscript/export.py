@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from exporter.formats.aoti.archive import rewrite
+from exporter.formats.archive import rewrite
 from exporter.formats.tracing import tracing_pack
 from exporter.model.packed_forward import PackedESM2
 from runtime.manifest import EngineEntry

@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import instructions
-from runtime.engine import EngineSpec, Outputs, Settings
-from runtime.engines.base import LoadedEngine, spec_of
+from runtime.engine import EngineSpec, Settings
+from runtime.engines.base import FetchingEngine, spec_of
 from runtime.errors import EngineError, UnsupportedError, cause
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
-from runtime.pooling import Pool, check_pool, pool
 
 logger = logging.getLogger(__name__)
 
@@ -166,31 +165,18 @@ def _register_native(options: Any, library: Path) -> str:
         return FUNCTION
 
 
-class OnnxEngine(LoadedEngine):
+class OnnxEngine(FetchingEngine):
     """An ``onnxruntime.InferenceSession`` that takes packs."""
 
     def __init__(self, session: Any, spec: EngineSpec, output_names: list[str], concurrency: int):
-        super().__init__(spec, concurrency)
+        super().__init__(spec, output_names, concurrency)
         self._session = session
-        self._output_names = output_names
 
     def unsupported_reasons(self, batch: PackedBatch) -> list[str]:
         """See ``Engine``: every valid pack runs."""
         return []
 
-    def run(self, batch: PackedBatch) -> Outputs:
-        """See ``Engine.run``."""
-        arrays = self._fetch(batch, self._output_names)
-        return Outputs(dict(zip(self._output_names, arrays, strict=True)))
-
-    def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
-        """See ``Engine.embed``."""
-        check_pool(how)
-        rows = self._fetch(batch, [f"representations.{layer}"])[0]
-        return rows if how == "none" else pool(rows, batch.cu_seqlens, how)
-
     def _fetch(self, batch: PackedBatch, names: list[str]) -> list[NDArray[np.floating]]:
-        """Runs one pack; these outputs come to the host."""
         self.require_usable()
         feeds: dict[str, NDArray[Any]] = {
             "input_ids": batch.input_ids,

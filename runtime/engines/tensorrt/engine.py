@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.engine import EngineSpec, Outputs, Settings
+from runtime.engine import EngineSpec, Settings
 from runtime.engines import cuda_memory
-from runtime.engines.base import LoadedEngine, spec_of
+from runtime.engines.base import FetchingEngine, spec_of
 from runtime.engines.splitting import InParts, holding
 from runtime.engines.tensorrt.library import (
     LIBRARIES,
@@ -23,7 +23,6 @@ from runtime.engines.tensorrt.refit import refit
 from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import EngineEntry, Manifest, PlanEntry, Profile
 from runtime.packing import PackedBatch
-from runtime.pooling import Pool, check_pool, pool
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 
 FORMAT = "tensorrt"
@@ -108,18 +107,17 @@ def _decided_when_built(settings: Settings) -> list[str]:
     return reasons
 
 
-class TensorRTEngine(LoadedEngine):
+class TensorRTEngine(FetchingEngine):
     """An execution context that takes packs which one of its profiles holds."""
 
     def __init__(
         self, trt: Any, logger: Any, engine: Any, spec: EngineSpec, output_names: list[str],
         profiles: Sequence[Profile],
     ):  # fmt: skip
-        super().__init__(spec)
+        super().__init__(spec, output_names)
         self._trt = trt
         self._logger = logger
         self._engine = engine
-        self._output_names = output_names
         self._profiles = profiles
         self._stream = cuda_memory.Stream()
         # Memory for the largest pack of one profile at a time, not of all of them.
@@ -136,19 +134,7 @@ class TensorRTEngine(LoadedEngine):
             f"proteins and a protein of {batch.max_seqlen} tokens"
         ]
 
-    def run(self, batch: PackedBatch) -> Outputs:
-        """See ``Engine.run``."""
-        arrays = self._fetch(batch, self._output_names)
-        return Outputs(dict(zip(self._output_names, arrays, strict=True)))
-
-    def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
-        """See ``Engine.embed``."""
-        check_pool(how)
-        rows = self._fetch(batch, [f"representations.{layer}"])[0]
-        return rows if how == "none" else pool(rows, batch.cu_seqlens, how)
-
     def _fetch(self, batch: PackedBatch, names: list[str]) -> list[NDArray[np.floating]]:
-        """Runs one pack; these outputs come to the host."""
         self.require_usable()
         context, stream = self._context, self._stream
         if reasons := self.unsupported_reasons(batch):

@@ -1,0 +1,60 @@
+"""The command line's options for weights, the same wherever a command takes a model."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from exporter.errors import ExportError
+
+if TYPE_CHECKING:
+    from exporter.model.reference import SourceKind, WeightsSource
+
+_OPTIONS = (
+    click.option("--model", help="fair-esm's name of a model, such as esm2_t33_650M_UR50D."),
+    click.option(
+        "--checkpoint",
+        help="A fair-esm .pt file, a folder that transformers saved, or a name on the Hugging Face "
+        "Hub, such as facebook/esm2_t33_650M_UR50D.",
+    ),
+    click.option(
+        "--synthetic", help="Random weights of a true architecture, for trying the project."
+    ),
+    click.option(
+        "--seed",
+        default=0,
+        show_default=True,
+        type=click.IntRange(min=0),
+        help="Of synthetic weights (and of random proteins).",
+    ),
+)
+
+
+def source_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Where the weights come from; read by ``source_of``."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def source_of(
+    model: str | None, checkpoint: str | None, synthetic: str | None, seed: int
+) -> "WeightsSource":
+    """From those options.
+
+    Raises:
+        ExportError: none of them was given, or more than one.
+    """
+    named: list[tuple[SourceKind, str | None]] = [
+        ("model", model), ("checkpoint", checkpoint), ("synthetic", synthetic),
+    ]  # fmt: skip
+    given = [(kind, value) for kind, value in named if value is not None]
+    if len(given) != 1:
+        raise ExportError(
+            f"give one of --model, --checkpoint, --synthetic; got {len(given)}. To try the "
+            "project: --synthetic esm2_t6_8M_UR50D"
+        )
+    from exporter.model.reference import WeightsSource
+
+    kind, value = given[0]
+    return WeightsSource(kind, value, seed)
