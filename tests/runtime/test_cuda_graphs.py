@@ -7,9 +7,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 import runtime
-from runtime.engines.torch.cuda_graphs import Bucket, bucket_of, fill, filling_bounds
+from runtime import manifest as manifests
+from runtime.engines.torch.cuda_graphs import (
+    Bucket,
+    Forward,
+    GraphedForward,
+    bucket_of,
+    fill,
+    filling_bounds,
+)
 from runtime.engines.torch.engine import TorchEngine
 from runtime.errors import UnsupportedError
 from runtime.packing import PackedBatch
@@ -62,6 +71,29 @@ def test_a_filled_pack_computes_the_same(tiny_artifact: Path, lengths: list[int]
         for name, rows in zip(engine.output_names, engine.forward(filled), strict=True):
             own = rows[: len(expected[name])]
             torch.testing.assert_close(own, expected[name], atol=2e-5, rtol=1e-5)
+
+
+class Uncaptured:
+    """Runs what a graph would replay."""
+
+    def __init__(self, forward: Forward, inputs: list[Tensor]):
+        self._forward = forward
+
+    def replay(self, inputs: list[Tensor]) -> list[Tensor]:
+        return list(self._forward(inputs))
+
+
+def test_what_was_filled_up_is_cut_off(
+    tiny_artifact: Path, batch: PackedBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.engines.torch.cuda_graphs._Captured", Uncaptured)
+    rows = [output.rows for output in manifests.read(tiny_artifact).signature.outputs]
+    with runtime.load(tiny_artifact, "torchscript", "cpu", attention="standard") as engine:
+        assert isinstance(engine, TorchEngine)
+        expected = list(engine.forward(engine.inputs(batch)))
+        graphed = GraphedForward(engine.forward, rows)
+        for one, other in zip(graphed(engine.inputs(batch)), expected, strict=True):
+            torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-5)
 
 
 def test_a_cpu_refuses_them(tiny_artifact: Path) -> None:
