@@ -76,7 +76,10 @@ class Check:
     def _note(self, steps: list[Step]) -> None:
         places = {step.key: place for place, step in enumerate(self.report.steps)}
         for step in steps:
-            self.report.steps[places[step.key]] = step
+            place = places[step.key]
+            before, self.report.steps[place] = self.report.steps[place], step
+            if (before.status, before.reason) == (step.status, step.reason):
+                continue  # more of the same benchmark
             name = " ".join(filter(None, (step.kind, step.model, step.dtype, step.engine)))
             self._say(f"{name}: {step.status}{': ' if step.reason else ''}{step.reason}")
         self._write()

@@ -39,6 +39,14 @@ class Kernel(msgspec.Struct, frozen=True):
     worst_ratio_to_standard: float
 
 
+class KernelTime(msgspec.Struct, frozen=True):
+    """A kernel in one forward: how often it was launched, and how long all of them took."""
+
+    name: str
+    calls: int
+    milliseconds: float
+
+
 class Timing(msgspec.Struct):
     """One contender on the workload.
 
@@ -52,6 +60,7 @@ class Timing(msgspec.Struct):
         searched: padded tokens of a batch -> tokens/s, where the best was searched.
         relative_l2: its last layer against the first contender's, after the timing.
         problem: why it was not measured or is wrong; empty if all is well.
+        kernels: of one forward at the largest pack, the slowest first; of ``on card`` alone.
     """
 
     label: str
@@ -62,6 +71,7 @@ class Timing(msgspec.Struct):
     searched: dict[int, float] = {}
     relative_l2: float | None = None
     problem: str = ""
+    kernels: list[KernelTime] = []
 
 
 class Benchmark(msgspec.Struct):

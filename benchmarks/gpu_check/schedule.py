@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -30,6 +30,12 @@ class _Running:
     results: Path
     log: Path
     started: float
+    read_bytes: int = 0
+    reported: set[tuple[str, ...]] = field(default_factory=set)
+
+    def missing(self) -> list[Step]:
+        """What it has not reported."""
+        return [step for step in self.job.steps() if step.key not in self.reported]
 
 
 class Schedule:
@@ -38,7 +44,7 @@ class Schedule:
     Args:
         work: for artifacts and results, on a disk with room for them.
         logs: one file for each job: what it printed.
-        done: receives the steps of each job, in the order in which jobs end.
+        done: receives each step as soon as its process reports it.
     """
 
     def __init__(self, work: Path, logs: Path, done: Done):
@@ -47,9 +53,9 @@ class Schedule:
         self._done = done
 
     def run(self, jobs: Sequence[Job], at_once: int, deadline: float) -> None:
-        """Runs jobs in their order, ``at_once`` at a time, but never two of one model.
+        """Runs jobs in their order, ``at_once`` at a time, but never one engine of a model twice.
 
-        Those two would compute eager fair-esm's answers twice, and hold the model twice.
+        Those two would compute eager fair-esm's answers twice.
 
         Args:
             jobs: the most important first.
@@ -79,10 +85,11 @@ class Schedule:
                 waiting.remove(job)
                 running.append(self._start(job, at_once))
             for one in list(running):
-                if one.process.poll() is None and not late:
-                    continue
-                running.remove(one)
-                self._done(self._end(one))
+                has_ended = one.process.poll() is not None
+                self._collect(one)
+                if has_ended or late:
+                    running.remove(one)
+                    waiting[:0] = self._end(one)
             time.sleep(POLL_S if running else 0)
 
     def _start(self, job: Job, at_once: int) -> _Running:
@@ -90,7 +97,8 @@ class Schedule:
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         threads = str(max(1, usable_cores() // at_once))
         command = [sys.executable, "-m", "benchmarks.gpu_check.worker"]
-        with log.open("wb") as output:
+        results.unlink(missing_ok=True)
+        with log.open("ab") as output:
             process = subprocess.Popen(
                 [*command, msgspec.json.encode(job).decode(), results.name],
                 # There, so that what a report quotes has no paths of this machine.
@@ -102,28 +110,44 @@ class Schedule:
             )
         return _Running(job, process, results, log, time.perf_counter())
 
-    def _end(self, one: _Running) -> list[Step]:
-        """What it reported, and why the rest is missing."""
+    def _collect(self, one: _Running) -> None:
+        """Hands on what it has reported since the last look."""
+        if not one.results.is_file():
+            return
+        with one.results.open("rb") as file:
+            file.seek(one.read_bytes)
+            # Half a line is one that is being written, or was when its process was killed.
+            whole = file.read().rpartition(b"\n")[0]
+        if whole:
+            one.read_bytes += len(whole) + 1
+            steps = [msgspec.json.decode(line, type=Step) for line in whole.split(b"\n")]
+            one.reported |= {step.key for step in steps}
+            self._done(steps)
+
+    def _end(self, one: _Running) -> list[Job]:
+        """Says why the rest is missing; returns the job of what a crash left undone."""
         was_killed = one.process.poll() is None
         if was_killed:
             _kill(one.process)
         code = one.process.wait()
+        self._collect(one)
         took = time.perf_counter() - one.started
-        found = {}
-        if one.results.is_file():
-            # Killed while it wrote, it leaves half a line.
-            for line in one.results.read_bytes().split(b"\n")[:-1]:
-                step = msgspec.json.decode(line, type=Step)
-                found[step.key] = step
-        steps = [found.get(step.key, step) for step in one.job.steps()]
-        missing = [step for step in steps if step.key not in found]
+        missing = one.missing()
+        rest: list[Job] = []
         if was_killed:
             _with_reason(missing, "not run", f"stopped after {took:.0f} s: {NO_TIME}")
         elif code:
+            if code < 0 and one.job.kind == "gate":
+                # The others may run: whoever crashed is the first without a word.
+                crashed = next((e for e in one.job.engines for s in missing if s.engine == e), "")
+                after = one.job.engines[one.job.engines.index(crashed) + 1 :] if crashed else ()
+                rest = [msgspec.structs.replace(one.job, engines=after)] if after else []
+                missing = [step for step in missing if step.engine not in after]
             _with_reason(missing, "failed", self._last_words(one.log, code))
         else:
             _with_reason(missing, "failed", "its process ended without a word about it")
-        return steps
+        self._done(missing)
+        return rest
 
     def _last_words(self, log: Path, code: int) -> str:
         if code < 0:
@@ -140,8 +164,10 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _first_startable(waiting: Sequence[Job], running: Sequence[_Running]) -> Job | None:
-    busy = {one.job.model for one in running}
-    return next((job for job in waiting if job.model not in busy), None)
+    busy = {(one.job.model, engine) for one in running for engine in one.job.engines}
+    return next(
+        (job for job in waiting if not busy & {(job.model, engine) for engine in job.engines}), None
+    )
 
 
 def _with_reason(steps: list[Step], status: str, reason: str) -> list[Step]:

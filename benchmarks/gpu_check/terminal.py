@@ -28,7 +28,7 @@ def table(report: Report) -> str:
         for aim in aims_of(report)
     ]
     if aims:
-        lines += ["", "aims, bfloat16", *aims]
+        lines += ["", "aims, half precision", *aims]
     reasons = [
         f"  {step.kind} {_name(step)}: {step.status}: {step.reason}"
         for step in report.steps

@@ -24,6 +24,7 @@ from benchmarks.gpu_check.contenders import (
 from benchmarks.gpu_check.gate import artifact_with
 from benchmarks.gpu_check.matrix_rate import matrix_rate
 from benchmarks.gpu_check.plan import Job
+from benchmarks.gpu_check.profiling import kernels_of
 from benchmarks.gpu_check.results import Benchmark, Timing
 from benchmarks.limit import flops
 from benchmarks.peers.serve import random_tokens
@@ -43,13 +44,16 @@ PEER_SHARES = (1 / 16, 1 / 4, 1)
 SEARCH_SHARE = 0.4
 
 
-def measure(job: Job, work: Path, say: Callable[[str], None]) -> Benchmark:
+def measure(
+    job: Job, work: Path, say: Callable[[str], None], so_far: Callable[[Benchmark], None]
+) -> Benchmark:
     """Measures ``job.engines`` and the peers; who fails says so and the others go on.
 
     Args:
         job: of kind ``benchmark``.
         work: where ``run_gate`` put the artifacts.
         say: receives one line for each step.
+        so_far: receives what there is after each round.
     """
     started = time.perf_counter()
     reference = load_reference(WeightsSource(job.model.kind, job.model.value))
@@ -85,7 +89,15 @@ def measure(job: Job, work: Path, say: Callable[[str], None]) -> Benchmark:
                     with noting(timing):
                         seconds = _seconds(prepared[timing.label], job.device)
                         timing.tokens_s.append(result.tokens / seconds)
+            so_far(result)
         compare(contenders, proteins)
+        if job.device == "cuda":
+            for contender in contenders:
+                timing = contender.timing
+                if timing.role == "on card" and not timing.problem:
+                    say(f"profiling {timing.label}")
+                    with noting(timing):
+                        timing.kernels = kernels_of(prepared[timing.label][0])
     return result
 
 

@@ -29,16 +29,15 @@ def run(job: Job, results: Path, work: Path) -> None:
     if job.kind == "benchmark":
         _benchmark(job, work, emit)
         return
-    passed = []
-
-    def emit_verdict(step: Step) -> None:
-        emit(step)
-        if step.status == "passed":
-            passed.append(step.engine)
-
-    run_gate(job, work, emit_verdict)
     for engine in job.engines:
-        _look_for_waits(job, engine, engine in passed, work, emit)
+        passed: list[Step] = []
+
+        def emit_verdict(step: Step, passed: list[Step] = passed) -> None:
+            emit(step)
+            passed += [step] if step.status == "passed" else []
+
+        run_gate(job, engine, work, emit_verdict)
+        _look_for_waits(job, engine, bool(passed), work, emit)
 
 
 def _judge_kernels(job: Job, emit: Emit) -> None:
@@ -79,10 +78,13 @@ def _benchmark(job: Job, work: Path, emit: Emit) -> None:
     from benchmarks.gpu_check.throughput import measure
 
     started = time.perf_counter()
-    found = measure(job, work, lambda line: print(line, flush=True))
-    step = Step("benchmark", job.model.name, seconds=time.perf_counter() - started, benchmark=found)
-    step.status, step.reason = status_of(found)
-    emit(step)
+
+    def emit_benchmark(found: Benchmark) -> None:
+        status, reason = status_of(found)
+        seconds = time.perf_counter() - started
+        emit(Step("benchmark", job.model.name, "", "", status, reason, seconds, benchmark=found))
+
+    emit_benchmark(measure(job, work, lambda line: print(line, flush=True), emit_benchmark))
 
 
 def status_of(found: Benchmark) -> tuple[Status, str]:

@@ -45,12 +45,15 @@ inline void check_instructions(const std::string& instructions) {
 class AotInductorEngine : public Engine {
  public:
   // Throws std::runtime_error: a file is missing, damaged or foreign.
-  AotInductorEngine(const std::filesystem::path& artifact, const std::string& file) {
+  AotInductorEngine(const std::filesystem::path& artifact, const std::string& file, at::Device device)
+      : device_(device) {
     const std::string path = (artifact / file).string();
     const std::string weights_path = (artifact / "weights.safetensors").string();
     const auto weights = safetensors::load(weights_path);
+    // On a card a forward would otherwise wait for the one before.
+    const bool on_card = device.is_cuda();
     try {
-      loader_ = std::make_unique<torch::inductor::AOTIModelPackageLoader>(path);
+      loader_ = std::make_unique<torch::inductor::AOTIModelPackageLoader>(path, "model", on_card);
       for (const auto& [name, dtype] : loader_->get_runner()->getConstantNamesToDtypes()) {
         // Several names of the compiled code may stand for one parameter.
         const std::string parameter = loader_->get_runner()->getConstantNamesToOriginalFQNs().at(name);
@@ -58,7 +61,7 @@ class AotInductorEngine : public Engine {
         if (found == weights.end() || static_cast<int32_t>(found->second.scalar_type()) != dtype)
           throw std::runtime_error(weights_path + " does not fit " + file + ": it holds no '" +
                                    parameter + "' of the right dtype");
-        constants_[parameter] = found->second;
+        constants_[parameter] = found->second.to(device);
       }
       const bool use_inactive = false, check_all_are_given = true, user_managed = true;
       loader_->load_constants(constants_, use_inactive, check_all_are_given, user_managed);
@@ -71,10 +74,11 @@ class AotInductorEngine : public Engine {
 
   std::vector<at::Tensor> run(const Pack& pack) override {
     const c10::InferenceMode no_gradients;
-    return loader_->run({pack.input_ids, pack.cu_seqlens, pack.max_seqlen});
+    return loader_->run({pack.input_ids.to(device_), pack.cu_seqlens.to(device_), pack.max_seqlen});
   }
 
  private:
+  at::Device device_;
   // The compiled code holds their addresses alone.
   std::unordered_map<std::string, at::Tensor> constants_;
   std::unique_ptr<torch::inductor::AOTIModelPackageLoader> loader_;

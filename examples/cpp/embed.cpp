@@ -1,4 +1,5 @@
-// Embeds the proteins of a FASTA file as one pack: embed ARTIFACT PROTEINS.fasta OUT_FOLDER [ENGINE]
+// Embeds the proteins of a FASTA file as one pack:
+// embed ARTIFACT PROTEINS.fasta OUT_FOLDER [ENGINE [DEVICE]]
 //
 // Writes embeddings.npy, the mean over each protein's residues in the last exported layer, and every
 // output of the engine under its own name. Exit status 2: something given is unfit; 1: the run failed.
@@ -70,7 +71,7 @@ void write_npy(const fs::path& path, const at::Tensor& tensor) {
 }
 
 std::unique_ptr<esm2::Engine> load(const fs::path& artifact, const nlohmann::json& manifest,
-                                   const std::string& name) {
+                                   const std::string& name, at::Device device) {
   std::string file, op_library, instructions;
   try {
     const nlohmann::json& engine = manifest.at("engines").at(name);
@@ -83,15 +84,16 @@ std::unique_ptr<esm2::Engine> load(const fs::path& artifact, const nlohmann::jso
   }
   if (!instructions.empty()) esm2::check_instructions(instructions);
   esm2::load_op((artifact / op_library).string());
-  if (name == "aoti") return std::make_unique<esm2::AotInductorEngine>(artifact, file);
-  return std::make_unique<esm2::TorchScriptEngine>(artifact, file);
+  if (name == "torchscript") return std::make_unique<esm2::TorchScriptEngine>(artifact, file, device);
+  return std::make_unique<esm2::AotInductorEngine>(artifact, file, device);
 }
 
 void embed(const fs::path& artifact, const std::string& fasta, const fs::path& out,
-           const std::string& engine) {
+           const std::string& engine, at::Device device) {
   const nlohmann::json manifest = read_manifest(artifact);
   const esm2::Pack pack = esm2::pack(read_fasta(fasta));
-  const std::vector<at::Tensor> outputs = load(artifact, manifest, engine)->run(pack);
+  std::vector<at::Tensor> outputs = load(artifact, manifest, engine, device)->run(pack);
+  for (at::Tensor& output : outputs) output = output.cpu();
   std::vector<std::string> names;
   for (const nlohmann::json& output : manifest.at("signature").at("outputs"))
     names.push_back(output.at("name"));
@@ -112,13 +114,17 @@ void embed(const fs::path& artifact, const std::string& fasta, const fs::path& o
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::string engine = argc == 5 ? argv[4] : "torchscript";
-  if (argc < 4 || argc > 5 || (engine != "torchscript" && engine != "aoti")) {
-    std::cerr << "usage: embed ARTIFACT PROTEINS.fasta OUT_FOLDER [torchscript|aoti]\n";
+  const std::string engine = argc > 4 ? argv[4] : "torchscript", device = argc > 5 ? argv[5] : "cpu";
+  // AOTInductor compiles for one of them.
+  const bool fits = engine == "torchscript" ? device == "cpu" || device == "cuda"
+                                            : engine == (device == "cuda" ? "aoti-cuda" : "aoti");
+  if (argc < 4 || argc > 6 || !fits) {
+    std::cerr << "usage: embed ARTIFACT PROTEINS.fasta OUT_FOLDER [torchscript|aoti [cpu]]\n"
+                 "       embed ARTIFACT PROTEINS.fasta OUT_FOLDER torchscript|aoti-cuda cuda\n";
     return 2;
   }
   try {
-    embed(argv[1], argv[2], argv[3], engine);
+    embed(argv[1], argv[2], argv[3], engine, at::Device(device));
   } catch (const c10::Error& error) {
     std::cerr << "embed: PyTorch failed: " << esm2::cause(error) << "\n";
     return 1;

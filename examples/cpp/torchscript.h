@@ -20,10 +20,11 @@ namespace esm2 {
 class TorchScriptEngine : public Engine {
  public:
   // Throws std::runtime_error: a file is missing, damaged or foreign.
-  TorchScriptEngine(const std::filesystem::path& artifact, const std::string& file) {
+  TorchScriptEngine(const std::filesystem::path& artifact, const std::string& file, at::Device device)
+      : device_(device) {
     const std::string path = (artifact / file).string();
     try {
-      module_ = torch::jit::load(path, at::kCPU);
+      module_ = torch::jit::load(path, device);
     } catch (const c10::Error& error) {
       throw std::runtime_error("cannot load " + path + ": " + cause(error));
     }
@@ -36,7 +37,7 @@ class TorchScriptEngine : public Engine {
     // The optimizer specialises to shapes, and no two packs have the same.
     const torch::jit::GraphOptimizerEnabledGuard no_optimizer(false);
     const c10::IValue outputs =
-        module_.forward({pack.input_ids, pack.cu_seqlens, pack.max_seqlen});
+        module_.forward({pack.input_ids.to(device_), pack.cu_seqlens.to(device_), pack.max_seqlen});
     std::vector<at::Tensor> tensors;
     for (const c10::IValue& output : outputs.toTupleRef().elements())
       tensors.push_back(output.toTensor());
@@ -44,7 +45,7 @@ class TorchScriptEngine : public Engine {
   }
 
  private:
-  // Gives every parameter and buffer its tensor in the mapped file.
+  // Gives every parameter and buffer its tensor in the mapped file, or a copy of it on the card.
   void assign(const std::string& path) {
     auto weights = safetensors::load(path);
     std::vector<std::string> problems;
@@ -59,7 +60,7 @@ class TorchScriptEngine : public Engine {
                 << ", expected " << parameter.dtype() << " " << parameter.sizes();
         problems.push_back(problem.str());
       } else {
-        parameter.set_data(found->second);
+        parameter.set_data(found->second.to(device_));
       }
     };
     for (const auto& parameter : module_.named_parameters()) take(parameter.name, parameter.value);
@@ -70,6 +71,7 @@ class TorchScriptEngine : public Engine {
                              (others ? ", and " + std::to_string(others) + " more" : ""));
   }
 
+  at::Device device_;
   torch::jit::Module module_;
 };
 

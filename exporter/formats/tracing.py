@@ -1,7 +1,7 @@
 """How models are traced: the pack, and torch.export's settings."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -9,17 +9,22 @@ import torch.fx.experimental._config as shape_config
 from torch import Tensor
 from torch.export import Dim
 
+SHORT = (11, 18, 7)
 
-def tracing_pack() -> tuple[Tensor, Tensor, Tensor]:
+
+def tracing_pack(lengths: Sequence[int] = SHORT) -> tuple[Tensor, Tensor, Tensor]:
     """``input_ids`` [T], ``cu_seqlens`` [N + 1], ``max_seqlen`` 0-dim, of three short proteins.
 
     No test may use it: a graph can be right on it alone.
+
+    Args:
+        lengths: other ones, where a compiler chooses its kernels by them.
     """
-    cu_seqlens = torch.tensor([0, 11, 29, 36], dtype=torch.int32)
-    input_ids = 4 + torch.arange(36) % 20
-    input_ids[cu_seqlens[:-1].long()] = 0
-    input_ids[cu_seqlens[1:].long() - 1] = 2
-    return input_ids, cu_seqlens, torch.tensor(18)
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    input_ids = 4 + torch.arange(sum(lengths)) % 20
+    input_ids[bounds[:-1]] = 0
+    input_ids[bounds[1:] - 1] = 2
+    return input_ids, bounds.to(torch.int32), torch.tensor(max(lengths))
 
 
 def dynamic_shapes() -> tuple[dict[int, Dim], dict[int, Dim], dict[int, Dim]]:

@@ -5,7 +5,7 @@ import platform
 import shlex
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from exporter.errors import ExportError
 from exporter.formats.archive import rewrite
 from exporter.formats.native import compiler_command
-from exporter.formats.tracing import dynamic_shapes, exporting, tracing_pack
+from exporter.formats.tracing import SHORT, dynamic_shapes, exporting, tracing_pack
 from exporter.model.packed_forward import PackedESM2
 from runtime.instructions import PORTABLE, X86_64_V3
 from runtime.manifest import EngineEntry
@@ -31,6 +31,16 @@ OPTIONS: dict[str, Any] = {
     "aot_inductor.precompile_headers": False,
     "cpp_cache_precompile_headers": False,
 }
+
+# Some compilers link libstdc++ statically, by a flag or because they find no other one. Code then
+# holds a second one, which fails in its first regular expression on the locale of PyTorch's, as
+# AOTInductor's does when it is loaded. So PyTorch's own is linked, by its path, before any other.
+WRAPPER = """#!/bin/sh
+for argument in "$@"; do
+    case $argument in -c|-E|-S|--version) exec {command} "$@" ;; esac
+done
+exec {command} "$@" {library}
+"""
 
 # Instruction set -> the width of its vectors in bits. Linears and attention, nearly all of the
 # time, take what the processor has in any case; the rest asks for what most processors have.
@@ -66,15 +76,26 @@ def instructions_of_this_machine() -> str:
 
 
 def compile_package(
-    packed: PackedESM2, path: Path, options: dict[str, Any], compiler: list[str]
+    packed: PackedESM2,
+    path: Path,
+    options: dict[str, Any],
+    compiler: list[str],
+    lengths: Sequence[int] = SHORT,
 ) -> None:
     """Compiles ``packed`` into ``path``, for the device that it lies on.
+
+    Args:
+        packed: in the dtype to export.
+        path: of the package.
+        options: Inductor's, beside ``OPTIONS``.
+        compiler: of C++, as a command.
+        lengths: of a pack by whose size the compiler chooses among kernels.
 
     Raises:
         ExportError: the compiler failed; its first line.
     """
     device = packed.embed_tokens.weight.device
-    input_ids, cu_seqlens, max_seqlen = tracing_pack()
+    input_ids, cu_seqlens, max_seqlen = tracing_pack(lengths)
     # The host's max_seqlen stays there: it is a size.
     pack = input_ids.to(device), cu_seqlens.to(device), max_seqlen
     with temporary_folder("aoti") as workspace, _compiling_in(workspace, compiler):
@@ -129,7 +150,8 @@ def _compiling_in(workspace: Path, compiler: list[str]) -> Iterator[None]:
     prefixes = {workspace: "aoti", Path(torch.__file__).parent: "torch"}
     maps = [f"-ffile-prefix-map={path}={name}" for path, name in prefixes.items()]
     real = shutil.which(compiler[0])
-    wrapper.write_text(f'#!/bin/sh\nexec {shlex.join([str(real), *compiler[1:], *maps])} "$@"\n')
+    command = shlex.join([str(real), *compiler[1:], *maps])
+    wrapper.write_text(WRAPPER.format(command=command, library=shlex.quote(_loaded_libstdcxx())))
     wrapper.chmod(0o755)
     kept = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(workspace / "cache")
@@ -142,6 +164,15 @@ def _compiling_in(workspace: Path, compiler: list[str]) -> Iterator[None]:
             del os.environ["TORCHINDUCTOR_CACHE_DIR"]
         else:
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = kept
+
+
+def _loaded_libstdcxx() -> str:
+    """The path of the one that this process runs with; a flag without effect where it has none."""
+    try:
+        mapped = Path("/proc/self/maps").read_text().split()
+    except OSError:
+        mapped = []
+    return next((word for word in mapped if Path(word).name.startswith("libstdc++.so")), "-lm")
 
 
 def _drop_sources(path: Path) -> None:

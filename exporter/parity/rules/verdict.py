@@ -129,7 +129,7 @@ def verdict_of(
     return EngineVerdict(
         engine=spec.format,
         status="failed" if failed else "passed",
-        reason=describe(failed[0]) if failed else "",
+        reason=describe(failed[0]) + _of_eager(failed[0], budgets, eager_tasks) if failed else "",
         library=spec.library,
         device=spec.device,
         attention=spec.attention,
@@ -157,6 +157,13 @@ def describe(check: Check) -> str:
         f"{check.name}: {check.measured:.3g} in {check.where}, expected {check.sense} "
         f"{check.limit:g}"
     )
+
+
+def _of_eager(check: Check, budgets: Sequence[Budget], eager_tasks: TaskMetrics | None) -> str:
+    """What the reference itself reaches in the engine's dtype: it may be the dtype that fails."""
+    quantity = next((b.quantity for b in budgets if b.name == check.name), "")
+    value = getattr(eager_tasks, quantity, None) if quantity in OF_TASKS else None
+    return "" if value is None else f". Eager fair-esm in the engine's dtype: {value:.3g}"
 
 
 def _worst(budget: Budget, rows: Sequence[Row], tasks: TaskMetrics | None) -> Check:

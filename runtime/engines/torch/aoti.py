@@ -90,7 +90,10 @@ def _open_runner(library: Path, device: str) -> Any:
 
     if device == "cpu":
         return _aoti.AOTIModelContainerRunnerCpu(str(library), 1)
-    return _aoti.AOTIModelContainerRunnerCuda(str(library), 1, device, str(library.parent))
+    # Single-threaded: else a forward asks whether the one before is done, and waits for it, which
+    # keeps packs from being queued and CUDA graphs from being captured.
+    cubins, single_threaded = str(library.parent), True
+    return _aoti.AOTIModelContainerRunnerCuda(str(library), 1, device, cubins, single_threaded)
 
 
 @dataclass(frozen=True)

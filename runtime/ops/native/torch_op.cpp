@@ -76,6 +76,9 @@ Tensor on_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, const 
   return out;
 }
 
+// More than any schema of it has had: 15 arguments in 2.11, 17 in 2.13.
+constexpr int kDispatcherStack = 64;
+
 // PyTorch's own flash kernels, through its dispatcher: nothing here is compiled for a GPU.
 Tensor on_cuda(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
                int64_t max_seqlen, double softmax_scale) {
@@ -89,16 +92,14 @@ Tensor on_cuda(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   const std::optional<Tensor> bounds(cu_seqlens);
-  const std::optional<int64_t> no_window, no_blocks;
-  const std::optional<Tensor> none;
   const std::optional<double> scale(softmax_scale);
   // aten::_flash_attention_forward(query, key, value, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p,
-  // is_causal, return_debug_mask, *, scale, window_size_left, window_size_right, seqused_k,
-  // alibi_slopes) -> five tensors
-  StableIValue stack[15] = {from(q), from(k), from(v), from(bounds), from(bounds),
-                            from(max_seqlen), from(max_seqlen), from(0.0), from(false), from(false),
-                            from(scale), from(no_window), from(no_blocks), from(none), from(none)};
-  // As of 2.11, whatever this file is compiled with: later torch adapts a longer schema to it.
+  // is_causal, return_debug_mask, *, scale, ...) -> five tensors. What follows differs among versions
+  // of PyTorch (window sizes, seqused_k, alibi_slopes in 2.11; two more in 2.13), is optional, and the
+  // dispatcher reads as many values as the schema of the running version has: zeros are none.
+  StableIValue stack[kDispatcherStack] = {from(q), from(k), from(v), from(bounds), from(bounds),
+                                          from(max_seqlen), from(max_seqlen), from(0.0), from(false),
+                                          from(false), from(scale)};
   TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::_flash_attention_forward", "", stack, TORCH_FEATURE_VERSION));
   Tensor out = to<Tensor>(stack[0]);
