@@ -15,7 +15,7 @@ from exporter.model.precision import copy_on
 from exporter.model.reference import Reference, WeightsSource
 from runtime import manifest as manifests
 from runtime.engine import Settings
-from runtime.engines.torch import aoti_cuda
+from runtime.engines.torch import aoti, aoti_cuda
 from runtime.errors import UnsupportedError
 from runtime.manifest import EngineEntry
 
@@ -67,6 +67,16 @@ def test_another_card_is_refused_by_both_names(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     assert reasons("cuda") == []
     assert reasons("cpu") == ["it runs on CUDA alone"]
+
+
+def test_no_forward_waits_for_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AOTInductor's runner asks after the last forward unless it is single-threaded."""
+    opened: list[tuple[object, ...]] = []
+    monkeypatch.setattr(
+        torch._C._aoti, "AOTIModelContainerRunnerCuda", lambda *given: opened.append(given), False
+    )
+    aoti._open_runner(Path("folder/model.so"), "cuda")
+    assert opened == [("folder/model.so", 1, "cuda", "folder", True)]
 
 
 def test_a_copy_on_another_device_leaves_the_original(reference: Reference) -> None:

@@ -1,18 +1,14 @@
 """``model.pt2``: the packed forward compiled by AOTInductor, its constants left out."""
 
-import os
 import platform
-import shlex
-import shutil
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from exporter.errors import ExportError
+from exporter.formats.aoti.compiler import compiling_in
 from exporter.formats.archive import rewrite
 from exporter.formats.native import compiler_command
 from exporter.formats.tracing import SHORT, dynamic_shapes, exporting, tracing_pack
@@ -31,16 +27,6 @@ OPTIONS: dict[str, Any] = {
     "aot_inductor.precompile_headers": False,
     "cpp_cache_precompile_headers": False,
 }
-
-# Some compilers link libstdc++ statically, by a flag or because they find no other one. Code then
-# holds a second one, which fails in its first regular expression on the locale of PyTorch's, as
-# AOTInductor's does when it is loaded. So PyTorch's own is linked, by its path, before any other.
-WRAPPER = """#!/bin/sh
-for argument in "$@"; do
-    case $argument in -c|-E|-S|--version) exec {command} "$@" ;; esac
-done
-exec {command} "$@" {library}
-"""
 
 # Instruction set -> the width of its vectors in bits. Linears and attention, nearly all of the
 # time, take what the processor has in any case; the rest asks for what most processors have.
@@ -98,7 +84,7 @@ def compile_package(
     input_ids, cu_seqlens, max_seqlen = tracing_pack(lengths)
     # The host's max_seqlen stays there: it is a size.
     pack = input_ids.to(device), cu_seqlens.to(device), max_seqlen
-    with temporary_folder("aoti") as workspace, _compiling_in(workspace, compiler):
+    with temporary_folder("aoti") as workspace, compiling_in(workspace, compiler):
         with exporting():
             program = torch.export.export(
                 packed, pack, dynamic_shapes=dynamic_shapes(), strict=False
@@ -138,41 +124,6 @@ def _options(instructions: str | None) -> dict[str, Any]:
         "cpp.simdlen": VECTOR_BITS[instructions],
         "cpp.vec_isa_ok": True,
     }
-
-
-@contextmanager
-def _compiling_in(workspace: Path, compiler: list[str]) -> Iterator[None]:
-    """Inductor's files go to ``workspace``, and no path of this machine into the engine."""
-    from torch._inductor import config
-
-    # Inductor takes one word for a compiler, and tells GCC from Clang by it.
-    wrapper = workspace / Path(compiler[0]).name
-    prefixes = {workspace: "aoti", Path(torch.__file__).parent: "torch"}
-    maps = [f"-ffile-prefix-map={path}={name}" for path, name in prefixes.items()]
-    real = shutil.which(compiler[0])
-    command = shlex.join([str(real), *compiler[1:], *maps])
-    wrapper.write_text(WRAPPER.format(command=command, library=shlex.quote(_loaded_libstdcxx())))
-    wrapper.chmod(0o755)
-    kept = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(workspace / "cache")
-    try:
-        with config.patch({"cpp.cxx": (None, str(wrapper))}), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        if kept is None:
-            del os.environ["TORCHINDUCTOR_CACHE_DIR"]
-        else:
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = kept
-
-
-def _loaded_libstdcxx() -> str:
-    """The path of the one that this process runs with; a flag without effect where it has none."""
-    try:
-        mapped = Path("/proc/self/maps").read_text().split()
-    except OSError:
-        mapped = []
-    return next((word for word in mapped if Path(word).name.startswith("libstdc++.so")), "-lm")
 
 
 def _drop_sources(path: Path) -> None:

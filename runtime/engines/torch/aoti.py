@@ -93,7 +93,8 @@ def _open_runner(library: Path, device: str) -> Any:
     # Single-threaded: else a forward asks whether the one before is done, and waits for it, which
     # keeps packs from being queued and CUDA graphs from being captured.
     cubins, single_threaded = str(library.parent), True
-    return _aoti.AOTIModelContainerRunnerCuda(str(library), 1, device, cubins, single_threaded)
+    runner: Any = _aoti.AOTIModelContainerRunnerCuda  # its stub lacks the last argument
+    return runner(str(library), 1, device, cubins, single_threaded)
 
 
 @dataclass(frozen=True)
