@@ -1,0 +1,57 @@
+"""How AOTInductor's code is compiled: what it links, and what older PyTorch forgets to declare."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from exporter.formats.aoti import compiler
+from exporter.formats.aoti.compiler import compiling_in
+
+SOURCE = "#include <regex>\nbool f(const char* x) { return std::regex_match(x, std::regex(x)); }\n"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_pytorchs_own_libstdcxx_is_linked_also_where_the_compiler_takes_a_static_one(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "x.cpp").write_text(SOURCE)
+    flags = ["-shared", "-fPIC", "x.cpp", "-o"]
+
+    def linked(command: list[object], out: str) -> bool:
+        subprocess.run([*map(str, command), *flags, out], cwd=tmp_path, check=True, text=True)
+        return b"libstdc++.so" in (tmp_path / out).read_bytes()
+
+    static = ["g++", "-static-libstdc++"]
+    assert not linked([*static], "alone.so")
+    workspace = tmp_path / "aoti"
+    workspace.mkdir()
+    with compiling_in(workspace, static):
+        assert linked([workspace / "g++"], "wrapped.so")
+        compiled = subprocess.run(
+            [workspace / "g++", "-c", "-fPIC", "x.cpp", "-o", "x.o"],
+            cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+    assert (compiled.returncode, compiled.stderr) == (0, "")
+
+
+def test_the_second_pass_names_no_array_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+
+    monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
+    workspace = Path("aoti")
+    monkeypatch.setattr(compiler.Path, "write_text", lambda *_: 0)
+    monkeypatch.setattr(compiler.Path, "chmod", lambda *_: None)
+    lines: list[str] = []
+    wrapper = CppWrapperCpu.__new__(CppWrapperCpu)
+    wrapper.int_array_id = iter(range(9))
+    wrapper.declared_int_array_vars = set()
+    wrapper.codegen_int_array_var_cache = {}
+    before = CppWrapperCpu.codegen_int_array_var
+    with compiling_in(workspace, ["g++"]):
+        names = [wrapper.codegen_int_array_var("{4L}", lines.append, True) for _ in range(2)]
+    assert len(set(names)) == len(lines) == 2
+    assert all(name in line for name, line in zip(names, lines, strict=True))
+    assert CppWrapperCpu.codegen_int_array_var is before
