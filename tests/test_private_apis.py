@@ -58,3 +58,18 @@ def test_the_slots_of_onnxruntime_are_of_a_version_that_it_still_serves() -> Non
     version = re.search(r"api_version = (\d+);", header)
     assert version
     assert int(version[1]) <= int(onnxruntime.__version__.split(".")[1])
+
+
+def test_the_native_op_hands_over_a_value_for_every_argument_of_the_flash_kernel() -> None:
+    """The dispatcher reads as many as the schema has: 15 in PyTorch 2.11, 17 in 2.13."""
+    source = (ROOT / "runtime/ops/native/torch_op.cpp").read_text()
+    room = re.search(r"kDispatcherStack = (\d+);", source)
+    assert room
+    assert "StableIValue stack[kDispatcherStack] = {" in source
+    schema = torch.ops.aten._flash_attention_forward.default._schema
+    assert len(schema.arguments) <= int(room[1])
+    given = "query key value cum_seq_q cum_seq_k max_q max_k dropout_p is_causal return_debug_mask"
+    names = [argument.name for argument in schema.arguments]
+    assert names[:11] == [*given.split(), "scale"]
+    # Zeros are none: what follows must be free to be none.
+    assert all("Optional" in str(argument.type) for argument in schema.arguments[11:])

@@ -1,5 +1,6 @@
 """The engine ``onnx-cuda`` on a machine without a card: all of it but the attention kernel."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from runtime.engines.base import spec_of
 from runtime.engines.onnx import cuda as onnx_cuda
 from runtime.engines.onnx.cpu import OnnxEngine
 from runtime.engines.onnx.cuda import OnnxCudaEngine
-from runtime.errors import UnsupportedError
+from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import read
 from runtime.packing import PackedBatch
 from tests.conftest import MadeOnce, built
@@ -216,6 +217,41 @@ class TestEngine:
             runtime.load(cuda_artifact, "onnx-cuda")
         with pytest.raises(UnsupportedError, match="runs on CUDA alone"):
             runtime.load(cuda_artifact, "onnx-cuda", device="cpu")
+
+    def test_refused_with_an_onnxruntime_that_copies_in_every_layer(
+        self, cuda_artifact: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import onnxruntime
+
+        both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+        monkeypatch.setattr(onnxruntime, "__version__", "1.26.1")
+        with pytest.raises(
+            UnsupportedError, match=r"onnxruntime-gpu 1\.26\.1 leaves.*1\.27"
+        ) as old:
+            runtime.load(cuda_artifact, "onnx-cuda")
+        assert "\n" not in str(old.value)
+        monkeypatch.setattr(onnxruntime, "__version__", "1.27.0")
+        with pytest.raises(EngineError, match="'CUDAExecutionProvider' is not in available"):
+            runtime.load(cuda_artifact, "onnx-cuda")
+
+    def test_cudas_libraries_are_looked_for_where_pip_installs_them(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        import onnxruntime
+
+        from runtime.engines.onnx import cpu
+
+        asked = []
+        monkeypatch.setattr(
+            onnxruntime, "preload_dlls", lambda: asked.append(sys.stdout.write("no"))
+        )
+        cpu._preload_cuda()
+        assert not asked  # PyTorch has loaded its own
+        monkeypatch.delitem(sys.modules, "torch")
+        cpu._preload_cuda()
+        assert asked
+        assert capsys.readouterr().out == ""
 
     def test_auto_takes_another(self, cuda_artifact: Path) -> None:
         with runtime.load(cuda_artifact) as engine:

@@ -1,4 +1,7 @@
-"""200 seeded random packings of proteins from 1 to 2000 residues, with masks and rare residues."""
+"""200 seeded random packings of proteins from 1 to 2000 residues, with masks and rare residues.
+
+Of two layers: what packing can do wrong, it does there.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,14 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import runtime
-from exporter.model.reference import Reference
+from exporter.model.reference import WeightsSource, load_reference
 from exporter.parity.answers import Answers
 from exporter.parity.gate import judge
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.oracle import run_eager
 from exporter.parity.truth.packs import Pack, Protein, protein, rare
 from runtime import manifest as manifests
-from tests.conftest import LAYERS
 
 pytestmark = pytest.mark.slow
 
@@ -42,27 +44,31 @@ packings = st.tuples(
 
 
 @pytest.fixture(scope="module")
-def alone(reference: Reference, cache: Cache) -> tuple[dict[str, Answers], dict[str, Answers]]:
+def alone(
+    tiny_checkpoint: Path, tiny_artifact: Path, cache: Cache
+) -> tuple[dict[str, Answers], dict[str, Answers]]:
     """Each protein's answers in float64 and in float32: a protein alone equals itself in a pack."""
+    reference = load_reference(WeightsSource("checkpoint", str(tiny_checkpoint)))
+    layers = manifests.read(tiny_artifact, check_files=False).layers
     packs = {str(i): [PROTEINS[i]] for i in range(COUNT)}
     truth, eager = (
-        run_eager(reference, packs, LAYERS, "mean", dtype, cache)
+        run_eager(reference, packs, layers, "mean", dtype, cache)
         for dtype in (torch.float64, torch.float32)
     )
     return truth, eager
 
 
 @pytest.fixture(scope="module")
-def engines(artifact: Path) -> Iterator[list[runtime.Engine]]:
+def engines(tiny_artifact: Path) -> Iterator[list[runtime.Engine]]:
     with (
-        runtime.load(artifact, "onnx", check_files=False) as one,
-        runtime.load(artifact, "torchscript", check_files=False) as other,
+        runtime.load(tiny_artifact, "onnx", check_files=False) as one,
+        runtime.load(tiny_artifact, "torchscript", check_files=False) as other,
     ):
         yield [one, other]
 
 
 def test_any_packing_passes(
-    artifact: Path,
+    tiny_artifact: Path,
     engines: list[runtime.Engine],
     alone: tuple[dict[str, Answers], dict[str, Answers]],
 ) -> None:
@@ -79,10 +85,10 @@ def test_any_packing_passes(
     assert len(drawn) == 200
     packs: dict[str, Pack] = {str(packing): [PROTEINS[i] for i in packing] for packing in drawn}
     truth, eager = (Together(answers, packs, drawn) for answers in alone)
-    manifest = manifests.read(artifact, check_files=False)
+    manifest = manifests.read(tiny_artifact, check_files=False)
     for engine in engines:
         # At once, as the gate judges its packs: two of its rules are about all of them together.
-        verdict = judge(engine, artifact, manifest, packs, truth, eager)
+        verdict = judge(engine, tiny_artifact, manifest, packs, truth, eager)
         assert verdict.status == "passed", verdict.reason
         assert {row.pack for row in verdict.rows} == packs.keys()
 
