@@ -11,6 +11,7 @@ import hashlib
 import importlib.resources
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -153,7 +154,7 @@ def _compile(compiler: list[str], source: Path, built: Path) -> None:
     # libtorch is found by its name in whatever process loads this; it brings libstdc++, which must
     # be the only one, or exceptions could not cross. ONNX Runtime's op catches its own.
     link = {
-        TORCH_LIBRARY: [f"-L{torch_folder / 'lib'}", "-ltorch_cpu"],
+        TORCH_LIBRARY: [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", loaded_libstdcxx()],
         ONNXRUNTIME_LIBRARY: ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"],
     }
     for name, libraries in link.items():
@@ -164,10 +165,30 @@ def _compile(compiler: list[str], source: Path, built: Path) -> None:
     shutil.rmtree(objects)
 
 
+def loaded_libstdcxx() -> str:
+    """The path of the one that this process runs with; a flag without effect where it has none.
+
+    Linked by it, code shares PyTorch's, also where the compiler would take a static one.
+    """
+    try:
+        mapped = Path("/proc/self/maps").read_text().split()
+    except OSError:
+        mapped = []
+    return next((word for word in mapped if Path(word).name.startswith("libstdc++.so")), "-lm")
+
+
+def telling_line(output: str) -> str:
+    """The first line in which a compiler or linker says what is wrong, without folders."""
+    lines = output.strip().splitlines()
+    telling = [line for line in lines if re.search(r"error|cannot find", line, re.IGNORECASE)]
+    # PyTorch's own first line says that there was an error, and not which.
+    says_more = [line for line in telling if ": " in line] or telling or lines or ["no message"]
+    return re.sub(r"(?<![\w.])/(?:[^\s/:]+/)+", "", says_more[0].strip())
+
+
 def _run(command: list[str], folder: Path) -> str:
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if result.returncode:
-        lines = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
-        telling = [line for line in lines if "error" in line] or lines
-        raise CompilerError(f"{command[0]} could not compile the native op: {telling[0]}")
+        said = telling_line(result.stderr or f"exit status {result.returncode}")
+        raise CompilerError(f"{command[0]} could not compile the native op: {said}")
     return result.stdout

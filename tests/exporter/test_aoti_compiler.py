@@ -9,6 +9,8 @@ import torch
 
 from exporter.formats.aoti import compiler
 from exporter.formats.aoti.compiler import compiling_in
+from exporter.formats.aoti.export import LACKS_CUDA
+from exporter.formats.native import telling_line
 
 SOURCE = "#include <regex>\nbool f(const char* x) { return std::regex_match(x, std::regex(x)); }\n"
 
@@ -55,3 +57,33 @@ def test_the_second_pass_names_no_array_of_the_first(monkeypatch: pytest.MonkeyP
     assert len(set(names)) == len(lines) == 2
     assert all(name in line for name, line in zip(names, lines, strict=True))
     assert CppWrapperCpu.codegen_int_array_var is before
+
+
+@pytest.mark.parametrize(
+    ("output", "said", "lacks_cuda"),
+    [
+        (
+            "C++ compile error\n\nCommand:\ng++ x.cpp\n\nOutput:\n/tmp/a/cnd.wrapper.cpp:9708:89: "
+            "error: 'int_array_56' was not declared in this scope\n 9708 | auto",
+            "cnd.wrapper.cpp:9708:89: error: 'int_array_56' was not declared in this scope",
+            False,
+        ),
+        (
+            "C++ compile error\n\nOutput:\n/opt/torch/include/x.h:3:10: fatal error: cuda.h: "
+            "No such file or directory\n",
+            "x.h:3:10: fatal error: cuda.h: No such file or directory",
+            True,
+        ),
+        (
+            "C++ compile error\n\nOutput:\n/usr/bin/ld: cannot find -lcuda: No such file\n"
+            "collect2: error: ld returned 1 exit status\n",
+            "ld: cannot find -lcuda: No such file",
+            True,
+        ),
+        ("CUDA error: an illegal memory access", "CUDA error: an illegal memory access", False),
+        ("", "no message", False),
+    ],
+)  # fmt: skip
+def test_the_message_says_what_the_compiler_said(output: str, said: str, lacks_cuda: bool) -> None:
+    assert telling_line(output) == said
+    assert bool(LACKS_CUDA.search(said)) == lacks_cuda

@@ -12,6 +12,8 @@ from unittest import mock
 
 import torch
 
+from exporter.formats.native import loaded_libstdcxx
+
 # Some compilers link libstdc++ statically, by a flag or because they find no other one. Code then
 # holds a second one, which fails in its first regular expression on the locale of PyTorch's, as
 # AOTInductor's does when it is loaded. So PyTorch's own is linked, by its path, before any other.
@@ -37,7 +39,7 @@ def compiling_in(workspace: Path, compiler: list[str]) -> Iterator[None]:
     maps = [f"-ffile-prefix-map={path}={name}" for path, name in prefixes.items()]
     real = shutil.which(compiler[0])
     command = shlex.join([str(real), *compiler[1:], *maps])
-    wrapper.write_text(WRAPPER.format(command=command, library=shlex.quote(_loaded_libstdcxx())))
+    wrapper.write_text(WRAPPER.format(command=command, library=shlex.quote(loaded_libstdcxx())))
     wrapper.chmod(0o755)
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     mended = nullcontext() if version >= TELLS_PASSES_APART else _two_passes_apart()
@@ -52,15 +54,6 @@ def compiling_in(workspace: Path, compiler: list[str]) -> Iterator[None]:
             del os.environ["TORCHINDUCTOR_CACHE_DIR"]
         else:
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = kept
-
-
-def _loaded_libstdcxx() -> str:
-    """The path of the one that this process runs with; a flag without effect where it has none."""
-    try:
-        mapped = Path("/proc/self/maps").read_text().split()
-    except OSError:
-        mapped = []
-    return next((word for word in mapped if Path(word).name.startswith("libstdc++.so")), "-lm")
 
 
 def _two_passes_apart() -> AbstractContextManager[Any]:

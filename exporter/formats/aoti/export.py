@@ -1,6 +1,7 @@
 """``model.pt2``: the packed forward compiled by AOTInductor, its constants left out."""
 
 import platform
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from exporter.errors import ExportError
 from exporter.formats.aoti.compiler import compiling_in
 from exporter.formats.archive import rewrite
-from exporter.formats.native import compiler_command
+from exporter.formats.native import compiler_command, telling_line
 from exporter.formats.tracing import SHORT, dynamic_shapes, exporting, tracing_pack
 from exporter.model.packed_forward import PackedESM2
 from runtime.instructions import PORTABLE, X86_64_V3
@@ -18,6 +19,12 @@ from runtime.manifest import EngineEntry
 from runtime.staging import temporary_folder
 
 FILE_NAME = "model.pt2"
+LACKS_CUDA = re.compile(r"\bcuda(_runtime)?(_api)?\.h\b|-lcuda\b")
+CUDA_ADVICE = (
+    ". Engines for CUDA are compiled with the toolkit's cuda.h and linked with libcuda.so: install "
+    "the CUDA toolkit of PyTorch's version and set CUDA_HOME to its folder (in LIBRARY_PATH its "
+    "lib64/stubs, where there is no driver), or leave aoti-cuda out of --target"
+)
 LOWERING = "esm2::varlen_attention, everything around it compiled"
 # Those that this PyTorch does not know are left out: 2.11 writes no line tables in any case.
 OPTIONS: dict[str, Any] = {
@@ -94,8 +101,9 @@ def compile_package(
                 program, package_path=str(path), inductor_configs={**_known(OPTIONS), **options}
             )
         except Exception as error:  # the compiler's output comes in a dozen classes
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ExportError(f"AOTInductor could not compile the model: {line}") from error
+            said = telling_line(str(error) or type(error).__name__)
+            advice = CUDA_ADVICE if device.type == "cuda" and LACKS_CUDA.search(said) else ""
+            raise ExportError(f"AOTInductor could not compile the model: {said}{advice}") from error
     _drop_sources(path)
 
 
