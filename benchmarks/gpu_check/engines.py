@@ -1,22 +1,43 @@
 """Which engines a device has, and why one of them cannot run here."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 from benchmarks.gpu_check.packages import is_installed
 from runtime.engines.tensorrt.library import LIBRARIES, import_library, known_cards
 from runtime.engines.torch.aoti_cuda import capability_of_this_gpu
 from runtime.errors import UnsupportedError
 
-# Of a device, in the order in which they are built.
-OF_DEVICE = {
-    "cuda": ("torchscript", "onnx-cuda", "aoti-cuda", "tensorrt"),
-    "cpu": ("torchscript", "onnx"),
-}
+
+@dataclass(frozen=True)
+class Candidate:
+    """An engine format, as a check knows it.
+
+    Attributes:
+        devices: where it runs.
+        why_not: ``why_not(dtype, device)``: one sentence, or empty if it can be built and run.
+        is_compiled: building it is minutes of a compiler, so it has a process of its own.
+        pools_in_graph: else PyTorch pools on the card whatever the graph holds; these bring
+            ``[T, E]`` to the host unless their graph pools.
+        waits: how one looks for moments in which the host waits for the card.
+    """
+
+    devices: tuple[str, ...]
+    why_not: Callable[[str, str], str]
+    is_compiled: bool = False
+    pools_in_graph: bool = False
+    waits: Literal["in a forward", "in the graph", "no way"] = "in a forward"
+
+
+def of_device(device: str) -> tuple[str, ...]:
+    """The engines of a device, in the order in which they are built."""
+    return tuple(name for name, known in ENGINES.items() if device in known.devices)
 
 
 def why_not(engine: str, dtype: str, device: str) -> str:
     """One sentence, or empty if ``engine`` can be built and run in ``dtype`` on ``device``."""
-    return CHECKS[engine](dtype, device)
+    return ENGINES[engine].why_not(dtype, device)
 
 
 def _torch(dtype: str, device: str) -> str:
@@ -58,10 +79,10 @@ def _tensorrt(dtype: str, device: str) -> str:
     return "; ".join(problems)
 
 
-CHECKS: dict[str, Callable[[str, str], str]] = {
-    "torchscript": _torch,
-    "onnx": _onnx,
-    "onnx-cuda": _onnx,
-    "aoti-cuda": _compiled,
-    "tensorrt": _tensorrt,
+ENGINES = {
+    "torchscript": Candidate(("cuda", "cpu"), _torch),
+    "onnx": Candidate(("cpu",), _onnx, waits="in the graph"),
+    "onnx-cuda": Candidate(("cuda",), _onnx, pools_in_graph=True, waits="in the graph"),
+    "aoti-cuda": Candidate(("cuda",), _compiled, is_compiled=True),
+    "tensorrt": Candidate(("cuda",), _tensorrt, pools_in_graph=True, waits="no way"),
 }

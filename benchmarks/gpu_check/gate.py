@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.gpu_check.engines import ENGINES
 from benchmarks.gpu_check.plan import Job
 from benchmarks.gpu_check.results import Parity, Step, reason_of
 from exporter.build import BuildOptions, build
@@ -17,8 +18,6 @@ from exporter.parity.truth.cache import Cache
 from runtime import manifest as manifests
 
 Emit = Callable[[Step], None]
-# On the card, whatever the graph holds; others bring [T, E] to the host unless their graph pools.
-POOLED_BY_PYTORCH = ("torchscript", "aoti", "aoti-cuda")
 
 
 def run_gate(job: Job, engine: str, work: Path, emit: Emit) -> None:
@@ -38,7 +37,7 @@ def run_gate(job: Job, engine: str, work: Path, emit: Emit) -> None:
         source=WeightsSource(job.model.kind, job.model.value),
         targets=[engine],
         dtype=job.dtype,
-        pool=None if engine in POOLED_BY_PYTORCH else "mean",
+        pool="mean" if ENGINES[engine].pools_in_graph else None,
         out=work / f"{job.model.name}-{job.dtype}-{engine}",
         device=job.device,
     )

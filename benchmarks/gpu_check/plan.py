@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from benchmarks.gpu_check.attention import KERNELS
-from benchmarks.gpu_check.engines import OF_DEVICE, why_not
+from benchmarks.gpu_check.engines import ENGINES, of_device, why_not
 from benchmarks.gpu_check.results import Step
 from exporter.model.reference import SourceKind
 
@@ -23,8 +23,6 @@ GATE_ORDER = ("8M", "650M", "35M", "150M", "3B")
 BENCHMARK_ORDER = ("650M", "3B", "8M", "150M", "35M")
 # Also the order in which a benchmark takes an engine's dtype.
 DTYPES = ("bfloat16", "float16", "float32")
-
-COMPILED = ("aoti-cuda",)
 
 NOT_REACHED = "the check ended before it"
 
@@ -111,7 +109,7 @@ def steps_of(models: Sequence[Model], dtypes: Sequence[str], device: str) -> lis
     for step in steps:
         step.reason = NOT_REACHED
     for model, dtype in _gated(models, dtypes):
-        for engine in OF_DEVICE[device]:
+        for engine in of_device(device):
             reason = why_not(engine, dtype, device) or NOT_REACHED
             steps += [
                 Step(kind, model.name, dtype, engine, reason=reason)
@@ -131,12 +129,12 @@ def gates_of(models: Sequence[Model], dtypes: Sequence[str], device: str) -> lis
     """The most important first, each with the engines that can run."""
     jobs = []
     for model, dtype in _gated(models, dtypes):
-        engines = [name for name in OF_DEVICE[device] if not why_not(name, dtype, device)]
+        engines = [name for name in of_device(device) if not why_not(name, dtype, device)]
         # A compiler takes its minutes on the CPU, while another process computes the answers of
         # eager fair-esm.
         for group in (
-            tuple(engine for engine in engines if engine not in COMPILED),
-            tuple(engine for engine in engines if engine in COMPILED),
+            tuple(engine for engine in engines if not ENGINES[engine].is_compiled),
+            tuple(engine for engine in engines if ENGINES[engine].is_compiled),
         ):
             if group:
                 jobs.append(Job("gate", model, device, dtype, group))
@@ -155,7 +153,7 @@ def benchmarks_of(
     jobs = []
     for model in _ordered(models, BENCHMARK_ORDER):
         engines = []
-        for engine in OF_DEVICE[device]:
+        for engine in of_device(device):
             dtypes = [dtype for dtype in DTYPES if (model.name, engine, dtype) in passed]
             engines += [f"{engine}:{dtype}" for dtype in dtypes[:1]]
         jobs.append(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.gpu_check.engines import ENGINES
 from benchmarks.gpu_check.results import Status
 from benchmarks.workload import WORKLOADS
 from runtime import load
@@ -37,9 +38,10 @@ def look_for_waits(folder: Path, engine: str, device: str) -> tuple[Status, str]
     Returns:
         A status and, unless it passed, the reason.
     """
-    if engine == "tensorrt":
+    way = ENGINES[engine].waits
+    if way == "no way":
         return "not run", "PyTorch, which would report waits, does not run this engine"
-    if engine.startswith("onnx"):
+    if way == "in the graph":
         return _in_graph(folder, engine, device)
     with load(folder, engine, device, check_files=False) as loaded:
         assert isinstance(loaded, TorchEngine)

@@ -15,7 +15,7 @@ import torch
 from benchmarks.gpu_check import html, results
 from benchmarks.gpu_check.answers import MAX_RELATIVE_L2, compare
 from benchmarks.gpu_check.contenders import Packed
-from benchmarks.gpu_check.engines import why_not
+from benchmarks.gpu_check.engines import ENGINES, why_not
 from benchmarks.gpu_check.gate import artifact_with, run_gate
 from benchmarks.gpu_check.packages import NEEDED
 from benchmarks.gpu_check.plan import (
@@ -432,6 +432,7 @@ def gated(
         return Path(), build(engine)
 
     monkeypatch.setattr("benchmarks.gpu_check.gate.build", fake)
+    monkeypatch.setattr("benchmarks.gpu_check.gate.ENGINES", dict.fromkeys("abc", ENGINES["onnx"]))
     job = Job("gate", Model("m", "checkpoint", "x"), "cpu", "float32", ("a", "b", "c"))
     steps: list[Step] = []
     for engine in job.engines:
