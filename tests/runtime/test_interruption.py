@@ -30,9 +30,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     def start(*arguments: object, **options: object) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "runtime.cli", *map(str, arguments)]
+        # Tests that nohup runs ignore it, and so would what they start.
+        ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
         )
+        signal.signal(signal.SIGHUP, ours)
         processes.append(process)
         assert STARTED in process.stderr.readline()
         return process
