@@ -38,7 +38,7 @@ def run_gate(job: Job, engine: str, work: Path, emit: Emit) -> None:
         targets=[engine],
         dtype=job.dtype,
         pool="mean" if ENGINES[engine].pools_in_graph else None,
-        out=work / f"{job.model.name}-{job.dtype}-{engine}",
+        out=_folder(engine, job.model.name, job.dtype, work),
         device=job.device,
     )
     step = Step("gate", job.model.name, job.dtype, engine)
@@ -68,10 +68,14 @@ def artifact_with(engine: str, model: str, dtype: str, work: Path) -> Path:
     Raises:
         FileNotFoundError: nowhere.
     """
-    folder = work / f"{model}-{dtype}-{engine}"
+    folder = _folder(engine, model, dtype, work)
     if not (folder / manifests.FILE_NAME).is_file():
         raise FileNotFoundError(f"no artifact of {model} in {dtype} holds {engine!r}")
     return folder
+
+
+def _folder(engine: str, model: str, dtype: str, work: Path) -> Path:
+    return work / f"{model}-{dtype}-{engine}"
 
 
 def _judge(step: Step, report: Report) -> None:

@@ -139,8 +139,8 @@ class Schedule:
         elif code:
             if code < 0 and one.job.kind == "gate":
                 # The others may run: whoever crashed is the first without a word.
-                crashed = next((e for e in one.job.engines for s in missing if s.engine == e), "")
-                after = one.job.engines[one.job.engines.index(crashed) + 1 :] if crashed else ()
+                silent = {step.engine for step in missing}
+                after = tuple(engine for engine in one.job.engines if engine in silent)[1:]
                 rest = [msgspec.structs.replace(one.job, engines=after)] if after else []
                 missing = [step for step in missing if step.engine not in after]
             _with_reason(missing, "failed", self._last_words(one.log, code))

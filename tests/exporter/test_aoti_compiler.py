@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from exporter.formats.aoti import compiler
 from exporter.formats.aoti.compiler import compiling_in
 from exporter.formats.aoti.export import LACKS_CUDA
 from exporter.formats.native import telling_line
@@ -39,20 +38,19 @@ def test_pytorchs_own_libstdcxx_is_linked_also_where_the_compiler_takes_a_static
     assert (compiled.returncode, compiled.stderr) == (0, "")
 
 
-def test_the_second_pass_names_no_array_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_pass_names_no_array_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 
     monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
-    workspace = Path("aoti")
-    monkeypatch.setattr(compiler.Path, "write_text", lambda *_: 0)
-    monkeypatch.setattr(compiler.Path, "chmod", lambda *_: None)
     lines: list[str] = []
     wrapper = CppWrapperCpu.__new__(CppWrapperCpu)
     wrapper.int_array_id = iter(range(9))
     wrapper.declared_int_array_vars = set()
     wrapper.codegen_int_array_var_cache = {}
     before = CppWrapperCpu.codegen_int_array_var
-    with compiling_in(workspace, ["g++"]):
+    with compiling_in(tmp_path, ["g++"]):
         names = [wrapper.codegen_int_array_var("{4L}", lines.append, True) for _ in range(2)]
     assert len(set(names)) == len(lines) == 2
     assert all(name in line for name, line in zip(names, lines, strict=True))

@@ -223,6 +223,10 @@ class TestEngine:
     ) -> None:
         import onnxruntime
 
+        from runtime.engines.onnx import cpu
+
+        preloaded: list[int] = []
+        monkeypatch.setattr(cpu, "_preload_cuda", lambda: preloaded.append(1))
         both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
         monkeypatch.setattr(onnxruntime, "__version__", "1.26.1")
@@ -232,8 +236,10 @@ class TestEngine:
             runtime.load(cuda_artifact, "onnx-cuda")
         assert "\n" not in str(old.value)
         monkeypatch.setattr(onnxruntime, "__version__", "1.27.0")
+        assert not preloaded
         with pytest.raises(EngineError, match="'CUDAExecutionProvider' is not in available"):
             runtime.load(cuda_artifact, "onnx-cuda")
+        assert preloaded
 
     def test_cudas_libraries_are_looked_for_where_pip_installs_them(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

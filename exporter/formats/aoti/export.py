@@ -85,7 +85,7 @@ def compile_package(
         lengths: of a pack by whose size the compiler chooses among kernels.
 
     Raises:
-        ExportError: the compiler failed; its first line.
+        ExportError: the compiler failed; the line in which it says why.
     """
     device = packed.embed_tokens.weight.device
     input_ids, cu_seqlens, max_seqlen = tracing_pack(lengths)
