@@ -29,9 +29,7 @@ def staged(destination: Path) -> Iterator[Path]:
     """
     # Through a symbolic link, so that the folder is exchanged and not the link.
     destination = destination.resolve()
-    is_artifact = (destination / "manifest.json").is_file()
-    is_empty = destination.is_dir() and not any(destination.iterdir())
-    if destination.exists() and not is_artifact and not is_empty:
+    if _is_foreign(destination):
         raise ExportError(
             f"cannot write artifact {destination}: it exists and is not an artifact. "
             "Choose another --out"
@@ -61,6 +59,23 @@ def writable_copy(source: Path, target: Path) -> Path:
         else:
             shutil.copyfile(path, target / path.name)
     return target
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether something lies there that is no artifact: one look, as others publish meanwhile."""
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            names = os.listdir(folder)
+            # An old artifact is renamed away before it is emptied.
+            is_there = os.path.samestat(os.fstat(folder), os.stat(path))
+        finally:
+            os.close(folder)
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:
+        return True
+    return is_there and bool(names) and "manifest.json" not in names
 
 
 def _make_files_read_only(folder: Path) -> None:
