@@ -94,7 +94,8 @@ def set_up(
         *engines_of(artifact, manifest, cores),
     ]
     truth = Truth(reference)
-    return Measurement(result, plan, entrants, truth, manifest.architecture, cores, say)
+    architecture = manifest.architecture
+    return Measurement(result, plan, entrants, truth, architecture, cores=cores, say=say)
 
 
 def measure(

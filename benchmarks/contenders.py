@@ -36,7 +36,7 @@ class Entrant:
     Attributes:
         name: key in the results.
         about: for the results; ``about.not_run`` says why it cannot start.
-        command: of its worker, without threads and concurrency.
+        start: starts a worker, from the number of threads in all and of batches at once.
         concurrencies: batches at once that are tried; the cores are shared among them.
         batches_of: from lengths and a budget of tokens to batches of lengths.
         process: whose processes it uses.
@@ -45,15 +45,16 @@ class Entrant:
 
     name: str
     about: Contender
-    command: tuple[object, ...]
+    start: Callable[[int, int], Worker]
     concurrencies: tuple[int, ...]
     batches_of: Callable[[Sequence[int], int], list[list[int]]]
     process: str
     fixed: Setting | None = None
 
-    def start(self, cores: int, concurrency: int) -> Worker:
-        """A new process with ``cores`` threads in all."""
-        return Worker([*self.command, max(1, cores // concurrency), concurrency])
+
+def starter(*command: object) -> Callable[[int, int], Worker]:
+    """Of processes of ``command``, which takes the threads of each batch and the concurrency."""
+    return lambda threads, at_once: Worker([*command, max(1, threads // at_once), at_once])
 
 
 def engines_of(artifact: Path, manifest: Manifest, cores: int) -> list[Entrant]:
@@ -70,12 +71,12 @@ def engines_of(artifact: Path, manifest: Manifest, cores: int) -> list[Entrant]:
                 label=engine if concurrency == 1 else f"{engine}, {concurrency} packs at once",
                 kind="engine",
                 max_relative_l2=limit,
-                same_arithmetic=limit <= float32,
+                in_headline=limit <= float32,
             )
             entrant = Entrant(
                 name=engine if concurrency == 1 else f"{engine}@{concurrency}",
                 about=about,
-                command=(sys.executable, "-m", "benchmarks.engine_worker", engine, artifact),
+                start=starter(sys.executable, "-m", "benchmarks.engine_worker", engine, artifact),
                 concurrencies=(concurrency,),
                 batches_of=packs_of,
                 process=about.label,
@@ -97,7 +98,7 @@ def peers_of(checkpoints: Path, cores: int, pip_arguments: str) -> list[Entrant]
         entrant = Entrant(
             name=name,
             about=about,
-            command=(python, PEERS / "serve.py", name, checkpoints),
+            start=starter(python, PEERS / "serve.py", name, checkpoints),
             concurrencies=tuple(sorted({1, cores})),
             batches_of=padded_batches_of,
             process=name,

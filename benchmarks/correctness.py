@@ -26,13 +26,14 @@ class Truth:
 
     Args:
         reference: eager fair-esm with the artifact's weights.
+        cache: of its answers; None takes the user's.
     """
 
-    def __init__(self, reference: Reference):
+    def __init__(self, reference: Reference, cache: Cache | None = None):
         last = reference.architecture.num_layers
         answers = run_eager(
             reference, {"fixed": proteins()}, (last,), "mean", torch.float64,
-            Cache(default_folder()),
+            cache or Cache(default_folder()),
         )["fixed"]  # fmt: skip
         self.expected = answers.tensors[f"representations.{last}"]
         self.bounds = answers.cu_seqlens

@@ -43,6 +43,9 @@ class PackedEngine:
         batch = runtime.PackedBatch.from_tokens(proteins)
         return lambda: self._engine.run(batch)
 
+    def finish(self) -> None:
+        """All is done when a job returns."""
+
     def rows(self, result: runtime.Outputs, proteins: Tokens) -> NDArray[np.floating]:
         """``[T, E]`` of the last exported layer."""
         return result.representations[max(result.representations)]

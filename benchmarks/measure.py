@@ -5,12 +5,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from benchmarks.contenders import Entrant
 from benchmarks.correctness import Truth
 from benchmarks.limit import flops
 from benchmarks.plans import ModelPlan
-from benchmarks.processes import Worker, WorkerDiedError
+from benchmarks.processes import DoesNotFitError, Worker, WorkerDiedError
 from benchmarks.results import (
     Latency,
     ModelResult,
@@ -28,6 +29,8 @@ WORTH_GOING_ON = 0.85
 
 Say = Callable[[str], None]
 
+LIMIT = partial(Worker, (sys.executable, "-m", "benchmarks.limit"))
+
 
 class Measurement:
     """Everything of one artifact; ``result`` grows as it goes.
@@ -39,17 +42,27 @@ class Measurement:
         truth: for the check after each timing.
         architecture: for the limit.
         cores: that all contenders may use.
+        machine: starts what measures the matrix rate.
         say: progress, for people.
     """
 
     def __init__(
-        self, result: ModelResult, plan: ModelPlan, entrants: list[Entrant], truth: Truth,
-        architecture: Architecture, cores: int, say: Say,
-    ):  # fmt: skip
+        self,
+        result: ModelResult,
+        plan: ModelPlan,
+        entrants: list[Entrant],
+        truth: Truth,
+        architecture: Architecture,
+        *,
+        cores: int,
+        machine: Callable[[], Worker] = LIMIT,
+        say: Say,
+    ):
         self.result = result
         self._plan = plan
         self._truth = truth
         self._cores = cores
+        self._machine = machine
         self._say = say
         self._entrants = {e.name: e for e in entrants}
         self._workers: dict[tuple[str, int], Worker] = {}
@@ -60,7 +73,7 @@ class Measurement:
                 description=WORKLOADS[name].description,
                 proteins=len(lengths),
                 tokens=sum(lengths),
-                flops=flops(architecture, lengths),
+                flops=flops(architecture, lengths, plan.per_exponential),
             )
             for name, lengths in self._lengths.items()
         }
@@ -117,7 +130,12 @@ class Measurement:
             if batches in seen:
                 continue
             seen.append(batches)
-            rate = sum(lengths) / worker.ask("time", batches=batches)["seconds"]
+            try:
+                rate = self._rate(worker, batches)
+            except DoesNotFitError:
+                if not trials:
+                    raise
+                break
             peak_mb = worker.ask("peak")["peak_mb"]
             trials.append(Trial(Setting(concurrency, size), [rate], peak_mb))
             worth_it = rate >= WORTH_GOING_ON * max(trial.tokens_s[0] for trial in trials)
@@ -128,7 +146,7 @@ class Measurement:
             if time.perf_counter() > until:
                 break
             batches = entrant.batches_of(lengths, trial.setting.max_tokens)
-            trial.tokens_s.append(sum(lengths) / worker.ask("time", batches=batches)["seconds"])
+            trial.tokens_s.append(self._rate(worker, batches, again=True))
         return trials
 
     # --- one protein, one thread --------------------------------------------------------------
@@ -163,7 +181,7 @@ class Measurement:
                         (scaling.one_thread, alone),
                         (scaling.all_cores, self._worker(entrant, timing.setting.concurrency)),
                     ):
-                        rates.append(sum(lengths) / worker.ask("time", batches=batches)["seconds"])
+                        rates.append(self._rate(worker, batches))
 
     # --- rounds -------------------------------------------------------------------------------
 
@@ -176,27 +194,33 @@ class Measurement:
         """
         least, most = self._plan.rounds
         took = 0.0
-        with Worker([sys.executable, "-m", "benchmarks.limit"]) as machine:
+        with self._machine() as machine:
+            self.result.matrix_product = machine.started["product"]
             for number in range(most):
                 started = time.perf_counter()
                 if number >= least and started + took > deadline:
                     break
                 self._say(f"round {number + 1}")
-                self._round(machine, backwards=number % 2 == 1)
+                self._round(machine, number)
                 took = time.perf_counter() - started
 
-    def _round(self, machine: Worker, backwards: bool) -> None:
+    def _round(self, machine: Worker, number: int) -> None:
         for name, workload in self.result.workloads.items():
             workload.matrix_rate.append(machine.ask("rate")["matrix_rate"])
             running = list(self._running())
-            for entrant in reversed(running) if backwards else running:
+            for entrant in reversed(running) if number % 2 else running:
                 timing = workload.timings[entrant.name]
                 batches = entrant.batches_of(self._lengths[name], timing.setting.max_tokens)
                 with self._noting_death(entrant):
                     worker = self._worker(entrant, timing.setting.concurrency)
-                    seconds = worker.ask("time", batches=batches)["seconds"]
-                    timing.tokens_s.append(workload.tokens / seconds)
+                    timing.tokens_s.append(self._rate(worker, batches, again=number > 0))
                     timing.relative_l2.append(self._truth.error_of(worker))
+
+    def _rate(self, worker: Worker, batches: list[list[int]], again: bool = False) -> float:
+        """Tokens/s."""
+        warm = self._plan.warm and not again
+        seconds = worker.ask("time", batches=batches, warm=warm)["seconds"]
+        return sum(map(sum, batches)) / seconds
 
     # --- processes ----------------------------------------------------------------------------
 

@@ -1,7 +1,9 @@
-"""What ``make bench`` and ``make bench-full`` measure: one table."""
+"""What ``make bench``, ``make bench-full`` and, of each model, ``make gpu-check`` measure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from benchmarks.limit import FLOPS_PER_EXPONENTIAL
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class ModelPlan:
         scaling: measure with one thread too.
         growth: tokens of each stream.
         time_share: of the run's time that is left when the artifact's turn comes.
+        warm: all runs once before it is timed first: a card has to find memory for each size.
+        per_exponential: FLOPs of one, for the limit; a card has units of their own for them.
     """
 
     tokens: Mapping[str, int]
@@ -30,6 +34,8 @@ class ModelPlan:
     scaling: bool = True
     growth: tuple[int, ...] = ()
     time_share: float = 1.0
+    warm: bool = False
+    per_exponential: int = FLOPS_PER_EXPONENTIAL
 
 
 @dataclass(frozen=True)
@@ -95,3 +101,18 @@ PLANS = {
         ),
     ),
 }
+
+
+def on_a_card(sizes: tuple[int, ...], search_s: float) -> ModelPlan:
+    """Of one model, packs of ``sizes``; its time is that of the check."""
+    largest = max(sizes)
+    return ModelPlan(
+        # Two of the largest packs, so that a pack's edges count as they do in a stream.
+        {"mixed": 2 * largest},
+        search_tokens=largest,
+        sizes=tuple(sorted(sizes)),
+        search_s=search_s,
+        rounds=(1, 7),
+        warm=True,
+        per_exponential=0,
+    )

@@ -16,6 +16,10 @@ class WorkerDiedError(Exception):
     """The message is the last line that the worker wrote to stderr."""
 
 
+class DoesNotFitError(WorkerDiedError):
+    """There is no memory for a batch; the contender lives."""
+
+
 class Worker:
     """A process that answers one JSON line with another; see ``benchmarks/peers/serve.py``.
 

@@ -1,4 +1,4 @@
-"""What a run measured, as it is written to JSON; nothing here is derived."""
+"""What was measured, as it is written to JSON; nothing here is derived."""
 
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ class Trial(msgspec.Struct, frozen=True):
 
     setting: Setting
     tokens_s: list[float]
-    peak_mb: float
+    peak_mb: float | None
 
 
 class Timing(msgspec.Struct):
@@ -71,6 +71,14 @@ class Growth(msgspec.Struct):
     points: list[GrowthPoint] = []
 
 
+class KernelTime(msgspec.Struct, frozen=True):
+    """A kernel in one forward: how often it was launched, and how long all of them took."""
+
+    name: str
+    calls: int
+    milliseconds: float
+
+
 class Contender(msgspec.Struct):
     """Who ran, and what its start took.
 
@@ -78,31 +86,34 @@ class Contender(msgspec.Struct):
         label: for people.
         kind: an engine of the artifact, or somebody else's way to run ESM-2.
         max_relative_l2: a larger error is wrong.
-        same_arithmetic: float32 like the peers; else it is left out of the headline.
+        in_headline: it does what the peers do, in a dtype like theirs.
         versions: of its packages.
         not_run: why, or empty.
         load_s: importing its libraries and loading the model.
         first_embedding_s: from the start of the process.
         peak_mb: of its process, up to its best setting on the first workload.
+        kernels: of one forward on a card, at the largest pack, the slowest first.
     """
 
     label: str
     kind: Literal["engine", "peer"]
     max_relative_l2: float
-    same_arithmetic: bool = True
+    in_headline: bool = True
     versions: dict[str, str] = {}
     not_run: str = ""
     load_s: float | None = None
     first_embedding_s: float | None = None
     peak_mb: float | None = None
+    kernels: list[KernelTime] = []
 
 
 class ModelResult(msgspec.Struct):
-    """One artifact."""
+    """One model; ``matrix_product`` is what the matrix rates are of."""
 
     artifact: str
     architecture: str
     synthetic: bool
+    matrix_product: str = ""
     contenders: dict[str, Contender] = {}
     workloads: dict[str, WorkloadResult] = {}
     latency: Latency | None = None

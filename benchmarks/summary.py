@@ -104,29 +104,40 @@ class Headline:
 
 
 def headline_of(model: ModelResult, workload: WorkloadResult) -> Headline | None:
-    """None if no engine is right; engines of another arithmetic than the peers' do not count."""
+    """None if no engine is right; those that do not compare with the peers do not count."""
     rows = [row for row in rows_of(model, workload) if row.verdict == "ok"]
-    engines = [r for r in rows if r.kind == "engine" and model.contenders[r.name].same_arithmetic]
+    engines = [r for r in rows if r.kind == "engine" and model.contenders[r.name].in_headline]
     if not engines:
         return None
     best = max(engines, key=lambda row: row.tokens_s or 0)
-    rates = workload.timings[best.name].tokens_s
-
-    def against(name: str | None) -> float | None:
-        if name is None or name not in {row.name for row in rows}:
-            return None
-        return median_ratio(rates, workload.timings[name].tokens_s)
-
-    peers = [row for row in rows if row.kind == "peer"]
-    peer = max(peers, key=lambda row: row.tokens_s or 0).name if peers else None
     return Headline(
         engine=best.name,
-        peer=peer,
-        of_peer=against(peer),
-        of_eager=against(EAGER),
-        of_extract=against(EXTRACT),
-        of_limit=median_ratio(rates, limit_of(workload)),
+        peer=_best_peer(rows),
+        of_peer=of_best_peer(model, workload, best.name),
+        of_eager=_against(workload, rows, best.name, EAGER),
+        of_extract=_against(workload, rows, best.name, EXTRACT),
+        of_limit=median_ratio(workload.timings[best.name].tokens_s, limit_of(workload)),
     )
+
+
+def of_best_peer(model: ModelResult, workload: WorkloadResult, name: str) -> float | None:
+    """Of one contender; None where it, or every peer, did not run or was wrong."""
+    rows = [row for row in rows_of(model, workload) if row.verdict == "ok"]
+    return _against(workload, rows, name, _best_peer(rows))
+
+
+def _best_peer(rows: Sequence[Row]) -> str | None:
+    peers = [row for row in rows if row.kind == "peer"]
+    return max(peers, key=lambda row: row.tokens_s or 0).name if peers else None
+
+
+def _against(
+    workload: WorkloadResult, rows: Sequence[Row], name: str, other: str | None
+) -> float | None:
+    if not {name, other} <= {row.name for row in rows}:
+        return None
+    one, two = workload.timings[name].tokens_s, workload.timings[str(other)].tokens_s
+    return median_ratio(one, two) if len(one) == len(two) else None
 
 
 def memory_growth(points: Sequence[GrowthPoint], base: int = 100_000) -> float | None:

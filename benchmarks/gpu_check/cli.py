@@ -103,7 +103,7 @@ class Check:
     help="cpu rehearses everything without a card; auto does so where there is none.",
 )
 @click.option("--dtypes", default=",".join(DTYPES), help="Of the engines.")
-@click.option("--tokens", default="16384,65536", help="Of a pack, where speed is measured.")
+@click.option("--tokens", default="4096,16384,65536", help="Batch sizes that are tried for speed.")
 @click.option("--minutes", default=8.0, type=click.FloatRange(min=0), help="What may be used.")
 @click.option(
     "--out",

@@ -29,6 +29,11 @@ class Candidate:
     pools_in_graph: bool = False
     waits: Literal["in a forward", "in the graph", "no way"] = "in a forward"
 
+    @property
+    def is_run_by_torch(self) -> bool:
+        """Its forward can be run alone, with inputs and outputs on the card."""
+        return self.waits == "in a forward"
+
 
 def of_device(device: str) -> tuple[str, ...]:
     """The engines of a device, in the order in which they are built."""

@@ -1,11 +1,13 @@
 """``gpu-report.html``: the report for people, one file that opens offline."""
 
+import statistics
 from pathlib import Path
 
 import jinja2
 
 from benchmarks.gpu_check.results import Report
-from benchmarks.gpu_check.summary import aims_of, counts, is_passed, rows_of
+from benchmarks.gpu_check.summary import aims_of, counts, is_passed
+from benchmarks.summary import of_best_peer, rows_of
 
 FILE_NAME = "gpu-report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -23,6 +25,7 @@ def render(report: Report) -> str:
     )
     environment.filters |= {
         "count": lambda value: "–" if value is None else f"{value:,.0f}",
+        "median": statistics.median,
         "ratio": lambda value: "–" if value is None else f"{value:.2f}",
         "percent": lambda value: "–" if value is None else f"{value:.0%}",
         "error": lambda value: "–" if value is None else _error(value),
@@ -43,6 +46,7 @@ def render(report: Report) -> str:
         benchmarks=by_kind["benchmark"],
         others=[step for step in report.steps if step.status != "passed"],
         rows_of=rows_of,
+        of_best_peer=of_best_peer,
     )
 
 

@@ -1,11 +1,13 @@
-"""The machine's ceiling: the median of matrix products on a warm card, in the same process."""
+"""The card's ceiling: matrix products on a warm card, in the process of the contenders."""
 
 import statistics
 import time
+from functools import cached_property
+from typing import Any
 
 import torch
 
-from benchmarks import limit
+from benchmarks.processes import Worker
 
 # Large enough that every card is full, small enough that a slow one takes half a second.
 SIZE = 8192
@@ -14,38 +16,50 @@ REPEATS = 20
 BURN_S = 3.0
 
 
-def matrix_rate(device: str) -> tuple[float, str]:
-    """FLOP/s and the product that gave it: bfloat16 on a card, float32 on a CPU (a rehearsal).
+class CardLimit(Worker):
+    """Answers as ``benchmarks.limit`` does: FLOP/s of products in bfloat16.
 
     Random numbers, not zeros: cards draw less power for those and clock higher.
     """
-    if device == "cpu":
-        return limit.matrix_rate(), "float32 on the CPU, 2,048 wide"
-    a, b = (torch.randn(SIZE, SIZE, device=device, dtype=torch.bfloat16) for _ in range(2))
-    out = torch.empty_like(a)
-    torch.mm(a, b, out=out)
-    cold = _rate(a, b, out)
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    while time.perf_counter() - started < BURN_S:
-        for _ in range(REPEATS):
-            torch.mm(a, b, out=out)
+
+    def __init__(self) -> None:
+        self._a, self._b = (
+            torch.randn(SIZE, SIZE, device="cuda", dtype=torch.bfloat16) for _ in range(2)
+        )
+        self._out = torch.empty_like(self._a)
+        self._rate()
+        cold = self._rate()
+        self.started = {
+            "product": f"bfloat16, {SIZE:,} wide, median of {REPEATS} after {BURN_S:g} s of work; "
+            f"{cold / 1e12:.0f} TFLOP/s before"
+        }
+
+    def ask(self, what: str, **fields: Any) -> dict[str, Any]:
+        """The rate of this moment."""
+        assert self._is_warm
+        return {"matrix_rate": self._rate()}
+
+    def close(self) -> None:
+        """Gives the memory back."""
+        del self._a, self._b, self._out
+
+    @cached_property
+    def _is_warm(self) -> bool:
         torch.cuda.synchronize()
-    warm = _rate(a, b, out)
-    what = (
-        f"bfloat16, {SIZE:,} wide, median of {REPEATS} after {BURN_S:g} s of work; "
-        f"{cold / 1e12:.0f} TFLOP/s before"
-    )
-    return warm, what
+        started = time.perf_counter()
+        while time.perf_counter() - started < BURN_S:
+            for _ in range(REPEATS):
+                torch.mm(self._a, self._b, out=self._out)
+            torch.cuda.synchronize()
+        return True
 
-
-def _rate(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> float:
-    milliseconds = []
-    for _ in range(REPEATS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        torch.mm(a, b, out=out)
-        end.record()
-        end.synchronize()
-        milliseconds.append(start.elapsed_time(end))
-    return 2 * SIZE**3 / (statistics.median(milliseconds) / 1000)
+    def _rate(self) -> float:
+        milliseconds = []
+        for _ in range(REPEATS):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            torch.mm(self._a, self._b, out=self._out)
+            end.record()
+            end.synchronize()
+            milliseconds.append(start.elapsed_time(end))
+        return 2 * SIZE**3 / (statistics.median(milliseconds) / 1000)

@@ -21,8 +21,9 @@ NAMES = {
 # A gate that the smallest model passes shows that the machine is set up; the headline comes next.
 GATE_ORDER = ("8M", "650M", "35M", "150M", "3B")
 BENCHMARK_ORDER = ("650M", "3B", "8M", "150M", "35M")
+HALF = ("bfloat16", "float16")
 # Also the order in which a benchmark takes an engine's dtype.
-DTYPES = ("bfloat16", "float16", "float32")
+DTYPES = (*HALF, "float32")
 
 NOT_REACHED = "the check ended before it"
 
@@ -49,7 +50,7 @@ class Job(msgspec.Struct, frozen=True):
         dtype: of a gate.
         engines: of a gate, or of kernels: which. Of a benchmark: which, each with its dtype after a
             colon.
-        pack_tokens: of a benchmark: tokens of a pack.
+        pack_tokens: of a benchmark: sizes of packs and padded batches that are tried.
         seconds: of a benchmark: for its rounds.
         dtypes: of kernels: in which each is judged.
     """

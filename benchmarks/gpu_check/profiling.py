@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu_check.results import KernelTime
+from benchmarks.results import KernelTime
 
 # Those that a report names; the others are added up.
 NAMED = 16

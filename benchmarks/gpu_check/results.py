@@ -5,8 +5,10 @@ from typing import Literal
 
 import msgspec
 
+from benchmarks.results import ModelResult
+
 FILE_NAME = "gpu-report.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Status = Literal["passed", "failed", "not run"]
 Kind = Literal["attention", "gate", "synchronisation", "benchmark"]
@@ -39,62 +41,6 @@ class Kernel(msgspec.Struct, frozen=True):
     worst_ratio_to_standard: float
 
 
-class KernelTime(msgspec.Struct, frozen=True):
-    """A kernel in one forward: how often it was launched, and how long all of them took."""
-
-    name: str
-    calls: int
-    milliseconds: float
-
-
-class Timing(msgspec.Struct):
-    """One contender on the workload.
-
-    Attributes:
-        label: for people.
-        role: ``engine`` through ``engine.run``; ``on card`` the same engine with inputs and outputs
-            left on the card; or the peer.
-        dtype: of its weights.
-        max_tokens: of a pack, or of a padded batch.
-        tokens_s: by round, real tokens.
-        searched: padded tokens of a batch -> tokens/s, where the best was searched.
-        relative_l2: its last layer against the first contender's, after the timing.
-        problem: why it was not measured or is wrong; empty if all is well.
-        kernels: of one forward at the largest pack, the slowest first; of ``on card`` alone.
-    """
-
-    label: str
-    role: Literal["engine", "on card", "fair-esm", "hugging face"]
-    dtype: str
-    max_tokens: int = 0
-    tokens_s: list[float] = []
-    searched: dict[int, float] = {}
-    relative_l2: float | None = None
-    problem: str = ""
-    kernels: list[KernelTime] = []
-
-
-class Benchmark(msgspec.Struct):
-    """All contenders on one model, one after the other in every round.
-
-    Attributes:
-        workload: for people.
-        proteins, tokens: of one pass.
-        flops: of one pass, linears and attention.
-        matrix_rate: FLOP/s of the best of several matrix products.
-        matrix_product: which.
-        timings: the first is what the others' answers are compared with.
-    """
-
-    workload: str
-    proteins: int
-    tokens: int
-    flops: float
-    matrix_rate: float
-    matrix_product: str
-    timings: list[Timing] = []
-
-
 class Step(msgspec.Struct):
     """One thing that was to be done.
 
@@ -120,7 +66,7 @@ class Step(msgspec.Struct):
     seconds: float = 0.0
     kernel: Kernel | None = None
     parity: Parity | None = None
-    benchmark: Benchmark | None = None
+    benchmark: ModelResult | None = None
 
     @property
     def key(self) -> tuple[str, str, str, str]:

@@ -14,7 +14,7 @@ import msgspec
 
 from benchmarks.gpu_check.plan import Job
 from benchmarks.gpu_check.results import Step
-from runtime.threads import usable_cores
+from runtime.threads import default_threads
 
 ROOT = Path(__file__).parents[2]
 NO_TIME = "no time was left"
@@ -95,7 +95,7 @@ class Schedule:
     def _start(self, job: Job, at_once: int) -> _Running:
         results, log = self._work / f"{job.name}.jsonl", self._logs / f"{job.name}.txt"
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        threads = str(max(1, usable_cores() // at_once))
+        threads = str(max(1, default_threads() // at_once))
         command = [sys.executable, "-m", "benchmarks.gpu_check.worker"]
         results.unlink(missing_ok=True)
         with log.open("ab") as output:

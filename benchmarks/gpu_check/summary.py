@@ -1,28 +1,15 @@
-"""What follows from a report: rows of a benchmark, the aims, and whether all is well."""
+"""What follows from a report: the aims, and whether all is well."""
 
-import statistics
 from dataclasses import dataclass
 
-from benchmarks.gpu_check.results import Benchmark, Report, Timing
-from benchmarks.summary import median_ratio, spread
+from benchmarks.gpu_check.results import Report, Status
+from benchmarks.results import ModelResult
+from benchmarks.summary import WRONG, headline_of, rows_of
 
 # What the best engine of 650M and 3B is to reach in half precision.
 AIM_OF_MATRIX_RATE = 0.60
 AIM_OF_EAGER = 3.0
 AIMED_MODELS = ("650M", "3B")
-HALF_DTYPES = ("bfloat16", "float16")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One contender, for a table; numbers are None where they were not measured."""
-
-    timing: Timing
-    tokens_s: float | None = None
-    spread: float | None = None
-    of_eager: float | None = None
-    of_hugging_face: float | None = None
-    of_matrix_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -36,51 +23,34 @@ class Aim:
     verdict: str
 
 
-def rows_of(benchmark: Benchmark) -> list[Row]:
-    """In the order of the timings."""
-    peers = {timing.role: timing for timing in benchmark.timings if timing.tokens_s}
-    return [
-        Row(
-            timing,
-            statistics.median(timing.tokens_s),
-            spread(timing.tokens_s),
-            _against(timing, peers.get("fair-esm")),
-            _against(timing, peers.get("hugging face")),
-            statistics.median(timing.tokens_s)
-            * benchmark.flops
-            / benchmark.tokens
-            / benchmark.matrix_rate,
-        )
-        if timing.tokens_s
-        else Row(timing)
-        for timing in benchmark.timings
-    ]
-
-
 def aims_of(report: Report) -> list[Aim]:
     """Of the models that have aims, by the fastest engine through ``embed`` in half precision."""
     found = []
     for step in report.steps:
         if step.kind != "benchmark" or step.model not in AIMED_MODELS or step.benchmark is None:
             continue
-        best = max(
-            (
-                row
-                for row in rows_of(step.benchmark)
-                if row.timing.role == "engine"
-                and row.timing.dtype in HALF_DTYPES
-                and not row.timing.problem
-            ),
-            key=lambda row: row.tokens_s or 0.0,
-            default=None,
-        )
-        share, times = (best.of_matrix_rate, best.of_eager) if best else (None, None)
+        best = headline_of(step.benchmark, step.benchmark.workloads["mixed"])
         for what, wanted, reached in (
-            ("share of the matrix rate", AIM_OF_MATRIX_RATE, share),
-            ("x eager fair-esm", AIM_OF_EAGER, times),
+            ("share of the matrix rate", AIM_OF_MATRIX_RATE, best and best.of_limit),
+            ("x eager fair-esm", AIM_OF_EAGER, best and best.of_eager),
         ):
             found.append(Aim(step.model, what, wanted, reached, _verdict(report, wanted, reached)))
     return found
+
+
+def status_of(found: ModelResult) -> tuple[Status, str]:
+    """Of a benchmark, by its engines: peers may be missing, a pack may be too large for a card."""
+    rows = [row for row in rows_of(found, found.workloads["mixed"]) if row.kind == "engine"]
+    for row in rows:
+        if row.verdict == WRONG:
+            return "failed", f"{row.label}: wrong: relative L2 {row.relative_l2:.1e}"
+        reason = found.contenders[row.name].not_run
+        if reason and "out of memory" not in reason.lower():
+            return "failed", f"{row.label}: {reason}"
+    if not any(row.tokens_s for row in rows):
+        reasons = [found.contenders[row.name].not_run or "no round was measured" for row in rows]
+        return "not run", next(iter(reasons), "there was no engine to measure")
+    return "passed", ""
 
 
 def is_passed(report: Report) -> bool:
@@ -95,12 +65,6 @@ def counts(report: Report) -> dict[str, int]:
     """Steps by status."""
     statuses = [step.status for step in report.steps]
     return {status: statuses.count(status) for status in ("passed", "failed", "not run")}
-
-
-def _against(timing: Timing, other: Timing | None) -> float | None:
-    if other is None or len(other.tokens_s) != len(timing.tokens_s):
-        return None
-    return median_ratio(timing.tokens_s, other.tokens_s)
 
 
 def _verdict(report: Report, wanted: float, reached: float | None) -> str:

@@ -3,9 +3,8 @@
 from collections.abc import Iterable
 
 from benchmarks.gpu_check.results import Report, Step
-from benchmarks.gpu_check.summary import aims_of, counts, is_passed, rows_of
-
-COLUMNS = "{:<58} {:>9} {:>10} {:>7} {:>7} {:>7} {:>7}"
+from benchmarks.gpu_check.summary import aims_of, counts, is_passed
+from benchmarks.report.terminal import model_lines
 
 
 def table(report: Report) -> str:
@@ -82,32 +81,9 @@ def _gates(steps: Iterable[Step]) -> list[str]:
 
 
 def _benchmark(step: Step) -> list[str]:
-    found = step.benchmark
-    if found is None:
+    if step.benchmark is None:
         return [f"{step.model}: {step.status}: {step.reason}"]
-    lines = [
-        f"{step.model}: {found.tokens:,} tokens in {found.proteins:,} proteins, {found.workload}; "
-        f"matrix rate {found.matrix_rate / 1e12:,.2f} TFLOP/s ({found.matrix_product})",
-        COLUMNS.format("contender", "dtype", "tokens/s", "spread", "x eager", "x HF", "of rate"),
-    ]
-    for row in rows_of(found):
-        timing = row.timing
-        if row.tokens_s is None:
-            lines.append(f"{timing.label:<58} {timing.dtype:>9} {timing.problem}")
-            continue
-        lines.append(
-            COLUMNS.format(
-                timing.label,
-                timing.dtype,
-                _number(row.tokens_s, ",.0f"),
-                _number(row.spread, ".0%"),
-                _number(row.of_eager, ".2f"),
-                _number(row.of_hugging_face, ".2f"),
-                _number(row.of_matrix_rate, ".2f"),
-            )
-            + (f"  {timing.problem}" if timing.problem else "")
-        )
-    return lines
+    return [f"=== {step.model} ===", *model_lines(step.benchmark)]
 
 
 def _name(step: Step) -> str:

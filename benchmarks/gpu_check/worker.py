@@ -12,7 +12,9 @@ import msgspec
 
 from benchmarks.gpu_check.gate import Emit, artifact_with, run_gate
 from benchmarks.gpu_check.plan import Job
-from benchmarks.gpu_check.results import Benchmark, Status, Step, reason_of
+from benchmarks.gpu_check.results import Step, reason_of
+from benchmarks.gpu_check.summary import status_of
+from benchmarks.results import ModelResult
 from exporter.errors import ExportError
 
 
@@ -79,27 +81,12 @@ def _benchmark(job: Job, work: Path, emit: Emit) -> None:
 
     started = time.perf_counter()
 
-    def emit_benchmark(found: Benchmark) -> None:
+    def emit_benchmark(found: ModelResult) -> None:
         status, reason = status_of(found)
         seconds = time.perf_counter() - started
         emit(Step("benchmark", job.model.name, "", "", status, reason, seconds, benchmark=found))
 
     emit_benchmark(measure(job, work, lambda line: print(line, flush=True), emit_benchmark))
-
-
-def status_of(found: Benchmark) -> tuple[Status, str]:
-    """By the engines alone: peers may be missing, and a pack may be too large for a card."""
-    engines = [timing for timing in found.timings if timing.role in ("engine", "on card")]
-    wrong = [
-        timing
-        for timing in engines
-        if timing.problem and "out of memory" not in timing.problem.lower()
-    ]
-    if wrong:
-        return "failed", f"{wrong[0].label}: {wrong[0].problem}"
-    if not any(timing.tokens_s for timing in engines):
-        return "not run", engines[0].problem if engines else "there was no engine to measure"
-    return "passed", ""
 
 
 if __name__ == "__main__":

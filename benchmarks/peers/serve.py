@@ -7,7 +7,7 @@ Runs in the peer's environment: the standard library and NumPy alone.
 | request | answer |
 |---|---|
 | none, at start | ``load_s``, ``versions``, ``concurrency`` |
-| ``time``: ``batches`` of lengths | ``seconds`` for all of them |
+| ``time``: ``batches`` of lengths, ``warm`` | ``seconds`` for all of them |
 | ``latency``: ``length``, ``repeats`` | ``latencies_ms`` |
 | ``answer``: ``proteins`` of token ids, ``path`` | last layer's rows of all, written to ``path`` |
 | ``peak`` | ``peak_mb`` of this process since its start |
@@ -58,6 +58,9 @@ class PaddedPeer:
 
         return job
 
+    def finish(self):
+        """Waits until all jobs are done; here they are when they return."""
+
     def rows(self, result, proteins):
         """``[T, E]`` of what a job returned."""
         return np.concatenate(
@@ -84,8 +87,8 @@ def serve(load):
         answer(**REQUESTS[request.pop("what")](contender, **request))
 
 
-def timed(contender, batches):
-    """Runs every batch; making them and a run of the smallest before it are not timed."""
+def timed(contender, batches, warm=False):
+    """Runs every batch; making them and a run of the smallest, or of all, are not timed before."""
     random = np.random.default_rng(0)
     if contender.concurrency > 1:
         # The largest last would leave the other cores idle.
@@ -95,12 +98,14 @@ def timed(contender, batches):
         for lengths in batches
     ]
     smallest = min(range(len(jobs)), key=lambda place: sum(batches[place]))
-    for _ in range(contender.concurrency):
-        jobs[smallest]()
+    for job in jobs if warm else [jobs[smallest]] * contender.concurrency:
+        job()
+    contender.finish()
     if contender.concurrency == 1:
         started = time.perf_counter()
         for job in jobs:
             job()
+        contender.finish()
         return {"seconds": time.perf_counter() - started}
     with ThreadPoolExecutor(contender.concurrency) as workers:
         started = time.perf_counter()
@@ -112,10 +117,12 @@ def latency(contender, length, repeats):
     """One protein at a time."""
     job = contender.prepare([random_tokens(length, np.random.default_rng(0))])
     job()
+    contender.finish()
     latencies_ms = []
     for _ in range(repeats):
         started = time.perf_counter()
         job()
+        contender.finish()
         latencies_ms.append(1000 * (time.perf_counter() - started))
     return {"latencies_ms": latencies_ms}
 

@@ -14,7 +14,7 @@ from benchmarks.summary import (
     spread,
 )
 
-LABEL = 30
+LEAST_WIDTH = 30
 
 
 def table(run: Run) -> str:
@@ -24,55 +24,63 @@ def table(run: Run) -> str:
         f"{run.measured_s / 60:.1f} min, and {run.setup_s / 60:.1f} min of setting up before"
     ]
     for model in run.models:
-        lines += ["", f"=== {model.artifact} ==="]
-        for name, workload in model.workloads.items():
-            lines += ["", *_workload(model, name, workload)]
-        for part in (_starts(model), _latency(model), _scaling(model), _growth(model)):
-            if part:
-                lines += ["", *part]
-        lines += ["", *_headlines(model)]
+        lines += ["", f"=== {model.artifact} ===", *model_lines(model)]
     return "\n".join(lines)
+
+
+def model_lines(model: ModelResult) -> list[str]:
+    """Everything of one model, each part after an empty line."""
+    lines = []
+    for name, workload in model.workloads.items():
+        lines += ["", *_workload(model, name, workload)]
+    for part in (_starts(model), _latency(model), _scaling(model), _growth(model)):
+        if part:
+            lines += ["", *part]
+    return [*lines, "", *_headlines(model)]
 
 
 def _workload(model: ModelResult, name: str, workload: WorkloadResult) -> list[str]:
     limits = limit_of(workload)
+    width = _width(model)
     lines = [
         f"{name}: {workload.description}; {workload.proteins} proteins, "
         f"{workload.tokens:,} tokens, {len(limits)} rounds",
-        f"  {'':{LABEL}}{'tokens/s':>9}{'spread':>8}{'x eager':>9}{'of limit':>10}"
+        f"  {'':{width}}{'tokens/s':>9}{'spread':>8}{'x eager':>9}{'of limit':>10}"
         f"{'batch':>7}{'at once':>9}{'rel. L2':>9}",
     ]
-    lines += [_row(row) for row in rows_of(model, workload)]
+    lines += [_row(row, width) for row in rows_of(model, workload)]
     if limits:
         rate = statistics.median(workload.matrix_rate) / 1e9
         lines.append(
-            f"  {f'the limit, {rate:.0f} GFLOP/s':{LABEL}}{statistics.median(limits):9,.0f}"
+            f"  {f'the limit, {rate:,.0f} GFLOP/s':{width}}{statistics.median(limits):9,.0f}"
             f"{spread(limits):8.0%}{'':9}{1:10.2f}"
         )
     return lines
 
 
-def _row(row: Row) -> str:
+def _row(row: Row, width: int) -> str:
     if row.tokens_s is None:
-        return f"  {row.label:{LABEL}}{row.verdict[: 70 - LABEL + 30]}"
+        return f"  {row.label:{width}}{row.verdict[:70]}"
     wrong = "" if row.verdict == "ok" else f"  {row.verdict}"
     eager = f"{row.of_eager:9.2f}" if row.of_eager is not None else f"{'-':>9}"
     return (
-        f"  {row.label:{LABEL}}{row.tokens_s:9,.0f}{row.spread:8.0%}{eager}{row.of_limit:10.2f}"
+        f"  {row.label:{width}}{row.tokens_s:9,.0f}{row.spread:8.0%}{eager}{row.of_limit:10.2f}"
         f"{row.max_tokens:7,}{row.concurrency:9}{row.relative_l2:9.0e}{wrong}"
     )
 
 
 def _starts(model: ModelResult) -> list[str]:
+    width = _width(model)
     lines = [
         "start and memory",
-        f"  {'':{LABEL}}{'load, s':>9}{'first embeddings, s':>21}{'peak MB':>9}",
+        f"  {'':{width}}{'load, s':>9}{'first embeddings, s':>21}{'peak MB':>9}",
     ]
     for about in model.contenders.values():
         if about.load_s is not None:
+            peak = "-" if about.peak_mb is None else f"{about.peak_mb:,.0f}"
             lines.append(
-                f"  {about.label:{LABEL}}{about.load_s:9.1f}{about.first_embedding_s or 0:21.1f}"
-                f"{about.peak_mb or 0:9,.0f}"
+                f"  {about.label:{width}}{about.load_s:9.1f}{about.first_embedding_s or 0:21.1f}"
+                f"{peak:>9}"
             )
     return lines
 
@@ -80,12 +88,13 @@ def _starts(model: ModelResult) -> list[str]:
 def _latency(model: ModelResult) -> list[str]:
     if model.latency is None or not model.latency.runs_ms:
         return []
+    width = _width(model)
     lines = [
         f"one protein of {model.latency.tokens} tokens",
-        f"  {'':{LABEL}}{'p50 ms':>9}{'p95 ms':>9}{'runs':>6}",
+        f"  {'':{width}}{'p50 ms':>9}{'p95 ms':>9}{'runs':>6}",
     ]
     lines += [
-        f"  {model.contenders[name].label:{LABEL}}{percentile(runs, 50):9.1f}"
+        f"  {model.contenders[name].label:{width}}{percentile(runs, 50):9.1f}"
         f"{percentile(runs, 95):9.1f}{len(runs):6}"
         for name, runs in model.latency.runs_ms.items()
     ]
@@ -95,15 +104,16 @@ def _latency(model: ModelResult) -> list[str]:
 def _scaling(model: ModelResult) -> list[str]:
     if not model.scaling:
         return []
+    width = _width(model)
     lines = [
         "from one thread to all cores, mixed",
-        f"  {'':{LABEL}}{'1 thread':>9}{'all':>9}{'ratio':>7}",
+        f"  {'':{width}}{'1 thread':>9}{'all':>9}{'ratio':>7}",
     ]
     for name, scaling in model.scaling.items():
         if scaling.all_cores:
             alone, together = max(scaling.one_thread), max(scaling.all_cores)
             lines.append(
-                f"  {model.contenders[name].label:{LABEL}}{alone:9,.0f}{together:9,.0f}"
+                f"  {model.contenders[name].label:{width}}{alone:9,.0f}{together:9,.0f}"
                 f"{together / alone:7.2f}"
             )
     return lines
@@ -126,6 +136,10 @@ def _growth(model: ModelResult) -> list[str]:
     return lines
 
 
+def _width(model: ModelResult) -> int:
+    return max(LEAST_WIDTH, *(len(about.label) + 1 for about in model.contenders.values()))
+
+
 def _headlines(model: ModelResult) -> list[str]:
     lines = [
         "the best engine here",
@@ -139,7 +153,7 @@ def _headlines(model: ModelResult) -> list[str]:
 
 def _headline(headline: Headline | None, model: ModelResult) -> str:
     if headline is None:
-        return "no engine was right"
+        return "no engine was right in a dtype like the peers'"
     ratios = (headline.of_peer, headline.of_eager, headline.of_extract)
     cells = [
         "-".rjust(width) if ratio is None else f"{ratio:{width}.2f}"

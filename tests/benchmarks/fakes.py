@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from benchmarks.contenders import Entrant
+from benchmarks.contenders import Entrant, starter
 from benchmarks.results import Contender
 from benchmarks.workload import padded_batches_of
 
@@ -18,6 +18,8 @@ class Fake:
         print("noise on stdout")
         {on_prepare}
         return lambda: proteins
+    def finish(self):
+        pass
     def rows(self, result, proteins):
         return {rows}
 serve.serve(Fake)
@@ -35,4 +37,4 @@ def fake_command(rows: str = WRONG, on_prepare: str = "") -> list[str]:
 def fake_entrant(name: str, command: list[str]) -> Entrant:
     """A peer that is such a worker."""
     about = Contender(name.title(), "peer", 1e-4)
-    return Entrant(name, about, tuple(command), (1,), padded_batches_of, process=name)
+    return Entrant(name, about, starter(*command), (1,), padded_batches_of, process=name)

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.contenders import Entrant
 from benchmarks.gpu_check import html, results
-from benchmarks.gpu_check.answers import MAX_RELATIVE_L2, compare
-from benchmarks.gpu_check.contenders import Packed
+from benchmarks.gpu_check.contenders import InThisProcess
 from benchmarks.gpu_check.engines import ENGINES, why_not
 from benchmarks.gpu_check.gate import artifact_with, run_gate
 from benchmarks.gpu_check.packages import NEEDED
@@ -29,19 +29,29 @@ from benchmarks.gpu_check.plan import (
     models_of,
     steps_of,
 )
-from benchmarks.gpu_check.results import Benchmark, Machine, Parity, Report, Step, Timing
+from benchmarks.gpu_check.results import Machine, Parity, Report, Step
 from benchmarks.gpu_check.schedule import Schedule
-from benchmarks.gpu_check.summary import aims_of, is_passed, rows_of
+from benchmarks.gpu_check.summary import aims_of, is_passed, status_of
 from benchmarks.gpu_check.synchronisation import optimised_nodes
 from benchmarks.gpu_check.terminal import table
-from benchmarks.gpu_check.worker import status_of
 from benchmarks.limit import flops
+from benchmarks.measure import Measurement
+from benchmarks.plans import on_a_card
+from benchmarks.processes import DoesNotFitError, WorkerDiedError
+from benchmarks.results import (
+    Contender,
+    KernelTime,
+    ModelResult,
+    Setting,
+    Timing,
+    WorkloadResult,
+)
+from benchmarks.summary import headline_of, rows_of
 from exporter.build import BuildOptions
+from exporter.model.reference import WeightsSource, load_reference
 from exporter.parity.report.schema import ParityError
 from exporter.parity.report.schema import Report as Parities
 from exporter.parity.rules.verdict import EngineVerdict
-from exporter.parity.truth.packs import Pack, parity_packs, with_names
-from runtime import load
 from runtime.manifest import Architecture
 
 pytestmark = pytest.mark.slow
@@ -123,21 +133,26 @@ def test_everybody_is_measured_on_the_same_tokens(report: Report) -> None:
     (step,) = [step for step in report.steps if step.kind == "benchmark"]
     found = step.benchmark
     assert found is not None
-    labels = [timing.label for timing in found.timings]
-    assert labels[:2] == ["eager fair-esm", "Hugging Face, SDPA"]
-    assert {"torchscript, 64 a pack", "torchscript, 128 a pack", "onnx, 128 a pack"} < set(labels)
-    assert "torchscript, 128 a pack, outputs left on the card" in labels
-    for timing in found.timings:
-        assert timing.problem == ""
-        assert len(timing.tokens_s) == len(found.timings[0].tokens_s) >= 1
-        assert min(timing.tokens_s) > 0
-        assert timing.relative_l2 is not None
-        assert timing.relative_l2 <= MAX_RELATIVE_L2
-        assert timing.searched.keys() <= {8, 32, 128}
-        assert bool(timing.searched) == (timing.role in ("fair-esm", "hugging face"))
-    assert found.timings[0].relative_l2 == 0
-    assert found.tokens >= 256
-    assert found.matrix_rate > 1e8
+    workload = found.workloads["mixed"]
+    rows = {row.label: row for row in rows_of(found, workload)}
+    assert rows.keys() == {
+        "eager fair-esm, float16", "Hugging Face, SDPA, float16", "torchscript, float32",
+        "torchscript, float32, left on the card", "onnx, float32",
+    }  # fmt: skip
+    for row in rows.values():
+        assert row.verdict == "ok"
+        assert (row.tokens_s or 0) > 0
+        assert row.max_tokens in (64, 128)
+        timing = workload.timings[row.name]
+        assert len(timing.tokens_s) == len(workload.matrix_rate) >= 1
+        assert timing.relative_l2 > [1e-9 if "fair-esm" not in row.label else 0]
+    assert workload.tokens >= 256
+    assert min(workload.matrix_rate) > 1e8
+    assert found.matrix_product.startswith("float32")
+    # Engines in float32 do not compare with peers in float16.
+    assert headline_of(found, workload) is None
+    assert found.latency is not None
+    assert found.latency.runs_ms.keys() == found.contenders.keys()
 
 
 def test_nothing_of_this_machine_is_in_the_report(
@@ -440,10 +455,6 @@ def gated(
     return {step.engine: step for step in steps}
 
 
-def one_pack(seed: int) -> dict[str, Pack]:
-    return with_names(parity_packs(seed), ["one residue"])
-
-
 def test_an_engine_that_fails_the_gate_does_not_cost_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -483,10 +494,9 @@ def test_what_breaks_a_build_is_the_reason(
 
 
 def test_a_real_build_that_cannot_be_measured_is_not_run(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     """Nothing is published then, and the verdict comes with the error."""
-    monkeypatch.setattr("exporter.parity.verify.parity_packs", one_pack)
     model = Model("tiny", "checkpoint", str(tiny_checkpoint))
     steps: list[Step] = []
     run_gate(Job("gate", model, "cpu", "bfloat16", ("onnx",)), "onnx", tmp_path, steps.append)
@@ -507,19 +517,71 @@ def test_operators_inside_loops_are_counted(tiny_artifact: Path) -> None:
     assert nodes["Attention"] + nodes["MatMul"] > 0
 
 
-def test_an_engine_that_computes_something_else_is_wrong(
-    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+class Faulty:
+    """A contender whose second batch does not fit, or breaks."""
+
+    concurrency = 1
+
+    def __init__(self, error: Exception):
+        self._error = error
+
+    def prepare(self, proteins: Sequence[np.ndarray]) -> Callable[[], None]:
+        def run() -> None:
+            if len(proteins) > 1:
+                raise self._error
+
+        return run
+
+    def finish(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), DoesNotFitError),
+        (KeyError("no kernel\nfor this"), WorkerDiedError),
+    ],
+)
+def test_what_a_contender_raises_is_told_as_if_its_process_died(
+    error: Exception, raised: type[Exception]
 ) -> None:
-    with load(tiny_artifact, "onnx", "cpu") as engine:
-        right, wrong = Packed(engine, 64), Packed(engine, 64)
-        plain = wrong.rows
-        monkeypatch.setattr(wrong, "rows", lambda *given: 1.1 * plain(*given))
-        for contender in (right, wrong):
-            contender.timing.tokens_s = [1.0]
-        compare([right, wrong], [np.array([0, 5, 6, 2])])
-    assert right.timing.problem == ""
-    assert right.timing.relative_l2 == 0
-    assert wrong.timing.problem.startswith("wrong: relative L2 1.0e-01 against onnx, 64 a pack")
+    with InThisProcess(lambda: Faulty(error)) as worker:
+        assert worker.ask("time", batches=[[3], [4]], warm=True)["seconds"] >= 0
+        with pytest.raises(WorkerDiedError) as found:
+            worker.ask("time", batches=[[3, 4]])
+    assert type(found.value) is raised
+    assert str(found.value).startswith(f"{type(error).__name__}: ")
+
+
+def test_a_batch_that_does_not_fit_ends_the_search_alone(tiny_checkpoint: Path) -> None:
+    """The size below it is taken."""
+    error = torch.OutOfMemoryError("CUDA out of memory")
+    faulty = InThisProcess(lambda: Faulty(error))
+    about = Contender("faulty", "engine", 1.0)
+    # One protein a batch fits, all in one does not.
+    entrant = Entrant(
+        "faulty", about, lambda *_: faulty, (1,),
+        lambda lengths, tokens: [[n] for n in lengths] if tokens == 64 else [lengths], "faulty",
+    )  # fmt: skip
+    reference = load_reference(WeightsSource("checkpoint", str(tiny_checkpoint)))
+    result = ModelResult("tiny", "tiny", True)
+    plan = on_a_card((64, 2048), search_s=60)
+    measurement = Measurement(
+        result, plan, [entrant], Answerless(), reference.architecture, cores=1,
+        say=lambda line: None,
+    )  # fmt: skip
+    with measurement.workers():
+        measurement.search()
+    assert about.not_run == ""
+    assert result.workloads["mixed"].timings["faulty"].setting == Setting(1, 64)
+
+
+class Answerless:
+    """No truth is asked for."""
+
+    def error_of(self, worker: object) -> float:
+        return 0.0
 
 
 def test_flops_of_a_gpu_have_no_exponentials() -> None:
@@ -527,32 +589,47 @@ def test_flops_of_a_gpu_have_no_exponentials() -> None:
     assert flops(tiny, [10, 20]) - flops(tiny, [10, 20], 0) == 2 * (100 + 400) * 20 * 4
 
 
+def measured(rates: list[float], error: float = 1e-2) -> Timing:
+    return Timing(Setting(1, 16_384), rates, [error] * len(rates))
+
+
+def engine(label: str, not_run: str = "") -> Contender:
+    return Contender(label, "engine", 5e-2, not_run=not_run)
+
+
 @pytest.mark.parametrize(
-    ("timings", "expected"),
+    ("contenders", "timings", "expected"),
     [
-        ([Timing("a", "engine", "bfloat16", tokens_s=[1.0])], ("passed", "")),
+        ([engine("a")], [measured([1.0])], ("passed", "")),
         (
-            [
-                Timing("a", "engine", "bfloat16", tokens_s=[1.0]),
-                Timing("b", "engine", "bfloat16", problem="EngineError: CUDA out of memory"),
-            ],
+            [engine("a"), engine("b", "EngineError: CUDA out of memory")],
+            [measured([1.0]), measured([])],
             ("passed", ""),
         ),
         (
-            [
-                Timing("a", "engine", "bfloat16", tokens_s=[1.0]),
-                Timing("b", "on card", "bfloat16", problem="wrong: relative L2"),
-            ],
-            ("failed", "b: wrong: relative L2"),
+            [engine("a"), engine("b")],
+            [measured([1.0]), measured([1.0], 9.0)],
+            ("failed", "b: wrong: relative L2 9.0e+00"),
         ),
         (
-            [Timing("p", "fair-esm", "float16", problem="x")],
-            ("not run", "there was no engine to measure"),
+            [engine("a"), engine("b", "KeyError: x")],
+            [measured([1.0]), measured([])],
+            ("failed", "b: KeyError: x"),
         ),
+        ([Contender("p", "peer", 1.0)], [measured([])], ("not run", "there was no engine")),
     ],
-)  # fmt: skip
-def test_the_status_of_a_benchmark(timings: list[Timing], expected: tuple[str, str]) -> None:
-    assert status_of(Benchmark("", 1, 1, 1.0, 1.0, "", timings)) == expected
+)
+def test_the_status_of_a_benchmark(
+    contenders: list[Contender], timings: list[Timing], expected: tuple[str, str]
+) -> None:
+    names = [about.label for about in contenders]
+    workload = WorkloadResult("", 1, 1, 1.0, [1.0], dict(zip(names, timings, strict=True)))
+    found = ModelResult(
+        "m", "m", True, contenders=dict(zip(names, contenders, strict=True)),
+        workloads={"mixed": workload},
+    )  # fmt: skip
+    status, reason = status_of(found)
+    assert (status, reason[: len(expected[1])]) == expected
 
 
 # --- Reports ------------------------------------------------------------------------------------
@@ -563,17 +640,36 @@ HOSTILE = "<script>alert(1)</script> & '"
 @pytest.fixture
 def made_up() -> Report:
     """Round figures of a card that does not exist."""
-    timings = [
-        Timing("eager fair-esm", "fair-esm", "float16", 4096, [100.0, 200.0], {4096: 100.0}, 0.0),
-        Timing("Hugging Face, SDPA", "hugging face", "float16", problem=HOSTILE),
-        Timing("torchscript, 16,384 a pack", "engine", "bfloat16", 16384, [400.0, 800.0], {}, 1e-2),
-        Timing("fast, 16,384 a pack", "engine", "bfloat16", 1, [1e9, 1e9], {}, 9.0, "wrong: 9"),
-        Timing("on card", "on card", "bfloat16", 16384, [900.0, 900.0], {}, 1e-2),
-    ]
-    benchmark = Benchmark("mixed", 3, 1000, 1e6, 1e6, "bfloat16", timings)
+    entered = {
+        "fair_esm": (Contender("eager fair-esm", "peer", 5e-2), measured([100.0, 200.0])),
+        "huggingface_sdpa": (
+            Contender("Hugging Face, SDPA", "peer", 5e-2, not_run=HOSTILE), measured([]),
+        ),
+        "torchscript": (
+            Contender("torchscript, bfloat16", "engine", 5e-2), measured([400.0, 800.0]),
+        ),
+        "fast": (Contender("fast", "engine", 5e-2), measured([1e9, 1e9], 9.0)),
+        "card": (
+            Contender(
+                "left on the card", "engine", 5e-2, in_headline=False,
+                kernels=[KernelTime("gemm", 3, 0.5)],
+            ),
+            measured([900.0, 900.0]),
+        ),
+    }  # fmt: skip
+    benchmark = ModelResult(
+        "650M", "esm2_t33_650M_UR50D", True, "bfloat16",
+        contenders={name: about for name, (about, _) in entered.items()},
+        workloads={
+            "mixed": WorkloadResult(
+                "mixed", 3, 1000, 1e6, [1e6, 1e6],
+                {name: timing for name, (_, timing) in entered.items()},
+            )
+        },
+    )  # fmt: skip
     parity = Parity(15, 1e-2, 1.25, "torch 2.13", "cuda", "torch flash")
     return Report(
-        1, "2026-01-01 00:00 UTC",
+        2, "2026-01-01 00:00 UTC",
         Machine("cuda", "Card of no maker", "9.0", 80.0, "570.1", "16 cores", {"torch": "2.13"}),
         8.0, 7.0,
         [
@@ -587,23 +683,15 @@ def made_up() -> Report:
 
 def test_aims_are_judged_by_right_engines_with_their_copies(made_up: Report) -> None:
     share, times = aims_of(made_up)
-    assert (share.reached, share.verdict) == (0.6, "met")
+    assert (share.reached, share.verdict) == (pytest.approx(0.6), "met")
     assert (times.reached, times.verdict) == (4.0, "met")
-    made_up.steps[-1].benchmark.timings[2].tokens_s = [399.0, 799.0]  # type: ignore[union-attr]
+    workload = made_up.steps[-1].benchmark.workloads["mixed"]  # type: ignore[union-attr]
+    workload.timings["torchscript"].tokens_s = [399.0, 799.0]
     assert aims_of(made_up)[0].verdict == "not met"
     rehearsal = msgspec.structs.replace(
         made_up, machine=msgspec.structs.replace(made_up.machine, device="cpu")
     )
     assert {aim.verdict for aim in aims_of(rehearsal)} == {"not judged: a rehearsal"}
-
-
-def test_ratios_are_taken_round_by_round(made_up: Report) -> None:
-    benchmark = made_up.steps[-1].benchmark
-    assert benchmark is not None
-    by_label = {row.timing.label: row for row in rows_of(benchmark)}
-    assert by_label["torchscript, 16,384 a pack"].of_eager == 4
-    assert by_label["torchscript, 16,384 a pack"].of_hugging_face is None
-    assert by_label["on card"].of_eager == (9 + 4.5) / 2
 
 
 def test_passed_is_something_passed_and_nothing_failed(made_up: Report) -> None:
@@ -621,8 +709,9 @@ def test_pages_say_what_matters(made_up: Report) -> None:
     assert "&lt;script&gt;" in page
     assert "http" not in page
     assert "rehearsal" not in page.partition("<body>")[2]
+    assert "gemm" in page
     for text in (page, table(made_up)):
-        for words in ("Card of no maker", "570.1", "torch flash", "not run", "met", "wrong: 9"):
+        for words in ("Card of no maker", "570.1", "torch flash", "not run", "met", "WRONG"):
             assert words in text
 
 

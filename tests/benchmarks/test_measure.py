@@ -35,7 +35,9 @@ def result(tiny_artifact: Path, tiny_checkpoint: Path) -> ModelResult:
     truth = Truth(load_reference(WeightsSource("checkpoint", str(tiny_checkpoint))))
     result = ModelResult("tiny", "tiny", True)
     lines: list[str] = []
-    measurement = Measurement(result, PLAN, entrants, truth, manifest.architecture, 2, lines.append)
+    measurement = Measurement(
+        result, PLAN, entrants, truth, manifest.architecture, cores=2, say=lines.append
+    )
     with measurement.workers():
         measurement.search()
         measurement.latency()
