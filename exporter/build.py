@@ -1,6 +1,7 @@
 """Builds an artifact: load -> trace -> lower -> write aside -> verify -> publish."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,14 +20,15 @@ from exporter.model.architectures import DTYPES
 from exporter.model.packed_forward import PackedESM2, check_repr_layers
 from exporter.model.precision import cast_copy
 from exporter.model.reference import Reference, WeightsSource, fair_esm_version, load_reference
-from exporter.parity.golden import write_golden
+from exporter.parity.golden import golden_pack, write_golden
 from exporter.parity.report.files import write_report
 from exporter.parity.report.schema import ParityError, Report
 from exporter.parity.rules.budgets import budgets_for
+from exporter.parity.truth.ahead import answered_ahead, is_worth_it
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.device import reference_device
 from exporter.parity.truth.oracle import layer_norm_of
-from exporter.parity.truth.packs import LONGEST
+from exporter.parity.truth.packs import LONGEST, parity_packs
 from exporter.parity.verify import Proof, ProofOptions, verify
 from exporter.publish import staged, writable_copy
 from exporter.weights import shared as shared_weights
@@ -113,12 +115,20 @@ def build(
     destination = options.out or Path("artifacts") / artifact
     with staged(destination) as folder:
         shared_weights.write(packed, folder)
-        engines = _exported(formats, packed, folder, options, say)
-        say("running eager fair-esm in float64")
         layers = packed.repr_layers
+        with _answered_ahead(reference, options, layers, cache, on):
+            engines = _exported(formats, packed, folder, options, say)
+            say("running eager fair-esm in float64")
         int8 = [name for name, entry in engines.items() if entry.quantised]
         golden = write_golden(
-            folder, reference, layers, options.pool, options.dtype, cache, int8, on
+            folder,
+            reference,
+            layers=layers,
+            pool=options.pool,
+            dtype=options.dtype,
+            cache=cache,
+            int8_engines=int8,
+            device=on,
         )
         manifest = _manifest(artifact, reference, packed, engines, golden, folder)
         manifests.write(manifest, folder)
@@ -158,6 +168,19 @@ def _packed(reference: Reference, options: BuildOptions) -> PackedESM2:
     if options.dtype == "float32":
         return packed  # it shares the reference's parameters, and goes on sharing them
     return cast_copy(packed, getattr(torch, options.dtype))
+
+
+def _answered_ahead(
+    reference: Reference, options: BuildOptions, layers: tuple[int, ...], cache: Cache | None,
+    device: str,
+) -> AbstractContextManager[None]:  # fmt: skip
+    """Inside, eager fair-esm answers the gate's questions while this process exports."""
+    if cache is None or device != "cpu" or not is_worth_it(reference):
+        return nullcontext()
+    packs = {"golden": golden_pack(), **parity_packs()}
+    dtypes = torch.float64, getattr(torch, options.dtype)
+    load = partial(load_reference, options.source)
+    return answered_ahead(load, packs, layers, options.pool or "mean", dtypes, cache)
 
 
 def _exported(

@@ -134,7 +134,7 @@ def _compile(compiler: list[str], source: Path, built: Path) -> None:
     steps = [
         (f"kernel.{s.name}", ["kernel.cpp", *s.flags, f"-DESM2_ISA={s.name}",
                               f"-DESM2_WIDTH={s.width}", f"-DESM2_ROWS={s.rows}"])
-        for s in sets
+        for s in sorted(sets, key=lambda s: -s.width)  # those that take longest first
     ]  # fmt: skip
     hosts = {
         TORCH_LIBRARY: ["torch_op.cpp", TORCH_TARGET, f"-isystem{torch_folder / 'include'}"],

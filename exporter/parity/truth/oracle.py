@@ -80,7 +80,7 @@ def run_eager(
     quantised = int8_eager.quantised_linears(reference.model) if int8 else nullcontext()
     with eager.in_dtype(), quantised:
         for name, pack in progress:
-            tokens = {protein: tokens_of(reference, protein) for protein in pack}
+            tokens = {protein: tokens_of(reference, protein) for protein in dict.fromkeys(pack)}
             key = Cache.key(recipe, tokens.values())
             stored = cache.read(key) if cache else None
             if stored is None:

@@ -1,0 +1,96 @@
+"""Eager fair-esm's answers from a process of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from exporter.model.reference import Reference, WeightsSource, load_reference
+from exporter.parity.truth import oracle
+from exporter.parity.truth.ahead import answered_ahead, is_worth_it
+from exporter.parity.truth.cache import Cache
+from exporter.parity.truth.oracle import run_eager
+from exporter.parity.truth.packs import Protein
+
+PACKS = {"one": [Protein("MKT"), Protein("GAVLI")], "other": [Protein("W")]}
+DTYPES = torch.float64, torch.float32
+
+
+def test_who_asks_the_cache_afterwards_computes_nothing(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = partial(load_reference, WeightsSource("checkpoint", str(tiny_checkpoint)))
+    cache = Cache(tmp_path)
+    with answered_ahead(load, PACKS, (1, 2), "mean", DTYPES, cache):
+        pass
+    monkeypatch.setattr(oracle._Eager, "run", None)
+    for dtype in DTYPES:
+        answers = run_eager(load(), PACKS, (1, 2), "mean", dtype, cache)
+        assert answers["one"].tensors["logits"].dtype == str(dtype).removeprefix("torch.")
+
+
+def fail() -> Reference:
+    raise OSError("no such weights")
+
+
+def test_where_it_fails_nothing_is_said_and_nothing_is_lost(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with answered_ahead(fail, PACKS, (2,), "mean", DTYPES, Cache(tmp_path)):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+SLOW = """
+import sys, time
+from functools import partial
+from pathlib import Path
+import torch
+from exporter.parity.truth.ahead import answered_ahead
+from exporter.parity.truth.cache import Cache
+if __name__ == "__main__":
+    with answered_ahead(partial(time.sleep, 60), {}, (2,), "mean", (), Cache(Path("x"))):
+        print("started", flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="looks for processes in /proc")
+def test_it_ends_with_who_asked(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    command = [sys.executable, str(tmp_path / "slow.py")]
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(8)  # it has begun
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGKILL)
+    assert started
+    gone, alive = psutil.wait_procs(started, timeout=10)
+    assert not alive
+
+
+def test_a_small_model_is_not_worth_a_process(tiny_checkpoint: Path) -> None:
+    tiny = load_reference(WeightsSource("checkpoint", str(tiny_checkpoint)))
+    assert not is_worth_it(tiny)
+
+
+@pytest.mark.parametrize(
+    ("threads", "memory", "worth"), [(2, None, True), (1, None, False), (2, 10**8, False)]
+)
+def test_a_process_needs_a_core_and_memory_of_its_own(
+    reference: Reference, monkeypatch: pytest.MonkeyPatch,
+    threads: int, memory: int | None, worth: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("exporter.parity.truth.ahead.default_threads", lambda: threads)
+    monkeypatch.setattr("exporter.parity.truth.ahead.usable_memory", lambda: memory)
+    assert is_worth_it(reference) is worth
