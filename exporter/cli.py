@@ -237,13 +237,13 @@ def verify(
         artifact,
         manifest,
         load(),
-        [engine] if engine else None,
-        seed,
-        own_packs,
-        "standard" if v1_attention else default_attention(),
-        None if no_cache else Cache(default_folder()),
-        Proof(load, ProofOptions(jobs, _formats(prove_in))) if prove else None,
-        device,
+        engines=[engine] if engine else None,
+        seed=seed,
+        own_packs=own_packs,
+        attention="standard" if v1_attention else default_attention(),
+        cache=None if no_cache else Cache(default_folder()),
+        prove=Proof(load, ProofOptions(jobs, _formats(prove_in))) if prove else None,
+        device=device,
     )
     grown = grown_errors(result, older) if older else []
     if report:

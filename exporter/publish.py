@@ -66,9 +66,10 @@ def _is_foreign(path: Path) -> bool:
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            names = os.listdir(folder)
+            with os.scandir(folder) as entries:
+                names = {entry.name for entry in entries}
             # An old artifact is renamed away before it is emptied.
-            is_there = os.path.samestat(os.fstat(folder), os.stat(path))
+            is_there = os.path.samestat(os.fstat(folder), path.stat())
         finally:
             os.close(folder)
     except FileNotFoundError:

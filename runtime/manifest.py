@@ -112,7 +112,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-class PlanEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PlanEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """An engine of TensorRT for one kind of card and one version of the library.
 
     Attributes:

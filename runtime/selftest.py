@@ -38,7 +38,7 @@ class Golden:
     answers: dict[str, NDArray[np.float64]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
     """One output of one pack: its relative L2 error against the stored answer, and the limit.
 
@@ -47,8 +47,8 @@ class Comparison:
 
     pack: str
     tensor: str
-    measured: float | None
-    limit: float | None
+    measured: float | None = None
+    limit: float | None = None
     passed: bool
     problem: str = ""
 
@@ -119,7 +119,9 @@ def selftest(
             comparisons.append(_compare_tokens(pack, batch, golden, count))
             got = all_outputs(engine, engine.run(batch), batch, manifest)
         except Esm2Error as error:
-            comparisons.append(Comparison(pack, "all outputs", None, None, False, str(error)))
+            comparisons.append(
+                Comparison(pack=pack, tensor="all outputs", passed=False, problem=str(error))
+            )
             continue
         for tensor, limit in limits.items():
             stored = golden.answers[tensor]
@@ -172,7 +174,7 @@ def _compare_tokens(pack: str, batch: PackedBatch, golden: Golden, count: int) -
         batch.cu_seqlens, bounds
     )
     problem = "" if same else "the runtime's tokens or boundaries are not fair-esm's"
-    return Comparison(pack, "input_ids, cu_seqlens", None, None, same, problem)
+    return Comparison(pack=pack, tensor="input_ids, cu_seqlens", passed=same, problem=problem)
 
 
 def all_outputs(
@@ -193,7 +195,7 @@ def _compare(
     shape: tuple[int, ...], rows: NDArray[np.int64], limit: float,
 ) -> Comparison:  # fmt: skip
     def failed(problem: str) -> Comparison:
-        return Comparison(pack, tensor, None, limit, False, problem)
+        return Comparison(pack=pack, tensor=tensor, limit=limit, passed=False, problem=problem)
 
     if actual is None:
         return failed("the engine has no such output")
@@ -205,7 +207,9 @@ def _compare(
     if not norm > 0:
         return failed("the stored answer is empty or zero: nothing was compared")
     measured = float(np.linalg.norm(actual[rows].astype(np.float64) - expected)) / norm
-    return Comparison(pack, tensor, measured, limit, measured <= limit)
+    return Comparison(
+        pack=pack, tensor=tensor, measured=measured, limit=limit, passed=measured <= limit
+    )
 
 
 def _margin(comparison: Comparison) -> float:

@@ -137,7 +137,14 @@ class Gate:
                 if profiles:
                     engine = InParts(whole, profiles, manifest.signature)
                 verdict = judge(
-                    engine, folder, manifest, self.packs, self.oracle, eager, weights, stands_for
+                    engine,
+                    folder,
+                    manifest,
+                    packs=self.packs,
+                    oracle=self.oracle,
+                    eager=eager,
+                    weights=weights,
+                    stands_for=stands_for,
                 )
         except UnsupportedError:
             raise
@@ -200,6 +207,7 @@ def judge(
     engine: Engine,
     folder: Path,
     manifest: Manifest,
+    *,
     packs: Mapping[str, Pack],
     oracle: Mapping[str, Answers],
     eager: Mapping[str, Answers],
@@ -232,7 +240,13 @@ def judge(
             tensors = all_outputs(engine, outputs, batch, manifest)
         except Esm2Error as error:
             rows.append(
-                Row(name, "all outputs", "tokens", truth.max_seqlen, None, None, str(error))
+                Row(
+                    pack=name,
+                    tensor="all outputs",
+                    rows="tokens",
+                    longest=truth.max_seqlen,
+                    problem=str(error),
+                )
             )
             continue
         if not (

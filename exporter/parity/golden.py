@@ -46,6 +46,7 @@ def golden_pack() -> Pack:
 def write_golden(
     folder: Path,
     reference: Reference,
+    *,
     layers: tuple[int, ...],
     pool: Pool | None,
     dtype: str,

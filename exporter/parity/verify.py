@@ -44,6 +44,7 @@ def verify(
     folder: Path,
     manifest: Manifest,
     reference: Reference,
+    *,
     engines: Iterable[str] | None = None,
     seed: int = 0,
     own_packs: Mapping[str, Pack] | None = None,
@@ -86,8 +87,8 @@ def verify(
         from exporter.parity.prove.prove_gate import prove_gate
 
         faults = prove_gate(
-            folder, manifest, reference, prove.load, sound, attention, cache, prove.options.jobs,
-            device,
+            folder, manifest, reference, load=prove.load, engines=sound, attention=attention,
+            cache=cache, jobs=prove.options.jobs, device=device,
         )  # fmt: skip
     batches = {name: as_batch(pack) for name, pack in packs.items()}
     return Report(

@@ -81,7 +81,7 @@ class FetchingEngine(LoadedEngine):
 
 
 def spec_of(
-    manifest: Manifest, name: str, device: str, library: str, attention: str, reason: str = ""
+    manifest: Manifest, name: str, *, device: str, library: str, attention: str, reason: str = ""
 ) -> EngineSpec:
     """What engine ``name`` of an artifact is, run by ``library`` on ``device``."""
     return EngineSpec(

@@ -93,11 +93,19 @@ def _first_that_builds(
         profiles = profiles_of(rung, options.max_tokens, options.max_seqlen, packed.num_heads)
         for refit in (True, False) if has_card else (False,):
             recipe = PlanRecipe(
-                folder / FILE_NAME, packed.num_layers, weights, card, rung,
-                profiles, refit, _timings(trt, name, options),
+                graph=folder / FILE_NAME, num_layers=packed.num_layers, weights=weights,
+                compute_capability=card, rung=rung, profiles=profiles, refit=refit,
+                timing_cache=_timings(trt, name, options),
             )  # fmt: skip
             plan = PlanEntry(
-                file, trt.__name__, str(trt.__version__), card, rung, profiles, refit, refused
+                file=file,
+                library=trt.__name__,
+                version=str(trt.__version__),
+                compute_capability=card,
+                attention=rung,
+                profiles=profiles,
+                refit=refit,
+                refused=refused,
             )
             try:
                 (folder / file).write_bytes(build_plan(trt, recipe))

@@ -16,7 +16,7 @@ from runtime.manifest import Profile
 from runtime.staging import staging
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlanRecipe:
     """What a plan is built from and for.
 

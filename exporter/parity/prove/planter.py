@@ -63,7 +63,7 @@ class Planter:
 
     def __init__(
         self, folder: Path, manifest: Manifest, reference: Reference, workspace: Path,
-        attention: Attention = "auto", cache: Cache | None = None, threads: int | None = None,
+        *, attention: Attention = "auto", cache: Cache | None = None, threads: int | None = None,
         device: str = "auto",
     ):  # fmt: skip
         self._folder = folder
@@ -270,8 +270,8 @@ class Planter:
                 self._manifest, dtype="float32", engines={}, files={}
             )
             self._in_float32 = Planter(
-                folder, manifest, self._reference, workspace, self._attention, self._cache,
-                self._threads, self._device,
+                folder, manifest, self._reference, workspace, attention=self._attention,
+                cache=self._cache, threads=self._threads, device=self._device,
             )  # fmt: skip
         self._in_float32._add_engine(engine)
         return self._in_float32

@@ -28,6 +28,7 @@ def prove_gate(
     folder: Path,
     manifest: Manifest,
     reference: Reference,
+    *,
     load: Callable[[], Reference],
     engines: Sequence[str],
     attention: Attention = "auto",
@@ -60,11 +61,26 @@ def prove_gate(
         verdicts: Iterator[FaultVerdict]
         if jobs == 1:
             planter = Planter(
-                folder, manifest, reference, workspace, attention, cache, device=device
+                folder,
+                manifest,
+                reference,
+                workspace,
+                attention=attention,
+                cache=cache,
+                device=device,
             )
             verdicts = (planter.numbered(number, engine) for number, engine in tasks)
         else:
-            setting = _Setting(folder, manifest, load, workspace, attention, cache, jobs, device)
+            setting = _Setting(
+                folder=folder,
+                manifest=manifest,
+                load=load,
+                workspace=workspace,
+                attention=attention,
+                cache=cache,
+                jobs=jobs,
+                device=device,
+            )
             verdicts = _in_processes(setting, tasks)
         for verdict in verdicts:
             found.append(verdict)
@@ -72,7 +88,7 @@ def prove_gate(
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Setting:
     """What a process needs to make its own ``Planter``."""
 
@@ -91,8 +107,8 @@ class _Setting:
         own = self.workspace / str(os.getpid())
         own.mkdir()
         return Planter(
-            self.folder, self.manifest, self.load(), own, self.attention, self.cache, threads,
-            self.device,
+            self.folder, self.manifest, self.load(), own, attention=self.attention,
+            cache=self.cache, threads=threads, device=self.device,
         )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ def decisive(judged: EngineVerdict) -> list[Check]:
     }  # fmt: skip
     failed = [check for check in judged.checks if check.failed]
     if not judged.checks:
-        failed = [Check("the engine loads", False, None, None, "exact", None, judged.reason)]
+        failed = [Check(name="the engine loads", passed=False, where=judged.reason)]
     return [check for check in failed if check.name not in over_all_packs]
 
 

@@ -11,7 +11,7 @@ from exporter.parity.rules.metrics import UNBOUNDED, Floats, TensorError, compar
 from runtime.manifest import Manifest, Rows
 
 
-class Row(msgspec.Struct, frozen=True):
+class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One output tensor of one pack.
 
     Attributes:
@@ -29,8 +29,8 @@ class Row(msgspec.Struct, frozen=True):
     tensor: str
     rows: Rows
     longest: int
-    engine: TensorError | None
-    eager: TensorError | None
+    engine: TensorError | None = None
+    eager: TensorError | None = None
     problem: str = ""
     not_compared: str = ""
 
@@ -79,7 +79,12 @@ def rows_of(
     dtype = np.dtype("float32" if manifest.dtype == "bfloat16" else manifest.dtype)
     rows = []
     for tensor, values, bounds in truth.of_engine(manifest):
-        row = Row(name, tensor, manifest.rows_of(tensor), truth.max_seqlen, None, None)
+        row = Row(
+            pack=name,
+            tensor=tensor,
+            rows=manifest.rows_of(tensor),
+            longest=truth.max_seqlen,
+        )
         if tensor == "logits" and np.ptp(values) == 0:
             rows.append(_of_a_constant(row, got.get(tensor), eager_got[tensor], values, dtype))
             continue
@@ -97,7 +102,9 @@ def rows_of(
         rows.append(msgspec.structs.replace(row, engine=engine_error, eager=eager_error))
     for tensor in got.keys() - eager_got.keys():
         problem = "eager fair-esm has no such output, so there is no measure"
-        rows.append(Row(name, tensor, "tokens", truth.max_seqlen, None, None, problem))
+        rows.append(
+            Row(pack=name, tensor=tensor, rows="tokens", longest=truth.max_seqlen, problem=problem)
+        )
     return rows
 
 

@@ -19,7 +19,7 @@ INTERNALS = "position_ids, cu_seqlens and max_seqlen inside the graph"
 WEIGHTS = "weights are the checkpoint's, bit by bit"
 
 
-class Check(msgspec.Struct, frozen=True):
+class Check(msgspec.Struct, frozen=True, kw_only=True):
     """One rule at its worst place.
 
     Attributes:
@@ -36,10 +36,10 @@ class Check(msgspec.Struct, frozen=True):
 
     name: str
     passed: bool
-    measured: float | None
-    limit: float | None
-    sense: Literal["at most", "at least", "exact"]
-    margin: float | None
+    measured: float | None = None
+    limit: float | None = None
+    sense: Literal["at most", "at least", "exact"] = "exact"
+    margin: float | None = None
     where: str
     not_compared: str = ""
 
@@ -144,7 +144,7 @@ def exact(name: str, problems: Sequence[str]) -> Check:
     """A check that has no number: passed if there is no problem."""
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     where = problems[0] + more if problems else ""
-    return Check(name, not problems, None, None, "exact", None, where)
+    return Check(name=name, passed=not problems, where=where)
 
 
 def describe(check: Check) -> str:
@@ -179,11 +179,24 @@ def _worst(budget: Budget, rows: Sequence[Row], tasks: TaskMetrics | None) -> Ch
         # A failure, unless the oracle's own answers leave nothing to compare.
         why = tasks.not_compared.get(budget.quantity, "") if tasks else ""
         where = "" if why else "not compared"
-        return Check(budget.name, False, None, budget.limit, budget.sense, None, where, why)
+        return Check(
+            name=budget.name,
+            passed=False,
+            limit=budget.limit,
+            sense=budget.sense,
+            where=where,
+            not_compared=why,
+        )
     value, where = max(found, key=lambda pair: budget.margin(pair[0]))
     passed = all(budget.is_met(measured) for measured, _ in found)
     return Check(
-        budget.name, passed, value, budget.limit, budget.sense, budget.margin(value), where
+        name=budget.name,
+        passed=passed,
+        measured=value,
+        limit=budget.limit,
+        sense=budget.sense,
+        margin=budget.margin(value),
+        where=where,
     )
 
 

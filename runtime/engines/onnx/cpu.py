@@ -115,7 +115,7 @@ def load(
     cuda = {"use_tf32": str(int(settings.tf32))} if device == "cuda" else None
     session = open_session(folder / entry.file, options, cuda)
     names = [output.name for output in manifest.signature.outputs]
-    spec = spec_of(manifest, name, device, library(), kernel, why)
+    spec = spec_of(manifest, name, device=device, library=library(), attention=kernel, reason=why)
     return OnnxEngine(session, spec, names, settings.threads.concurrency if device == "cpu" else 1)
 
 

@@ -50,7 +50,11 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> "
     session = onnx.open_session(folder / manifest.engines[FORMAT].file, options, cuda)
     names = [output.name for output in manifest.signature.outputs]
     kernel, why = _attention(manifest, settings.attention)
-    return OnnxCudaEngine(session, spec_of(manifest, FORMAT, "cuda", library(), kernel, why), names)
+    return OnnxCudaEngine(
+        session,
+        spec_of(manifest, FORMAT, device="cuda", library=library(), attention=kernel, reason=why),
+        names,
+    )
 
 
 def _attention(manifest: Manifest, requested: Attention) -> tuple[str, str]:

@@ -53,7 +53,12 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> I
     named = LIBRARIES[plan.library][0]
     refused = "; ".join(f"{rung}: {why}" for rung, why in plan.refused.items())
     spec = spec_of(
-        manifest, FORMAT, device, f"{named} {plan.version}", f"{named} {plan.attention}", refused
+        manifest,
+        FORMAT,
+        device=device,
+        library=f"{named} {plan.version}",
+        attention=f"{named} {plan.attention}",
+        reason=refused,
     )
     whole = TensorRTEngine(trt, logger, engine, spec, outputs, plan.profiles)
     return InParts(whole, plan.profiles, manifest.signature)

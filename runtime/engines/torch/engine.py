@@ -136,7 +136,16 @@ class TorchEngine(LoadedEngine):
     ):  # fmt: skip
         self._choice = choose_attention(manifest, device, settings)
         reason = "; ".join(self._choice.passed_over)
-        super().__init__(spec_of(manifest, name, device, library(), self._choice.name, reason))
+        super().__init__(
+            spec_of(
+                manifest,
+                name,
+                device=device,
+                library=library(),
+                attention=self._choice.name,
+                reason=reason,
+            )
+        )
         self.output_names = [output.name for output in manifest.signature.outputs]
         if settings.cuda_graphs:
             from runtime.engines.torch.cuda_graphs import GraphedForward
