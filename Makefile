@@ -11,9 +11,10 @@ ARTIFACT ?= artifacts/esm2_t6_8M_UR50D-synthetic
 WHEELS   ?=
 GPU_ARGS ?=
 # Two workers, each with whole files: what is dear to make is made once (tests/conftest.py). Each
-# with one thread, or their pools would wait for each other's.
+# with one thread, or their pools would wait for each other's; those of commands that take more wait
+# asleep, not at work.
 TEST_ARGS ?= -n 2 --dist loadfile
-TEST       = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+TEST       = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 # For example: make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
 
@@ -43,9 +44,10 @@ help:    ## Show this help
 
 setup: $(READY)    ## Make .venv with everything for export, run and test
 
+# Without compiling: Python compiles what is imported, which is a tenth of it.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
 	@touch $@
 
 export: $(READY)    ## Build an artifact; synthetic 8M weights without MODEL or CHECKPOINT

@@ -1,16 +1,19 @@
 import argparse
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache as cached
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from exporter.model.precision import cast_copy
 from exporter.model.reference import Reference, WeightsSource, load_reference
 from exporter.model.synthetic import synthetic_state
 from exporter.parity.truth.cache import Cache
+from exporter.parity.truth.packs import Pack, parity_packs, with_names
 from exporter.user_cache import VARIABLE, default_folder
 from runtime.packing import PackedBatch
 
@@ -51,9 +55,39 @@ def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def cache(session_folder: Path) -> Iterator[Cache]:
     """Eager fair-esm's answers of this session: commands in other processes share them."""
+    compiled = sorted(default_folder().glob("native-*"))
     os.environ[VARIABLE] = str(session_folder / "cache")
+    for folder in compiled:
+        # Named by all that it is made of: what make export compiled is not compiled again.
+        with contextlib.suppress(FileExistsError):
+            default_folder().mkdir(exist_ok=True)
+            (default_folder() / folder.name).symlink_to(folder)
     yield Cache(default_folder())
     del os.environ[VARIABLE]
+
+
+def few_packs(seed: int = 0) -> dict[str, Pack]:
+    """Those that show most faults, at a tenth of the cost."""
+    return with_names(
+        parity_packs(seed),
+        ("one residue", "one token", "every token", "many masks", "nearly all masks", "mixed"),
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _gates_run_few_packs() -> Iterator[None]:
+    """The whole list is what ``make export`` and ``make parity`` run, and ``all_packs`` here."""
+    with (
+        patch("exporter.parity.verify.parity_packs", few_packs),
+        patch("exporter.build.parity_packs", few_packs),
+    ):
+        yield
+
+
+@pytest.fixture
+def all_packs() -> Iterator[None]:
+    with patch("exporter.parity.verify.parity_packs", parity_packs):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -135,10 +169,12 @@ def trt_artifact(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) -> Pa
 
 
 @cached
-def model_8m(dtype: str) -> PackedESM2:
-    """The true 8M architecture with random weights, on the CPU; do not change it."""
-    reference = load_reference(WeightsSource("synthetic", ARCHITECTURE))
-    packed = PackedESM2(reference.model, [6], "mean").eval()
+def wide_model(dtype: str) -> PackedESM2:
+    """8M but for its layers, of which it has two, on the CPU; do not change it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = save_checkpoint(Path(folder) / "wide.pt", (2, 320, 20))
+        reference = load_reference(WeightsSource("checkpoint", str(path)))
+    packed = PackedESM2(reference.model, [2]).eval()
     return packed if dtype == "float32" else cast_copy(packed, getattr(torch, dtype))
 
 
@@ -168,6 +204,19 @@ def save_checkpoint(path: Path, shape: tuple[int, int, int], seed: int = 0) -> P
     named = {f"encoder.sentence_encoder.{name}": tensor for name, tensor in state.items()}
     torch.save({"cfg": {"model": config}, "model": named}, path)
     return path
+
+
+@contextmanager
+def default_signals() -> Iterator[None]:
+    """What is started inside ignores none, as tests do that a shell or nohup runs in background."""
+    ours = {
+        number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
 
 
 def random_sequence(random: np.random.Generator, length: int) -> str:

@@ -1,5 +1,7 @@
 """The AOTInductor engine: built, loaded, refused, and its faults seen by the gate."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -8,14 +10,19 @@ import pytest
 import torch
 
 import runtime
+from exporter.formats.aoti.observe import observe
 from exporter.formats.aoti.rotation import positions_in
 from exporter.formats.dispatcher import Spy
+from exporter.model.packed_forward import PackedESM2
 from exporter.model.reference import WeightsSource, load_reference
+from exporter.parity.gate import Gate
 from exporter.parity.prove.faults import faults
 from exporter.parity.prove.planter import Planter
+from exporter.parity.rules.observed import problems
 from exporter.parity.rules.verdict import INTERNALS
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.packs import as_batch, parity_packs
+from exporter.planted import GraphFault
 from exporter.publish import writable_copy
 from runtime import PackedBatch, instructions
 from runtime import manifest as manifests
@@ -133,16 +140,35 @@ def test_a_position_off_by_one_is_seen_in_every_token(
     assert np.isnan(found).all()
 
 
-@pytest.mark.parametrize("name", ["positions do not restart", "max_seqlen baked from tracing"])
 def test_faults_are_rejected(
-    name: str, compiled: Path, tiny_checkpoint: Path, cache: Cache, tmp_path: Path
+    compiled: Path, tiny_checkpoint: Path, cache: Cache, tmp_path: Path, pack: PackedBatch
 ) -> None:
-    fault = next(fault for fault in faults() if fault.name == name)
+    """Both in one compilation; each is seen by its own look inside."""
+    one, other = (
+        next(fault for fault in faults() if fault.name == name)
+        for name in ("positions do not restart", "max_seqlen baked from tracing")
+    )
+
+    @contextmanager
+    def both(packed: PackedESM2) -> Iterator[None]:
+        with one.plant(packed), other.plant(packed):  # type: ignore[union-attr,call-arg]
+            yield
+
     reference = load_reference(WeightsSource("checkpoint", str(tiny_checkpoint)))
-    planter = Planter(compiled, manifests.read(compiled), reference, tmp_path, cache=cache)
-    found = planter.verdict(fault, "aoti")
-    assert found.outcome == "rejected", found
-    assert INTERNALS in " ".join([found.by, *found.exactly])
+    manifest = manifests.read(compiled)
+    planter = Planter(compiled, manifest, reference, tmp_path, cache=cache)
+    gate = Gate.prepare(reference, manifest, {"masks": parity_packs()["many masks"]}, cache)
+    with planter.planted(GraphFault("both", "packing", both), "aoti") as faulty:
+        judged = gate.judge(faulty, manifest, "aoti")
+        with (
+            runtime.load(faulty, "aoti", check_files=False) as engine,
+            observe(faulty, manifest, pack) as seen,
+        ):
+            engine.run(pack)
+    assert INTERNALS in judged.reason
+    found = " ".join(problems(seen, gate.oracle["masks"], 2))
+    assert "position_ids [" in found
+    assert "got max_seqlen" in found
 
 
 def test_what_it_needs_stands_in_the_manifest(compiled: Path) -> None:

@@ -17,9 +17,9 @@ from exporter.cli import main
 from exporter.errors import ExportError
 from exporter.model.packed_forward import PackedESM2
 from exporter.model.reference import Reference
-from exporter.parity.truth.packs import Pack, parity_packs, with_names
+from exporter.parity.truth.packs import parity_packs
 from exporter.publish import staged, writable_copy
-from tests.conftest import ARCHITECTURE, LAYERS, TINY, save_checkpoint
+from tests.conftest import ARCHITECTURE, LAYERS, TINY, few_packs, save_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +47,7 @@ class TestArtifact:
         for engine in report["engines"]:
             worst = max(row["engine"]["relative_l2"] for row in engine["rows"])
             assert worst == manifest["parity"][engine["engine"]]["worst_relative_l2"] < 2e-6
-            assert manifest["parity"][engine["engine"]]["packs"] >= 10
+            assert manifest["parity"][engine["engine"]]["packs"] == len(few_packs())
 
     def test_every_file_is_readable_by_others(self, artifact: Path) -> None:
         modes = {path.name: path.stat().st_mode & 0o444 for path in artifact.iterdir()}
@@ -126,37 +126,31 @@ def digests(folder: Path) -> dict[str, bytes]:
     return {str(path): hashlib.sha256(path.read_bytes()).digest() for path in files}
 
 
-@pytest.mark.parametrize("moment", [0.05, 1.0, 6.0, 10.0])
+@pytest.mark.parametrize("step", ["loading", "exporting torchscript", "exporting onnx", "verify"])
 def test_killing_a_build_leaves_the_old_artifact(
-    artifact: Path, tmp_path: Path, moment: float
+    tiny_artifact: Path, tiny_checkpoint: Path, tmp_path: Path, step: str
 ) -> None:
     target = tmp_path / "tiny"
-    writable_copy(artifact, target)
+    writable_copy(tiny_artifact, target)
     before = digests(target)
     command = [
-        sys.executable, "-m", "exporter.cli", "build", "--synthetic", ARCHITECTURE, "--seed", "1",
+        sys.executable, "-m", "exporter.cli", "build", "--checkpoint", str(tiny_checkpoint),
         "--out", str(target),
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    # Counted from the first step, so that imports do not move the moment.
-    for line in process.stderr:
-        if line.startswith("loading"):
-            break
-    time.sleep(moment)
+    assert any(line.startswith(step) for line in process.stderr)
+    time.sleep(0.3)  # in the middle of it
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    assert process.returncode == -signal.SIGKILL
     assert digests(target) == before
     with runtime.load(target) as engine:
         assert engine.run(runtime.PackedBatch.from_sequences(["MKT"])).logits.shape == (5, 33)
 
 
-def two_packs(seed: int) -> dict[str, Pack]:
-    return with_names(parity_packs(seed), ("one residue", "many masks"))
-
-
 def test_an_engine_that_fails_is_not_published(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real build with a real fault: one bias of each layer is off in what is exported."""
 
@@ -171,9 +165,8 @@ def test_an_engine_that_fails_is_not_published(
         return packed
 
     make_sound = building._packed
-    monkeypatch.setattr("exporter.parity.verify.parity_packs", two_packs)
     monkeypatch.setattr(building, "_packed", make_faulty)
-    result = run("build", "--synthetic", ARCHITECTURE, "--target", "torchscript",
+    result = run("build", "--checkpoint", tiny_checkpoint, "--target", "torchscript",
                  "--out", tmp_path / "x")  # fmt: skip
     assert result.exit_code == 1
     assert "differs from eager fair-esm" in result.stderr
@@ -181,17 +174,17 @@ def test_an_engine_that_fails_is_not_published(
 
 
 class TestVerify:
-    def test_passes(self, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("exporter.parity.verify.parity_packs", two_packs)
+    def test_passes(self, artifact: Path) -> None:
         result = run("verify", artifact, "--engine", "torchscript", "--seed", "5")
         assert result.exit_code == 0, result.output
         assert result.stdout.rstrip().endswith("PASSED")
 
-    def test_json(self, artifact: Path) -> None:
-        result = run("verify", artifact, "--engine", "onnx", "--json")
+    @pytest.mark.usefixtures("all_packs")
+    def test_json(self, tiny_artifact: Path) -> None:
+        result = run("verify", tiny_artifact, "--engine", "onnx", "--json")
         assert result.exit_code == 0
         report = json.loads(result.stdout)
-        assert len({row["pack"] for row in report["engines"][0]["rows"]}) >= 10
+        assert len({row["pack"] for row in report["engines"][0]["rows"]}) == len(parity_packs())
 
     def test_an_engine_that_is_not_there(self, artifact: Path) -> None:
         result = run("verify", artifact, "--engine", "tensorrt")
@@ -223,11 +216,8 @@ class TestFromACheckpoint:
             for name, seed in (("mine", 3), ("other", 4))
         )
 
-    def test_build_and_verify(
-        self, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_build_and_verify(self, files: tuple[Path, Path], tmp_path: Path) -> None:
         mine, other = files
-        monkeypatch.setattr("exporter.parity.verify.parity_packs", two_packs)
         out = tmp_path / "mine"
         result = run("build", "--checkpoint", mine, "--target", "torchscript", "--out", out)
         assert result.exit_code == 0, result.output

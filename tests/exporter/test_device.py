@@ -19,7 +19,7 @@ from exporter.parity.gate import Gate
 from exporter.parity.truth.cross_check import LIMIT, check_against_cpu, checked_pack
 from exporter.parity.truth.device import arithmetic_of, reference_device
 from exporter.parity.truth.oracle import run_eager
-from exporter.parity.truth.packs import Pack, Protein, parity_packs, with_names
+from exporter.parity.truth.packs import Protein
 from exporter.parity.verify import verify
 from runtime import manifest as manifests
 from runtime.manifest import EMBEDDING
@@ -106,16 +106,9 @@ def test_no_reference_in_tf32() -> None:
     assert arithmetic_of("cpu") == torch.backends.cpu.get_cpu_capability()
 
 
-def two_packs(seed: int) -> dict[str, Pack]:
-    return with_names(parity_packs(seed), ("one residue", "many masks"))
-
-
-def test_the_report_says_where_the_reference_ran(
-    tiny: Reference, tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("exporter.parity.verify.parity_packs", two_packs)
+def test_the_report_says_where_the_reference_ran(tiny: Reference, tiny_artifact: Path) -> None:
     manifest = manifests.read(tiny_artifact)
-    report = verify(tiny_artifact, manifest, tiny, ["torchscript"], device="cpu")
+    report = verify(tiny_artifact, manifest, tiny, engines=["torchscript"], device="cpu")
     assert report.passed
     assert report.engines[0].device == "cpu"
     assert report.reference["device"] == torch.backends.cpu.get_cpu_capability()
@@ -142,7 +135,7 @@ def test_cuda_without_a_gpu_is_one_line(
 @WITH_GPU
 def test_engines_and_reference_on_a_card(tiny: Reference, tiny_artifact: Path) -> None:
     manifest = manifests.read(tiny_artifact)
-    report = verify(tiny_artifact, manifest, tiny, ["torchscript"], device="cuda")
+    report = verify(tiny_artifact, manifest, tiny, engines=["torchscript"], device="cuda")
     assert report.passed
     assert report.engines[0].device == "cuda"
     assert next(tiny.model.parameters()).device.type == "cpu"

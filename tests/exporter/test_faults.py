@@ -18,7 +18,6 @@ from exporter.parity.prove.prove_gate import prove_gate
 from exporter.parity.rules.budgets import Budget
 from exporter.parity.rules.verdict import INTERNALS, TOKENS, WEIGHTS
 from exporter.parity.truth.cache import Cache
-from exporter.parity.truth.packs import parity_packs, with_names
 from exporter.planted import Fault, ManifestFault, RuntimeFault, WeightsFault
 from runtime import manifest as manifests
 from runtime import tokenizer
@@ -132,16 +131,10 @@ def half(
     tiny_checkpoint: Path, tiny: Reference, tmp_path_factory: pytest.TempPathFactory, cache: Cache
 ) -> Iterator[Planter]:
     """Of a bfloat16 artifact with TorchScript alone."""
-    names = ("mixed", "many masks")
     folder = tmp_path_factory.mktemp("half")
     source = WeightsSource("checkpoint", str(tiny_checkpoint))
     options = BuildOptions(source, ("torchscript",), (2,), dtype="bfloat16", out=folder / "half")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "exporter.parity.verify.parity_packs",
-            lambda seed: with_names(parity_packs(seed), names),
-        )
-        build(options, lambda line: None, cache)
+    build(options, lambda line: None, cache)
     (folder / "workspace").mkdir()
     manifest = manifests.read(folder / "half")
     yield Planter(folder / "half", manifest, tiny, folder / "workspace", cache=cache)
@@ -211,12 +204,14 @@ def test_in_processes(
     load = partial(load_reference, WeightsSource("checkpoint", str(tiny_checkpoint)))
     manifest = manifests.read(tiny_artifact)
     engines = ["torchscript"]
-    found = prove_gate(tiny_artifact, manifest, tiny, load, engines, cache=cache, jobs=2)
+    found = prove_gate(
+        tiny_artifact, manifest, tiny, load=load, engines=engines, cache=cache, jobs=2
+    )
     assert [fault.fault for fault in found] == [fault.name for fault in faults()]
     assert {fault.outcome for fault in found} == {"rejected"}
     load = partial(load_reference, WeightsSource("checkpoint", "/nowhere.pt"))
     with pytest.raises(CheckpointError, match="no such file"):
-        prove_gate(tiny_artifact, manifest, tiny, load, engines, cache=cache, jobs=2)
+        prove_gate(tiny_artifact, manifest, tiny, load=load, engines=engines, cache=cache, jobs=2)
 
 
 def test_an_accepted_fault_fails_the_report() -> None:

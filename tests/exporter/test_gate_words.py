@@ -28,28 +28,16 @@ from exporter.parity.rules.task import Answer, compare_classifications, compare_
 from exporter.parity.rules.verdict import Check, _worst
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.oracle import run_eager
-from exporter.parity.truth.packs import Pack, parity_packs, with_names
 from runtime import load
 from runtime import manifest as manifests
 from runtime.engine import Outputs
 from runtime.manifest import EMBEDDING
 from runtime.selftest import selftest
-from tests.conftest import TINY, MadeOnce, save_checkpoint
+from tests.conftest import TINY, MadeOnce, few_packs, save_checkpoint
 
 pytestmark = pytest.mark.slow
 
-FEW = ("one residue", "many masks", "nearly all masks")
 RULE = "first choice at confident masked positions, agreement"
-
-
-def few_packs(seed: int = 0) -> dict[str, Pack]:
-    return with_names(parity_packs(seed), FEW)
-
-
-@pytest.fixture(autouse=True)
-def _few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole list is what ``make parity`` runs."""
-    monkeypatch.setattr("exporter.parity.verify.parity_packs", few_packs)
 
 
 def scaled_head(path: Path, scale: float) -> Path:
@@ -77,9 +65,7 @@ def weak(made_once: MadeOnce) -> Path:
 @pytest.fixture(scope="module")
 def weak_artifact(weak: Path, made_once: MadeOnce, cache: Cache) -> Path:
     def make(folder: Path) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("exporter.parity.verify.parity_packs", few_packs)
-            build(options_of(weak, folder, "torchscript"), lambda line: None, cache)
+        build(options_of(weak, folder, "torchscript"), lambda line: None, cache)
 
     return made_once("weak", make)
 
@@ -149,7 +135,7 @@ class TestWeakHead:
                 return Outputs(tensors if logits is None else {**tensors, "logits": logits})
 
             engine.run = run  # type: ignore[method-assign]
-            judged = judge(engine, weak_artifact, manifest, packs, truth, eager)
+            judged = judge(engine, weak_artifact, manifest, packs=packs, oracle=truth, eager=eager)
         assert judged.status == "failed"
         assert "logits of pack" in judged.reason
 
@@ -269,10 +255,8 @@ def fair_esm_body(made_once: MadeOnce) -> Path:
 @pytest.fixture(scope="module")
 def body_artifact(fair_esm_body: Path, made_once: MadeOnce, cache: Cache) -> Path:
     def make(folder: Path) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("exporter.parity.verify.parity_packs", few_packs)
-            options = options_of(fair_esm_body, folder, "torchscript", "onnx")
-            build(options, lambda line: None, cache)
+        options = options_of(fair_esm_body, folder, "torchscript", "onnx")
+        build(options, lambda line: None, cache)
 
     return made_once("body", make)
 
@@ -320,7 +304,7 @@ class TestWithoutLMHead:
             engine.run = lambda batch: Outputs(  # type: ignore[method-assign]
                 {**original(batch).tensors, "logits": np.zeros((batch.num_tokens, 33), "float32")}
             )
-            judged = judge(engine, body_artifact, manifest, packs, truth, eager)
+            judged = judge(engine, body_artifact, manifest, packs=packs, oracle=truth, eager=eager)
         assert "eager fair-esm has no such output" in judged.reason
 
 

@@ -36,19 +36,30 @@ def engine(name: str) -> EngineVerdict:
         device="cpu",
         attention="standard",
         checks=[
-            Check(TOKENS, True, None, None, "exact", None, ""),
-            *(Check(b.name, True, 0.99999, b.limit, b.sense, 0.25, "here") for b in BUDGETS),
+            Check(name=TOKENS, passed=True, where=""),
+            *(
+                Check(
+                    name=b.name,
+                    passed=True,
+                    measured=0.99999,
+                    limit=b.limit,
+                    sense=b.sense,
+                    margin=0.25,
+                    where="here",
+                )
+                for b in BUDGETS
+            ),
         ],
         tasks=tasks,
         eager_tasks=tasks,
         rows=[
             Row(
-                pack,
-                tensor,
-                rows_of(tensor),
-                longest,
-                error(7e-7),
-                error(5e-7),
+                pack=pack,
+                tensor=tensor,
+                rows=rows_of(tensor),
+                longest=longest,
+                engine=error(7e-7),
+                eager=error(5e-7),
             )
             for pack, longest in (("one residue", 3), ("mixed", 400))
             for tensor in TENSORS
@@ -159,8 +170,9 @@ class TestFile:
             packs={HOSTILE: (1, 3)},
             engines=[
                 replace(engine(HOSTILE), reason=HOSTILE, rows=[
-                    Row(HOSTILE, "logits", "tokens", 3, error(7e-7), error(5e-7)),
-                    Row(HOSTILE, "pooled", "proteins", 3, None, None, HOSTILE),
+                    Row(pack=HOSTILE, tensor="logits", rows="tokens", longest=3,
+                        engine=error(7e-7), eager=error(5e-7)),
+                    Row(pack=HOSTILE, tensor="pooled", rows="proteins", longest=3, problem=HOSTILE),
                 ])
             ],
             faults=[replace(fault(HOSTILE, HOSTILE), note=HOSTILE, exactly=[HOSTILE])],
@@ -246,8 +258,23 @@ class TestContents:
 
     def test_a_broken_budget(self, report: Report) -> None:
         budget = BUDGETS[0]
-        over = Check(budget.name, False, 3.0, 2.0, "at most", 1.5, "logits of pack 'mixed'")
-        row = Row("mixed", "logits", "tokens", 400, error(15e-7), error(5e-7))
+        over = Check(
+            name=budget.name,
+            passed=False,
+            measured=3.0,
+            limit=2.0,
+            sense="at most",
+            margin=1.5,
+            where="logits of pack 'mixed'",
+        )
+        row = Row(
+            pack="mixed",
+            tensor="logits",
+            rows="tokens",
+            longest=400,
+            engine=error(15e-7),
+            eager=error(5e-7),
+        )
         bad = replace(engine("onnx"), status="failed", checks=[over], rows=[row])
         page = Page(render(replace(report, passed=False, engines=[bad])))
         assert "1.5 \N{MULTIPLICATION SIGN} over the limit" in page.text
@@ -256,9 +283,29 @@ class TestContents:
 
     def test_what_cannot_be_drawn_is_counted(self, report: Report) -> None:
         rows = [
-            Row("mixed", "logits", "tokens", 400, None, None, "NaN or Inf, first in row 17"),
-            Row("mixed", "pooled", "proteins", 400, error(UNBOUNDED), error(5e-7)),
-            Row("mixed", "representations.6", "tokens", 400, error(0.0), error(5e-7)),
+            Row(
+                pack="mixed",
+                tensor="logits",
+                rows="tokens",
+                longest=400,
+                problem="NaN or Inf, first in row 17",
+            ),
+            Row(
+                pack="mixed",
+                tensor="pooled",
+                rows="proteins",
+                longest=400,
+                engine=error(UNBOUNDED),
+                eager=error(5e-7),
+            ),
+            Row(
+                pack="mixed",
+                tensor="representations.6",
+                rows="tokens",
+                longest=400,
+                engine=error(0.0),
+                eager=error(5e-7),
+            ),
         ]
         bad = replace(engine("onnx"), status="failed", rows=rows)
         page = Page(render(replace(report, passed=False, engines=[bad, engine("torchscript")])))

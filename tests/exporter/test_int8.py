@@ -1,7 +1,6 @@
 """The int8 engine: its weights, its gate, its selftest, and what it never does."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -24,7 +23,6 @@ from exporter.parity.report.schema import read
 from exporter.parity.rules.budgets import budgets_for
 from exporter.parity.rules.verdict import WEIGHTS
 from exporter.parity.truth.cache import Cache
-from exporter.parity.truth.packs import parity_packs, with_names
 from exporter.publish import writable_copy
 from exporter.weights import int8 as int8_weights
 from runtime import manifest as manifests
@@ -35,8 +33,6 @@ from tests.conftest import random_sequence
 
 pytestmark = pytest.mark.slow
 
-FEW = ("one residue", "every token", "many masks", "nearly all masks", "mixed")
-
 
 @pytest.fixture(scope="module")
 def tiny(tiny_checkpoint: Path) -> Reference:
@@ -44,19 +40,13 @@ def tiny(tiny_checkpoint: Path) -> Reference:
 
 
 @pytest.fixture(scope="module")
-def int8(
-    tiny_checkpoint: Path, cache: Cache, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
+def int8(tiny_checkpoint: Path, cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A verified artifact with int8 alone; tests must not change it."""
     folder = tmp_path_factory.mktemp("int8") / "int8"
     source = WeightsSource("checkpoint", str(tiny_checkpoint))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "exporter.parity.verify.parity_packs", lambda seed: with_names(parity_packs(seed), FEW)
-        )
-        options = BuildOptions(source, ("onnx-int8",), (0, 1, 2), "mean", out=folder)
-        build(options, lambda line: None, cache)
-        yield folder
+    options = BuildOptions(source, ("onnx-int8",), (0, 1, 2), "mean", out=folder)
+    build(options, lambda line: None, cache)
+    return folder
 
 
 class TestWeights:

@@ -165,7 +165,7 @@ class TestGate:
     def verdict(self, folder: Path, checkpoint: Path, cache: Cache) -> EngineVerdict:
         reference = load_reference(WeightsSource("checkpoint", str(checkpoint)))
         manifest = read(folder, check_files=False)
-        report = verify(folder, manifest, reference, ["onnx-cuda"], cache=cache)
+        report = verify(folder, manifest, reference, engines=["onnx-cuda"], cache=cache)
         assert not report.passed  # nothing was measured
         return report.engines[0]
 
@@ -311,7 +311,9 @@ class TestEngine:
             described = twin.manifest
             path = twin.folder / described.engines[twin.engine].file
             session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-            spec = spec_of(described, "onnx", "cpu", "onnxruntime", "function")
+            spec = spec_of(
+                described, "onnx", device="cpu", library="onnxruntime", attention="function"
+            )
             names = [output.name for output in described.signature.outputs]
             with (
                 OnnxCudaEngine(session, spec, names) as bound,

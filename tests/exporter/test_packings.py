@@ -88,7 +88,7 @@ def test_any_packing_passes(
     manifest = manifests.read(tiny_artifact, check_files=False)
     for engine in engines:
         # At once, as the gate judges its packs: two of its rules are about all of them together.
-        verdict = judge(engine, tiny_artifact, manifest, packs, truth, eager)
+        verdict = judge(engine, tiny_artifact, manifest, packs=packs, oracle=truth, eager=eager)
         assert verdict.status == "passed", verdict.reason
         assert {row.pack for row in verdict.rows} == packs.keys()
 

@@ -439,7 +439,9 @@ class TestVerdict:
     @pytest.fixture
     def verdict(self, artifact, small_packs, oracle, eager):  # type: ignore[no-untyped-def]
         manifest = manifests.read(artifact)
-        return lambda engine: judge(engine, artifact, manifest, small_packs, oracle, eager)
+        return lambda engine: judge(
+            engine, artifact, manifest, packs=small_packs, oracle=oracle, eager=eager
+        )
 
     def test_a_good_engine_passes(self, engine, verdict) -> None:  # type: ignore[no-untyped-def]
         judged = verdict(engine)
@@ -469,7 +471,7 @@ class TestVerdict:
         assert f"{tensor} of pack" in judged.reason
 
     def test_nothing_compared_is_no_pass(self, engine, artifact: Path) -> None:  # type: ignore[no-untyped-def]
-        judged = judge(engine, artifact, manifests.read(artifact), {}, {}, {})
+        judged = judge(engine, artifact, manifests.read(artifact), packs={}, oracle={}, eager={})
         assert judged.status == "failed"
         assert "nothing was compared" in judged.reason
 
@@ -486,7 +488,9 @@ class TestBudgets:
     @pytest.fixture
     def row(self) -> Row:
         error = TensorError(1e-3, 0, 1e-3, 1e-3, 0, 0, 1.0, 1.0)
-        return Row("pack", "pooled", "proteins", 10, error, error)
+        return Row(
+            pack="pack", tensor="pooled", rows="proteins", longest=10, engine=error, eager=error
+        )
 
     @pytest.mark.parametrize(
         ("quantity", "tensor", "within", "beyond"),
@@ -557,15 +561,6 @@ def test_half_precision_has_the_relative_rule_and_the_task_rules(dtype: str) -> 
     }  # fmt: skip
 
 
-@pytest.fixture
-def few_packs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half precision is slow on a CPU; the whole list is what ``make parity`` runs."""
-    names = ("one residue", "many masks", "mixed")
-    monkeypatch.setattr(
-        "exporter.parity.verify.parity_packs", lambda seed: with_names(parity_packs(seed), names)
-    )
-
-
 class TestHalfPrecision:
     def test_rotary_angles_stay_float32(self, reference: Reference) -> None:
         packed = cast_copy(PackedESM2(reference.model).eval(), torch.bfloat16)
@@ -573,7 +568,6 @@ class TestHalfPrecision:
         assert torch.equal(packed.inv_freq, PackedESM2(reference.model).inv_freq)
         assert reference.model.embed_tokens.weight.dtype == torch.float32
 
-    @pytest.mark.usefixtures("few_packs")
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
     def test_build_and_verify(self, tiny_checkpoint: Path, tmp_path: Path, dtype: str) -> None:
         out = tmp_path / dtype
@@ -756,7 +750,6 @@ class TestCommand:
         assert result.exit_code == 2
         assert "is empty: it holds no FASTA record" in result.stderr
 
-    @pytest.mark.usefixtures("few_packs")
     def test_v1_attention(self, tiny_artifact: Path) -> None:
         result = invoke("verify", tiny_artifact, "--v1-attention", "--json")
         assert result.exit_code == 0, result.output

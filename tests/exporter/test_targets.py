@@ -175,16 +175,19 @@ from exporter.parity import verify
 packs = verify.parity_packs
 verify.parity_packs = lambda seed: {k: packs(seed)[k] for k in ("one residue", "many masks")}
 from exporter.cli import main
-main(["build", "--synthetic", "esm2_t6_8M_UR50D", "--out", sys.argv[1]])
+main(["build", "--checkpoint", sys.argv[1], "--out", sys.argv[2]])
 """
 
 
-def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, fresh_python: Run) -> None:
+def test_the_same_inputs_give_the_same_bytes(
+    tiny_checkpoint: Path, tmp_path: Path, fresh_python: Run
+) -> None:
     contents = []
     for i in range(2):
         folder = tmp_path / str(i) / "same"
         # Another hash seed, so that no order of a set is in the files.
-        result = fresh_python(BUILD_QUICKLY, folder, env={**os.environ, "PYTHONHASHSEED": str(i)})
+        environment = {**os.environ, "PYTHONHASHSEED": str(i)}
+        result = fresh_python(BUILD_QUICKLY, tiny_checkpoint, folder, env=environment)
         assert result.returncode == 0, result.stderr
         files = (path for path in folder.rglob("*") if path.is_file())
         contents.append({str(path.relative_to(folder)): path.read_bytes() for path in files})

@@ -32,7 +32,7 @@ from runtime.engines.tensorrt.library import collecting_logger, import_library
 from runtime.errors import ArtifactError, EngineError, UnsupportedError
 from runtime.manifest import EngineEntry, read
 from runtime.weights import read_places
-from tests.conftest import model_8m
+from tests.conftest import wide_model
 
 pytestmark = pytest.mark.slow
 
@@ -45,12 +45,12 @@ without_card = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module", params=["float32", "float16"])
-def built_8m(
+def built(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path, EngineEntry]:
-    """8M for three kinds of card: its dtype, folder and entry of the manifest."""
+    """For three kinds of card: its dtype, folder and entry of the manifest."""
     folder = tmp_path_factory.mktemp(request.param)
-    packed = model_8m(request.param)
+    packed = wide_model(request.param)
     shared_weights.write(packed, folder)
     entry = tensorrt.export(packed, folder, PlanOptions(CARDS, max_seqlen=1_024))
     return request.param, folder, entry
@@ -68,9 +68,9 @@ def described(graph: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 class TestPlans:
     def test_one_for_each_card_with_the_weights_inside(
-        self, built_8m: tuple[str, Path, EngineEntry]
+        self, built: tuple[str, Path, EngineEntry]
     ) -> None:
-        _, folder, entry = built_8m
+        _, folder, entry = built
         assert [plan.compute_capability for plan in entry.plans] == list(CARDS)
         assert len({(folder / plan.file).read_bytes()[:4096] for plan in entry.plans}) == 3
         weights = (folder / "weights.safetensors").stat().st_size
@@ -81,9 +81,9 @@ class TestPlans:
             assert (folder / plan.file).stat().st_size > weights
 
     def test_the_ladder_and_the_builders_own_sentences(
-        self, built_8m: tuple[str, Path, EngineEntry]
+        self, built: tuple[str, Path, EngineEntry]
     ) -> None:
-        _, _, entry = built_8m
+        _, _, entry = built
         for plan in entry.plans:
             assert plan.attention == "padded"
             assert list(plan.refused) == ["packed"]
@@ -91,19 +91,19 @@ class TestPlans:
             assert plan.profiles == profiles_of("padded", 16_384, 1_024, 20)
         assert entry.lowering == RUNGS["padded"]
 
-    def test_inputs_and_outputs(self, built_8m: tuple[str, Path, EngineEntry]) -> None:
-        dtype, folder, entry = built_8m
+    def test_inputs_and_outputs(self, built: tuple[str, Path, EngineEntry]) -> None:
+        dtype, folder, entry = built
         number = {"float32": "FLOAT", "float16": "HALF"}[dtype]
         assert described(folder / entry.file) == {
             "input_ids": ("INT64", (-1,)),
             "cu_seqlens": ("INT32", (-1,)),
             "max_seqlen": ("INT64", ()),
             "logits": (number, (-1, 33)),
-            "representations.6": (number, (-1, 320)),
+            "representations.2": (number, (-1, 320)),
         }
 
-    def test_deserialized(self, built_8m: tuple[str, Path, EngineEntry]) -> None:
-        dtype, folder, entry = built_8m
+    def test_deserialized(self, built: tuple[str, Path, EngineEntry]) -> None:
+        dtype, folder, entry = built
         logger = collecting_logger(trt)
         try:
             engine = deserialize(trt, logger, folder / entry.plans[0].file)
@@ -123,22 +123,29 @@ class TestPlans:
 
     @without_card
     def test_without_a_driver_the_library_says_so(
-        self, built_8m: tuple[str, Path, EngineEntry]
+        self, built: tuple[str, Path, EngineEntry]
     ) -> None:
-        _, folder, entry = built_8m
+        _, folder, entry = built
         path = folder / entry.plans[0].file
         with pytest.raises(EngineError, match=r"cannot read .*CUDA driver version is insufficient"):
             deserialize(trt, collecting_logger(trt), path)
 
     @without_card
     def test_every_weight_can_be_refitted_by_name_but_the_builder_wants_a_card(
-        self, built_8m: tuple[str, Path, EngineEntry]
+        self, built: tuple[str, Path, EngineEntry]
     ) -> None:
-        dtype, folder, entry = built_8m
+        dtype, folder, entry = built
         names = [n for n in read_places(folder / "weights.safetensors") if n != "inv_freq"]
-        assert len(names) == len(model_8m(dtype).state_dict()) - 1 > 100
+        assert len(names) == len(wide_model(dtype).state_dict()) - 1 > 30
         recipe = PlanRecipe(
-            folder / entry.file, 6, names, "8.9", "padded", entry.plans[0].profiles[:1], True, None
+            graph=folder / entry.file,
+            num_layers=2,
+            weights=names,
+            compute_capability="8.9",
+            rung="padded",
+            profiles=entry.plans[0].profiles[:1],
+            refit=True,
+            timing_cache=None,
         )
         with pytest.raises(RefusedError, match="CUDA_SUCCESS"):
             build_plan(trt, recipe)
@@ -190,7 +197,7 @@ class TestGate:
     def verdict(self, folder: Path, checkpoint: Path, cache: Cache) -> EngineVerdict:
         reference = load_reference(WeightsSource("checkpoint", str(checkpoint)))
         manifest = read(folder, check_files=False)
-        return verify(folder, manifest, reference, ["tensorrt"], cache=cache).engines[0]
+        return verify(folder, manifest, reference, engines=["tensorrt"], cache=cache).engines[0]
 
     @without_card
     def test_the_graph_passes_here_and_is_not_called_measured(
@@ -232,7 +239,7 @@ class TestGate:
         """ONNX Runtime has no bfloat16 on CPUs, so that the graph cannot run here either."""
         reference = load_reference(WeightsSource("checkpoint", str(tiny_checkpoint)))
         manifest = msgspec.structs.replace(read(trt_artifact), dtype="bfloat16")
-        report = verify(trt_artifact, manifest, reference, ["tensorrt"], cache=cache)
+        report = verify(trt_artifact, manifest, reference, engines=["tensorrt"], cache=cache)
         (verdict,) = report.engines
         assert verdict.status == "not measured"
         assert "needs an NVIDIA GPU" in verdict.reason

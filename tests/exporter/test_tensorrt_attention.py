@@ -6,7 +6,6 @@ from typing import Any
 
 import onnx
 import pytest
-import torch
 
 from exporter.formats.tensorrt import attention as tensorrt_attention
 from exporter.formats.tensorrt import graph as tensorrt_graph
@@ -14,13 +13,10 @@ from exporter.formats.tensorrt import plan as tensorrt_plan
 from exporter.formats.tensorrt.attention import RefusedError
 from exporter.formats.tensorrt.names import FILE_NAME, tensor_name
 from exporter.formats.tensorrt.plan import PlanRecipe, build_plan
-from exporter.model.packed_forward import PackedESM2
-from exporter.model.precision import cast_copy
-from exporter.model.reference import WeightsSource, load_reference
 from exporter.weights import shared as shared_weights
 from runtime.engines.tensorrt.library import collecting_logger, import_library
 from runtime.manifest import Profile
-from tests.conftest import TINY, save_checkpoint
+from tests.conftest import TINY, wide_model
 
 pytestmark = pytest.mark.slow
 
@@ -108,10 +104,8 @@ class TestAttentionLayers:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, kernel: bool
     ) -> None:
         """Forbidden to write it out, TensorRT must have a kernel or say that it has none."""
-        # 8M but for the layers: of the tiny model's widths TensorRT-RTX 1.7.1 builds no bfloat16.
-        path = save_checkpoint(tmp_path / "wide.pt", (2, 320, 20))
-        reference = load_reference(WeightsSource("checkpoint", str(path)))
-        packed = cast_copy(PackedESM2(reference.model, [2]).eval(), getattr(torch, dtype))
+        # Of the tiny model's widths TensorRT-RTX 1.7.1 builds no bfloat16.
+        packed = wide_model(dtype)
         shared_weights.write(packed, tmp_path)
         path = tmp_path / FILE_NAME
         onnx.save(tensorrt_graph.lower(packed, tmp_path), path)
@@ -133,4 +127,13 @@ class TestAttentionLayers:
 def recipe_of(folder: Path, rung: str) -> PlanRecipe:
     """Of a tiny plan for an Ada card."""
     path = folder / FILE_NAME
-    return PlanRecipe(path, TINY[0], (), "8.9", rung, [Profile(512, 8, 128)], False, None)
+    return PlanRecipe(
+        graph=path,
+        num_layers=TINY[0],
+        weights=(),
+        compute_capability="8.9",
+        rung=rung,
+        profiles=[Profile(512, 8, 128)],
+        refit=False,
+        timing_cache=None,
+    )

@@ -12,8 +12,8 @@ SPEC = EngineSpec(
 )
 ERROR = TensorError(1e-2, 0, 1e-2, 1e-3, 3, 7, 0.9999, 0.9999)
 ROWS = [
-    Row("mixed", "logits", "tokens", 400, ERROR, ERROR),
-    Row("mixed", "pooled", "proteins", 400, ERROR, ERROR),
+    Row(pack="mixed", tensor="logits", rows="tokens", longest=400, engine=ERROR, eager=ERROR),
+    Row(pack="mixed", tensor="pooled", rows="proteins", longest=400, engine=ERROR, eager=ERROR),
 ]
 GOOD = TaskMetrics(300, 205, 1.0, 1.0, 1e-12, 1e-10, 1151, 1.0, None)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import random_sequence
+from tests.conftest import default_signals, random_sequence
 
 SECONDS = 5
 # More than a window of the default budget, so that the engine has begun.
@@ -30,12 +30,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     def start(*arguments: object, **options: object) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "runtime.cli", *map(str, arguments)]
-        # Tests that nohup runs ignore it, and so would what they start.
-        ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-        )
-        signal.signal(signal.SIGHUP, ours)
+        with default_signals():
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+            )
         processes.append(process)
         assert STARTED in process.stderr.readline()
         return process

@@ -10,7 +10,16 @@ from runtime.manifest import PlanEntry, Profile
 
 
 def plan(library: str, version: str, card: str) -> PlanEntry:
-    return PlanEntry("x.plan", library, version, card, "padded", [Profile(9, 9, 9)], False, {})
+    return PlanEntry(
+        file="x.plan",
+        library=library,
+        version=version,
+        compute_capability=card,
+        attention="padded",
+        profiles=[Profile(9, 9, 9)],
+        refit=False,
+        refused={},
+    )
 
 
 PLANS = [plan("tensorrt", "11.4.0", "9.0"), plan("tensorrt_rtx", "1.7.1", "8.9")]

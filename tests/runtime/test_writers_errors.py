@@ -19,6 +19,7 @@ import runtime.writers
 from runtime import Embedding, EngineError, InputError, OutOfMemoryError, OutputError
 from runtime.staging import staging
 from runtime.writers import check_output, write_embeddings
+from tests.conftest import default_signals
 from tests.runtime.outputs import ENDINGS, assert_same, embeddings, read
 
 pytestmark = pytest.mark.slow
@@ -228,7 +229,9 @@ def test_a_signal_leaves_nothing(output: Path, number: signal.Signals) -> None:
         "print('half', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", WRITE, str(output), "6000", halfway]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with default_signals():
+        started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with started as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(number)
