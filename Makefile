@@ -32,7 +32,7 @@ BENCH_FULL := $(BENCH) esm2_t30_150M_UR50D
 PARITY := parity-float32 parity-float16 parity-bfloat16
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export verify parity $(PARITY) test test-all bench bench-full bench-install gpu-check images lint clean
+.PHONY: help setup export verify parity $(PARITY) test test-all bench bench-full bench-install gpu-check images docs lint clean
 
 help:    ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,6 +91,9 @@ images: $(READY)    ## Build and try the images with buildah, without a daemon; 
 
 artifacts/%-synthetic/manifest.json: | $(READY)
 	$(BIN)/esm2-export build --synthetic $* --target $(TARGET)
+
+docs: $(READY)    ## Build the site into build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: $(READY)    ## Style, types, and which module may import which
 	$(BIN)/ruff check .

@@ -45,7 +45,7 @@ def main() -> None:
     os.environ.setdefault(THREADS_VARIABLE, str(usable_cores()))
 
 
-@main.command()
+@main.command(epilog="Example: esm2-export build --model esm2_t6_8M_UR50D")
 @source_options
 @click.option(
     "--target",
@@ -159,7 +159,7 @@ def build(
         sys.exit(FAILED_PARITY)
 
 
-@main.command()
+@main.command(epilog="Example: esm2-export verify artifacts/NAME")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--engine", help="Only this one.  [default: every engine of the artifact]")
 @click.option(
@@ -257,7 +257,7 @@ def verify(
     sys.exit(0 if result.passed and not grown else FAILED_PARITY)
 
 
-@main.command()
+@main.command(epilog="Example: esm2-export divergence --synthetic esm2_t6_8M_UR50D")
 @source_options
 @click.option("--fasta", type=click.Path(), help="Your own proteins.  [default: random ones]")
 @record_options
@@ -297,7 +297,7 @@ def divergence(
         click.echo(text, nl=False)
 
 
-@main.command()
+@main.command(epilog="Example: esm2-export triton artifacts/NAME --out models")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option(
     "-o",

@@ -21,6 +21,7 @@ from runtime.errors import (
 from runtime.loading import load
 from runtime.packing import PackedBatch
 from runtime.pooling import pool
+from runtime.readers.fasta import read_fasta
 from runtime.readers.records import Record, Rejection
 from runtime.runner import AsyncInferenceRunner, Embedding
 
@@ -47,4 +48,5 @@ __all__ = [
     "first_fit_decreasing",
     "load",
     "pool",
+    "read_fasta",
 ]

@@ -62,7 +62,7 @@ def main() -> None:
     """Run frozen ESM-2 engines on packed proteins."""
 
 
-@main.command()
+@main.command(epilog="Example: esm2-run info artifacts/NAME")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 @one_line_errors(Esm2Error, OSError)
@@ -77,7 +77,7 @@ def info(artifact: Path, as_json: bool) -> None:
         click.echo("\n".join(_describe(manifest)))
 
 
-@main.command()
+@main.command(epilog="Example: esm2-run embed artifacts/NAME proteins.fasta -o embeddings.npz")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("fasta", nargs=-1, required=True)
 @click.option(
@@ -198,7 +198,7 @@ def embed(
         sys.exit(SOME_REJECTED)
 
 
-@main.command()
+@main.command(epilog="Example: esm2-run selftest artifacts/NAME")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--engine", help="Only this one.  [default: every engine that can run here]")
 @click.option(

@@ -31,6 +31,7 @@ class EngineSpec:
         library: the engine library and its version.
         synthetic: the weights are random; for trying the project only.
         embed_dim: E, of one row of the outputs.
+        passed_over: engines that are faster, each with why it does not run here.
     """
 
     format: str
@@ -44,6 +45,7 @@ class EngineSpec:
     library: str
     synthetic: bool
     embed_dim: int
+    passed_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

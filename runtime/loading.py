@@ -4,6 +4,7 @@ The path: candidates in order of speed -> what speaks against each, in sentences
 without is checked, loaded, and validated if so wished. What fails to load is passed over too.
 """
 
+import dataclasses
 import importlib
 import logging
 import os
@@ -130,7 +131,9 @@ def _first_that_loads(
         if check_files:
             manifests.check(manifest, folder, manifest.engines[name].files)
         try:
-            return _loaded(module, folder, manifest, name, where, settings)
+            loaded = _loaded(module, folder, manifest, name, where, settings)
+            loaded.spec = dataclasses.replace(loaded.spec, passed_over=tuple(refusals))
+            return loaded
         except EngineError as error:
             logger.info("%s on %s is passed over: %s", name, where, error)
             refusals.append(f"{name} on {where}: {error}")

@@ -86,15 +86,18 @@ def is_regular(path: str) -> bool:
     return path != STDIN and Path(path).is_file()
 
 
-def read_fasta(paths: Iterable[str]) -> Iterator[Record]:
+def read_fasta(paths: str | os.PathLike[str] | Iterable[str]) -> Iterator[Record]:
     """Yields the records of all files in order; the id is the header's first word.
 
     Args:
-        paths: files, or ``-`` for standard input. Compression and encoding are told by the content.
+        paths: a file or several, ``-`` for standard input. Compression and encoding are told by the
+            content.
 
     Raises:
         InputError: a file without records, damaged, or not FASTA; names it and how far it got.
     """
+    if isinstance(paths, str | os.PathLike):
+        paths = [os.fspath(paths)]
     for pieces in read_pieces(paths):
         yield from pieces.records()
 

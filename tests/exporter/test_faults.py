@@ -18,7 +18,7 @@ from exporter.parity.prove.prove_gate import prove_gate
 from exporter.parity.rules.budgets import Budget
 from exporter.parity.rules.verdict import INTERNALS, TOKENS, WEIGHTS
 from exporter.parity.truth.cache import Cache
-from exporter.planted import Fault, ManifestFault, RuntimeFault, WeightsFault
+from exporter.planted import Fault, GraphFault, ManifestFault, RuntimeFault, WeightsFault
 from runtime import manifest as manifests
 from runtime import tokenizer
 from runtime.files import file_entry
@@ -67,8 +67,21 @@ def planter(
     yield Planter(tiny_artifact, manifest, tiny, workspace, cache=cache)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("fault", faults(), ids=lambda fault: fault.name)
+# Exporting to ONNX takes seconds: of what is planted in the graph, one for each way to be seen.
+# make parity-float32 plants all of them, in 8M.
+IN_ONNX_GRAPH = {
+    *INVISIBLE, "rotary missing on k", "softmax scale 2 % too large", "masks not zeroed",
+    "pooled output of another kind",
+}  # fmt: skip
+PLANTED = [
+    pytest.param(fault, engine, id=f"{fault.name}-{engine}")
+    for fault in faults()
+    for engine in ENGINES
+    if engine != "onnx" or not isinstance(fault, GraphFault) or fault.name in IN_ONNX_GRAPH
+]
+
+
+@pytest.mark.parametrize(("fault", "engine"), PLANTED)
 def test_every_fault_is_rejected(planter: Planter, fault: Fault, engine: str) -> None:
     with planter.planted(fault, engine) as faulty:
         found, _ = planter.show(fault, faulty, engine)

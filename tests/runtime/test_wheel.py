@@ -9,6 +9,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
+PACKAGES = ("esm2_engines", "exporter", "runtime")
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +17,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     # A copy: building in the checkout would leave a build folder there.
-    copy = ["cp", "-r", "exporter", "runtime", "pyproject.toml", "README.md", "LICENSE"]
+    copy = ["cp", "-r", *PACKAGES, "pyproject.toml", "README.md", "LICENSE"]
     source.mkdir()
     subprocess.run([*copy, source], cwd=ROOT, check=True)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
@@ -24,20 +25,21 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def test_it_holds_both_packages_and_nothing_else(site: Path) -> None:
+def test_it_holds_the_packages_and_nothing_else(site: Path) -> None:
     assert {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} == {
-        "bin", "exporter", "runtime",
+        "bin", *PACKAGES,
     }  # fmt: skip
     assert (site / "runtime" / "py.typed").exists()
-    packages = {path.parent.relative_to(ROOT) for path in ROOT.glob("exporter/**/*.py")}
-    packages |= {path.parent.relative_to(ROOT) for path in ROOT.glob("runtime/**/*.py")}
-    assert all((site / package / "__init__.py").exists() for package in packages)
+    for package in PACKAGES:
+        folders = {path.parent.relative_to(ROOT) for path in ROOT.glob(f"{package}/**/*.py")}
+        assert all((site / folder / "__init__.py").exists() for folder in folders)
 
 
 def test_it_embeds(site: Path, artifact: Path, tmp_path: Path, fresh_python) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "x.fasta").write_text(">a\nMKT\n")
     code = (
         "sys.path.insert(0, sys.argv[1]); sys.argv[:2] = ['esm2-run'];"
+        "import esm2_engines; print(esm2_engines.load(sys.argv[2]).embed(['MKT']).shape);"
         "import runtime.cli; print(runtime.__file__); runtime.cli.main()"
     )
     result = fresh_python(

@@ -1,0 +1,202 @@
+"""What a newcomer writes: load, embed, stream, logits."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+import esm2_engines as esm2
+import runtime
+from runtime import manifest as manifests
+
+SEQUENCES = ["MKTAYIAKQR", "GGAVL", "W"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_artifact: Path) -> Iterator[esm2.Model]:
+    with esm2.load(tiny_artifact) as model:
+        yield model
+
+
+@pytest.fixture
+def expected(tiny_artifact: Path) -> runtime.Outputs:
+    with runtime.load(tiny_artifact, "onnx") as engine:
+        return engine.run(runtime.PackedBatch.from_sequences(SEQUENCES))
+
+
+BOUNDS = np.cumsum([0, *(len(sequence) + 2 for sequence in SEQUENCES)]).astype(np.int32)
+
+
+def test_one_vector_for_each_protein(model: esm2.Model, expected: runtime.Outputs) -> None:
+    found = model.embed(SEQUENCES)
+    assert (found.shape, found.dtype) == ((3, 48), np.float32)
+    pooled = runtime.pool(expected.representations[2], BOUNDS, "mean")
+    np.testing.assert_allclose(found, pooled, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["mean", "mean-with-eos", "cls"])
+@pytest.mark.parametrize("layer", [0, 1, None])
+def test_pools_and_layers(
+    model: esm2.Model, expected: runtime.Outputs, pool: str, layer: int | None
+) -> None:
+    rows = expected.representations[2 if layer is None else layer]
+    found = model.embed(SEQUENCES, pool=pool, layer=layer)
+    np.testing.assert_allclose(found, runtime.pool(rows, BOUNDS, pool), rtol=1e-4, atol=1e-5)
+
+
+def test_one_vector_for_each_residue(model: esm2.Model, expected: runtime.Outputs) -> None:
+    found = model.embed(SEQUENCES, pool=None)
+    assert [rows.shape for rows in found] == [(10, 48), (5, 48), (1, 48)]
+    residues = expected.representations[2][BOUNDS[1] + 1 : BOUNDS[2] - 1]
+    np.testing.assert_allclose(found[1], residues, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        tuple(SEQUENCES),
+        [("a", SEQUENCES[0]), ("b", SEQUENCES[1]), ("c", SEQUENCES[2])],
+        [esm2.Record("a", SEQUENCES[0]), SEQUENCES[1], ("c", SEQUENCES[2])],
+        np.array(SEQUENCES),
+    ],
+)
+def test_whatever_holds_sequences(model: esm2.Model, given: object) -> None:
+    np.testing.assert_allclose(model.embed(given), model.embed(SEQUENCES), rtol=1e-4, atol=1e-5)
+
+
+def test_a_generator_is_read_once(model: esm2.Model) -> None:
+    found = model.embed(sequence for sequence in SEQUENCES)
+    np.testing.assert_allclose(found, model.embed(SEQUENCES), rtol=1e-4, atol=1e-5)
+
+
+def test_one_sequence_gives_its_own(model: esm2.Model) -> None:
+    assert model.embed("GGAVL").shape == (48,)
+    assert model.embed("GGAVL", pool=None).shape == (5, 48)
+    assert model.logits("MK<mask>A").shape == (6, 33)
+
+
+def test_none_gives_none(model: esm2.Model) -> None:
+    assert model.embed([]).shape == (0, 48)
+    assert model.embed([], pool=None) == []
+    assert model.logits([]) == []
+
+
+def test_logits_of_many_in_their_order(model: esm2.Model, expected: runtime.Outputs) -> None:
+    found = model.logits(SEQUENCES)
+    assert [rows.shape for rows in found] == [(12, 33), (7, 33), (3, 33)]
+    np.testing.assert_allclose(np.concatenate(found), expected.logits, rtol=1e-3, atol=1e-4)
+
+
+def test_logits_beyond_one_pack(tiny_artifact: Path) -> None:
+    with esm2.load(tiny_artifact, max_tokens=8) as small, esm2.load(tiny_artifact) as large:
+        for one, other in zip(small.logits(SEQUENCES), large.logits(SEQUENCES), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_file_in_a_stream(model: esm2.Model, tmp_path: Path) -> None:
+    fasta = tmp_path / "x.fasta"
+    fasta.write_text(">a first\nMKTAYIAKQR\n>b\nGGAVL\n>c\nW\n")
+    for path in (fasta, str(fasta)):
+        found = list(model.stream(esm2.read_fasta(path)))
+        assert [embedding.id for embedding in found] == ["a", "b", "c"]
+        values = np.stack([embedding.values for embedding in found])
+        np.testing.assert_allclose(values, model.embed(SEQUENCES), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_rejected_is_handed_over(model: esm2.Model) -> None:
+    rejected: list[esm2.Rejection] = []
+    found = list(model.stream([("a", "MKT"), ("b", "M1T")], on_rejected=rejected.append))
+    assert [embedding.id for embedding in found] == ["a"]
+    assert [rejection.record for rejection in rejected] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: model.embed(["M1T"]), "1"),
+        (lambda model: model.embed([3]), "protein 0 must be a string, a pair .* got int"),
+        (lambda model: model.embed(["M"], layer=7), r"layer 7 is not in this artifact"),
+        (lambda model: model.embed(["M"], pool="max"), "pool must be one of"),
+        (lambda model: model.logits("M1T"), "1"),
+    ],
+)
+def test_what_cannot_be_embedded(
+    model: esm2.Model, call: Callable[[esm2.Model], object], message: str
+) -> None:
+    with pytest.raises(esm2.InputError, match=message):
+        call(model)
+
+
+def test_it_prints_what_runs_and_how_well(model: esm2.Model) -> None:
+    lines = repr(model).splitlines()
+    assert lines[0] == "Model artifact"
+    said = {line.split()[0]: line for line in lines[1:]}
+    assert "onnx (onnxruntime " in said["engine"]
+    assert "on cpu, float32" in said["engine"]
+    assert "native (" in said["attention"]
+    assert "48 wide, of layers 0, 1, 2" in said["embeddings"]
+    assert "from eager fair-esm in float64" in said["parity"]
+    assert "warning" not in said
+
+
+def test_it_prints_why_nothing_faster_runs(tiny_artifact: Path) -> None:
+    with esm2.load(tiny_artifact, device="cpu", attention="standard") as model:
+        assert model.engine.spec.passed_over == ()
+    blocked = {"onnxruntime": None}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(__import__("sys").modules, "onnxruntime", blocked["onnxruntime"])
+        with esm2.load(tiny_artifact, device="cpu") as model:
+            (reason,) = model.engine.spec.passed_over
+            assert reason.startswith("onnx on cpu: ")
+            assert reason in repr(model)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_many_proteins_share_the_cores_and_one_has_them_all(
+    tiny_artifact: Path, threads: int
+) -> None:
+    with esm2.load(tiny_artifact, engine="onnx", threads=threads) as model:
+        assert model.engine.concurrency == 1
+        many = model.embed(["MKTAYIAKQR" * 20] * 40)
+        assert model.engine.concurrency == threads
+        one = model.embed("MKTAYIAKQR" * 20)
+        assert model.engine.concurrency == 1
+        np.testing.assert_allclose(one, many[0], rtol=1e-4, atol=1e-5)
+    with esm2.load(tiny_artifact, engine="onnx", threads=4, concurrency=2) as model:
+        model.embed("MKT")
+        assert model.engine.concurrency == 2
+    with esm2.load(tiny_artifact, engine="torchscript", threads=4) as model:
+        model.embed(["MKTAYIAKQR" * 20] * 40)
+        engine = model.engine
+        model.embed(["MKTAYIAKQR" * 20] * 40)
+        assert model.engine is engine, "it takes one pack at a time, and is not loaded again"
+
+
+def test_without_lm_head(tiny_artifact: Path) -> None:
+    with esm2.load(tiny_artifact) as model:
+        weights = msgspec.structs.replace(model.manifest.weights, lm_head=False)
+        model.manifest = msgspec.structs.replace(model.manifest, weights=weights)
+        with pytest.raises(esm2.UnsupportedError, match="had no LM head"):
+            model.logits("MKT")
+
+
+def test_its_names_are_the_runtimes() -> None:
+    added = {"Model", "__version__"}
+    assert set(esm2.__all__) == set(runtime.__all__) | added
+    for name in set(runtime.__all__) - {"load"}:
+        assert getattr(esm2, name) is getattr(runtime, name)
+
+
+def test_importing_it_needs_numpy_alone(
+    fresh_python: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    blocked = ("torch", "onnxruntime", "onnx", "esm", "exporter", "click", "h5py", "pyarrow")
+    result = fresh_python("import esm2_engines as e; print(e.load.__name__)", blocked=blocked)
+    assert result.stdout == "load_model\n", result.stderr
+
+
+def test_the_manifest_is_there(model: esm2.Model, tiny_artifact: Path) -> None:
+    assert model.manifest == manifests.read(tiny_artifact)
