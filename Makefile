@@ -10,6 +10,9 @@ ARTIFACT ?= artifacts/esm2_t6_8M_UR50D-synthetic
 # For gpu-check: a folder with wheels of what is not installed, and options such as --with-3b.
 WHEELS   ?=
 GPU_ARGS ?=
+# For release: the oldest and the newest Python that are named in pyproject.toml.
+OLDEST   ?= python3.10
+NEWEST   ?= python3.13
 # Two workers, each with whole files: what is dear to make is made once (tests/conftest.py). Each
 # with one thread, or their pools would wait for each other's; those of commands that take more wait
 # asleep, not at work.
@@ -32,7 +35,7 @@ BENCH_FULL := $(BENCH) esm2_t30_150M_UR50D
 PARITY := parity-float32 parity-float16 parity-bfloat16
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export verify parity $(PARITY) test test-all bench bench-full bench-install gpu-check images docs lint clean
+.PHONY: help setup export verify parity $(PARITY) test test-all bench bench-full bench-install gpu-check images docs release lint clean
 
 help:    ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,14 +95,22 @@ images: $(READY)    ## Build and try the images with buildah, without a daemon; 
 artifacts/%-synthetic/manifest.json: | $(READY)
 	$(BIN)/esm2-export build --synthetic $* --target $(TARGET)
 
+release: $(READY) $(ARTIFACT)/manifest.json    ## Build dist/, and try the wheel on OLDEST with the oldest versions, and on NEWEST
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist . > /dev/null
+	deploy/check_release.sh dist/*.whl $(ARTIFACT) $(OLDEST) constraints-oldest.txt
+	deploy/check_release.sh dist/*.whl $(ARTIFACT) $(NEWEST)
+	ls -l dist
+
 docs: $(READY)    ## Build the site into build/site; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-lint: $(READY)    ## Style, types, and which module may import which
+lint: $(READY)    ## Style, types, which module may import which, workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml examples/ci/*.yml
 
 clean:    ## Remove .venv, artifacts and caches
 	rm -rf $(VENV) $(GPU_PACKAGES) gpu-report build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

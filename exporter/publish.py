@@ -75,7 +75,7 @@ def _is_foreign(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except NotADirectoryError:
-        return True
+        return path.exists()  # or what it lies in is a file: making the folder will say so
     return is_there and bool(names) and "manifest.json" not in names
 
 

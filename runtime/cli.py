@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from runtime.engine import EngineSpec
     from runtime.manifest import Manifest
     from runtime.readers.records import Record
+    from runtime.readers.scan import Scan
     from runtime.runner import Embedding, Totals
     from runtime.writers.rejected_file import RejectedFile
 
 SOME_REJECTED = 3
 FAILED_SELFTEST = 1
+# Between lines about progress in a log file.
+LINE_SECONDS = 30.0
 
 
 ATTENTION_OPTIONS = (
@@ -185,12 +188,12 @@ def embed(
             _warn("this artifact's weights are random: its embeddings mean nothing")
         seen = _Ids()
         records = watch_for_nucleotides(read_fasta(fasta), _warn)
-        embeddings = runner.run(seen.watch(records))
+        embeddings = _with_progress(runner.run(seen.watch(records)), runner.totals, rejected, found)
         metadata = {
             "artifact": spec.artifact, "engine": spec.format, "pool": pool,
             "layer": str(spec.layers[-1] if layer is None else layer),
         }  # fmt: skip
-        write_embeddings(output, _with_progress(embeddings, runner.totals, rejected), metadata)
+        write_embeddings(output, embeddings, metadata)
     _report_oddities(runner.totals, seen, max_tokens)
     seconds = time.perf_counter() - started
     _summarise(output, spec, runner.totals, rejected, seconds, as_json)
@@ -276,16 +279,28 @@ class _Ids:
 
 
 def _with_progress(
-    embeddings: "Iterable[Embedding]", totals: "Totals", rejected: "RejectedFile"
+    embeddings: "Iterable[Embedding]", totals: "Totals", rejected: "RejectedFile", found: "Scan"
 ) -> "Iterator[Embedding]":
+    """A bar in a terminal; in a log file a line now and then."""
     from tqdm import tqdm
 
     from runtime.readers.scan import all_rejected
 
-    with tqdm(unit=" tokens", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+    total = found.num_tokens if found.is_whole else None
+    is_terminal = sys.stderr.isatty()
+    started = said = time.perf_counter()
+    with tqdm(total=total, unit=" tokens", unit_scale=True, disable=not is_terminal) as bar:
         for embedding in embeddings:
             bar.update(embedding.num_tokens)
             bar.set_postfix_str(f"{totals.proteins} proteins", refresh=False)
+            now = time.perf_counter()
+            if not is_terminal and now - said >= LINE_SECONDS:
+                of_all = f" ({totals.tokens / total:.0%})" if total else ""
+                _say(
+                    f"{totals.proteins:,} proteins, {totals.tokens:,} tokens{of_all} "
+                    f"after {now - started:.0f} s"
+                )
+                said = now
             yield embedding
     if totals.proteins == 0:
         if rejected.first:

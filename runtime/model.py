@@ -6,42 +6,47 @@
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.attention import Attention
 from runtime.bin_packing import even_packs
-from runtime.concurrency import Stream, choose_packing
+from runtime.concurrency import Packing, Stream, choose_packing
 from runtime.engine import Engine
-from runtime.errors import InputError, UnsupportedError
+from runtime.engines.table import FORMATS
+from runtime.errors import EngineError, InputError, UnsupportedError
 from runtime.loading import load
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool
-from runtime.readers.records import Record, Rejection
-from runtime.runner import AsyncInferenceRunner, Embedding
-from runtime.threads import Threads, usable_memory
-from runtime.tokenizer import Unknown, tokenize
+from runtime.readers.records import Record, RecordOptions, Rejection, prepare
+from runtime.runner import AsyncInferenceRunner, Embedding, check_finite
+from runtime.threads import Threads, at_least_1, usable_memory
+from runtime.tokenizer import Unknown
 
 if TYPE_CHECKING:
     from runtime.manifest import Manifest
 
-Sequences = str | Iterable[str | tuple[str, str] | Record]
-"""One sequence, or many: each alone, with an id before it, or as a record."""
-
+One = str | Record
+Many = Mapping[str, str] | Iterable[str | tuple[str, str] | Record]
+PerProtein = Literal["mean", "mean-with-eos", "cls"]
 Floats = NDArray[np.float32]
+
+_WIDTH = 100  # of what is printed of a model, in characters
 
 
 class Model:
-    """An artifact, loaded. Models are context managers, and belong to one thread at a time.
+    """An artifact, loaded. Models are context managers; they may be used by one thread at a time.
 
-    Where an engine for CPUs can run several packs at once, it is loaded for one protein alone, and
-    again when there are many: packs share the cores, and one protein should have them all.
+    One protein gets all cores, and of many each gets its own: where an engine for CPUs can run
+    several packs at once, it is loaded a second time when there are many proteins for the first
+    time, with weights of its own. ``concurrency`` of ``load`` fixes it, and loads one.
 
     Attributes:
         engine: runs packs: ``model.engine.run(PackedBatch.from_sequences(sequences))``.
@@ -54,31 +59,51 @@ class Model:
         self, manifest: "Manifest", load_engine: Callable[[int], Engine], max_tokens: int,
         threads: int, concurrency: int | None,
     ):  # fmt: skip
-        if max_tokens < 1:
-            raise InputError(f"max_tokens must be at least 1, got {max_tokens}")
         self.manifest = manifest
         self._load_engine = load_engine
         self._max_tokens = max_tokens
         self._threads = threads
-        self._chooses = concurrency is None
-        self.engine = load_engine(concurrency or 1)
+        self.engine = load_engine(1 if concurrency is None else concurrency)
+        spec = self.engine.spec
+        can_share = spec.device == "cpu" and FORMATS[spec.format].shares_cores
+        self._may_share = can_share and concurrency is None and threads > 1
+        self._shared: Engine | None = None
+        self._is_closed = False
+
+    @overload  # a string is an iterable of strings, too: what comes first counts
+    def embed(  # type: ignore[overload-overlap]
+        self, sequences: One, pool: Pool | None = ..., layer: int | None = ..., *,
+        unknown: Unknown = ..., upper: bool = ..., strip_stop: bool = ...,
+    ) -> Floats: ...  # fmt: skip
+
+    @overload
+    def embed(
+        self, sequences: Many, pool: PerProtein = ..., layer: int | None = ..., *,
+        unknown: Unknown = ..., upper: bool = ..., strip_stop: bool = ...,
+    ) -> Floats: ...  # fmt: skip
+
+    @overload
+    def embed(
+        self, sequences: Many, pool: Literal["none"] | None, layer: int | None = ..., *,
+        unknown: Unknown = ..., upper: bool = ..., strip_stop: bool = ...,
+    ) -> list[Floats]: ...  # fmt: skip
 
     def embed(
-        self,
-        sequences: Sequences,
-        pool: Pool | None = "mean",
-        layer: int | None = None,
-        *,
-        unknown: Unknown = "error",
-    ) -> Floats | list[Floats]:
+        self, sequences: One | Many, pool: Pool | None = "mean", layer: int | None = None, *,
+        unknown: Unknown = "error", upper: bool = False, strip_stop: bool = False,
+    ) -> Floats | list[Floats]:  # fmt: skip
         """Embeds proteins; all results are held in memory (see ``stream``).
 
         Args:
-            sequences: one, or many in any iterable.
+            sequences: one sequence or record; or many in any iterable: sequences, pairs
+                ``(id, sequence)``, records, or a mapping from ids to sequences.
             pool: ``"mean"`` over residues, ``"mean-with-eos"``, ``"cls"``, or None for one vector
-                per residue.
+                per residue. The mean of a protein without residues is NaN.
             layer: an exported layer; None takes the last.
-            unknown: what to do with characters outside the alphabet (see ``tokenizer.encode``).
+            unknown: what to do with characters outside the alphabet: ``"error"``, ``"x"`` or
+                ``"unk"`` (see ``tokenizer.encode``).
+            upper: take lower case as upper case.
+            strip_stop: remove a single ``*`` at the end of a sequence.
 
         Returns:
             ``[N, E]`` float32 in the order of ``sequences``, or N arrays ``[L, E]`` where ``pool``
@@ -87,12 +112,14 @@ class Model:
         Raises:
             InputError: a sequence that cannot be tokenized, a layer that is not exported, a
                 ``pool`` that is none.
-            EngineError: the engine failed, or returned NaN or Inf.
+            NonFiniteError: the engine returned NaN or Inf.
+            EngineError: the engine failed, or the model is closed.
         """
-        is_one = isinstance(sequences, str)
-        found = self.stream(sequences, pool, layer, unknown=unknown)
+        found = self.stream(
+            sequences, pool, layer, unknown=unknown, upper=upper, strip_stop=strip_stop
+        )
         values = [np.asarray(embedding.values, np.float32) for embedding in found]
-        if is_one:
+        if isinstance(sequences, One):
             return values[0]
         if pool in (None, "none"):
             return values
@@ -100,7 +127,7 @@ class Model:
 
     def stream(
         self,
-        sequences: Sequences,
+        sequences: One | Many,
         pool: Pool | None = "mean",
         layer: int | None = None,
         *,
@@ -116,8 +143,8 @@ class Model:
             pool: as in ``embed``.
             layer: as in ``embed``.
             unknown: as in ``embed``.
-            upper: take lower case as upper case.
-            strip_stop: remove a single ``*`` at the end of a sequence.
+            upper: as in ``embed``.
+            strip_stop: as in ``embed``.
             on_rejected: gets each record that cannot be tokenized, and the others go on; None
                 raises at the first.
 
@@ -126,20 +153,36 @@ class Model:
 
         Raises:
             InputError: as ``embed``, unless ``on_rejected`` takes it.
+            NonFiniteError: as ``embed``.
             EngineError: as ``embed``.
         """
-        engine, max_tokens = self._ready_for(sequences)
+        engine, max_tokens = self._engine_for(sequences)
         runner = AsyncInferenceRunner(
             engine, max_tokens, pool or "none", layer, unknown, upper, strip_stop, on_rejected
         )
         return runner.run(_records(sequences))
 
-    def logits(self, sequences: Sequences, *, unknown: Unknown = "error") -> Floats | list[Floats]:
+    @overload
+    def logits(  # type: ignore[overload-overlap]
+        self, sequences: One, *, unknown: Unknown = ..., upper: bool = ..., strip_stop: bool = ...
+    ) -> Floats: ...
+
+    @overload
+    def logits(
+        self, sequences: Many, *, unknown: Unknown = ..., upper: bool = ..., strip_stop: bool = ...
+    ) -> list[Floats]: ...
+
+    def logits(
+        self, sequences: One | Many, *, unknown: Unknown = "error", upper: bool = False,
+        strip_stop: bool = False,
+    ) -> Floats | list[Floats]:  # fmt: skip
         """The LM head's scores of every token, such as of what stands in place of ``<mask>``.
 
         Args:
             sequences: as in ``embed``; inline tokens such as ``<mask>`` among residues.
             unknown: as in ``embed``.
+            upper: as in ``embed``.
+            strip_stop: as in ``embed``.
 
         Returns:
             N arrays ``[L + 2, 33]`` float32, rows for BOS and EOS included, columns in the order of
@@ -148,26 +191,40 @@ class Model:
         Raises:
             UnsupportedError: the checkpoint had no LM head.
             InputError: a sequence that cannot be tokenized.
-            EngineError: the engine failed.
+            NonFiniteError: the engine returned NaN or Inf.
+            EngineError: the engine failed, or the model is closed.
         """
         if not self.manifest.weights.lm_head:
             raise UnsupportedError(
                 f"artifact {self.manifest.name!r} gives no logits: its checkpoint had no LM head. "
                 "Build it from a masked language model's checkpoint"
             )
-        records = list(_records(sequences))
-        tokens = [tokenize(record.sequence, record.id, unknown) for record in records]
-        found: list[Floats] = [np.empty((0, 33), np.float32)] * len(tokens)
+        options = RecordOptions(unknown, upper, strip_stop)
+        names, tokens = [], []
+        for record in _records(sequences):
+            prepared = prepare(record, options)
+            if isinstance(prepared, Rejection):
+                raise InputError(str(prepared))
+            names.append(record.id)
+            tokens.append(prepared.tokens)
+        found: list[Floats] = [np.empty((0, 0), np.float32)] * len(tokens)
         for members in even_packs([len(protein) for protein in tokens], self._max_tokens):
-            batch = PackedBatch.from_tokens([tokens[i] for i in members])
+            batch = PackedBatch.from_tokens(
+                [tokens[i] for i in members], [names[i] for i in members]
+            )
             logits = np.asarray(self.engine.run(batch).logits, np.float32)
+            check_finite(batch, logits, "none")
             for place, rows in zip(members, np.split(logits, batch.cu_seqlens[1:-1]), strict=True):
                 found[place] = rows.copy()
-        return found[0] if isinstance(sequences, str) else found
+        return found[0] if isinstance(sequences, One) else found
 
     def close(self) -> None:
         """Frees the weights."""
+        self._is_closed = True
         self.engine.close()
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
 
     def __enter__(self) -> "Model":
         return self
@@ -193,24 +250,34 @@ class Model:
             f"float64, {parity.worst_ratio_to_eager:.2f} x eager's own error, {parity.packs} packs",
             "warning": spec.synthetic and "the weights are random, embeddings mean nothing",
         }
-        shown = [f"  {name:<12}{text}" for name, text in lines.items() if text]
+        shown = [
+            textwrap.fill(
+                str(text), _WIDTH, initial_indent=f"  {name:<13}", subsequent_indent=15 * " ",
+                break_long_words=False, break_on_hyphens=False,
+            )
+            for name, text in lines.items()
+            if text
+        ]  # fmt: skip
         return "\n".join([f"Model {spec.artifact}", *shown])
 
-    def _ready_for(self, sequences: Sequences) -> tuple[Engine, int]:
-        """The engine and the budget of a pack for so much work."""
-        if not self._chooses:
+    def _engine_for(self, sequences: One | Many) -> tuple[Engine, int]:
+        """The engine for so much work, and the budget of a pack."""
+        if self._is_closed:
+            raise EngineError("this model is closed: load it again")
+        if not self._may_share:
             return self.engine, self._max_tokens
+        packing = self._packing(_stream_of(sequences))
+        at_once = self._packing(Stream()).concurrency
+        # Packs that are too few for the cores, or too uneven, get all of them one by one.
+        if 2 * packing.concurrency <= at_once or at_once == 1:
+            return self.engine, self._max_tokens
+        if self._shared is None:
+            self._shared = self._load_engine(at_once)
+        return self._shared, packing.max_tokens
+
+    def _packing(self, stream: Stream) -> Packing:
         embed_dim, memory = self.engine.spec.embed_dim, usable_memory()
-        stream = _stream_of(sequences)
-        packing = choose_packing(self._threads, self._max_tokens, embed_dim, stream, memory)
-        if (packing.concurrency > 1) != (self.engine.concurrency > 1):
-            self.engine.close()
-            self.engine = self._load_engine(packing.concurrency)
-            # It takes one pack at a time whatever is asked for.
-            self._chooses = self.engine.concurrency == packing.concurrency
-        # Smaller packs are for engines that share their cores among them.
-        shares = self.engine.concurrency > 1
-        return self.engine, packing.max_tokens if shares else self._max_tokens
+        return choose_packing(self._threads, self._max_tokens, embed_dim, stream, memory)
 
 
 def load_model(
@@ -251,24 +318,51 @@ def load_model(
     """
     from runtime import manifest as manifests
 
-    load_engine = partial(
-        load, artifact, engine, device, attention, threads, tf32=tf32, cuda_graphs=cuda_graphs,
-        check_files=check_files, validate=validate,
+    at_least_1("max_tokens", max_tokens)
+    total = Threads.resolve(threads, 1 if concurrency is None else concurrency).total
+    folder = Path(artifact).resolve()
+    manifest = manifests.read(folder, check_files=False)
+
+    def load_engine(at_once: int) -> Engine:
+        if manifests.read(folder, check_files=False) != manifest:
+            raise EngineError(f"artifact {folder} was replaced: load the model again")
+        return load_from(folder, concurrency=at_once)
+
+    load_from = partial(
+        load, engine=engine, device=device, attention=attention, threads=threads, tf32=tf32,
+        cuda_graphs=cuda_graphs, check_files=check_files, validate=validate,
     )  # fmt: skip
-    total = Threads.resolve(threads, 1).total
-    manifest = manifests.read(Path(artifact), check_files=False)
     return Model(manifest, load_engine, max_tokens, total, concurrency)
 
 
-def _records(sequences: Sequences) -> Iterator[Record]:
-    given = [sequences] if isinstance(sequences, str) else sequences
+def _records(sequences: Any) -> Iterator[Record]:
+    match sequences:
+        case str() | Record():
+            given: Iterable[Any] = [sequences]
+        case Mapping():
+            given = sequences.items()
+        case bytes() | bytearray() | os.PathLike():
+            raise _not_sequences(sequences)
+        case (str(), str()) if isinstance(sequences, tuple):
+            raise InputError(
+                "two strings in a tuple are a pair (id, sequence) or two sequences. Put them in a "
+                "list: [(id, sequence)], or [sequence, sequence]"
+            )
+        case Iterable():
+            given = sequences
+        case _:
+            raise _not_sequences(sequences)
+    return _each(given)
+
+
+def _each(given: Iterable[Any]) -> Iterator[Record]:
     for number, one in enumerate(given):
         match one:
             case Record():
                 yield one
             case str():
                 yield Record(str(number), one)
-            case (str(name), str(sequence)):
+            case (str(name), str(sequence)) if isinstance(one, tuple):
                 yield Record(name, sequence)
             case _:
                 raise InputError(
@@ -277,11 +371,16 @@ def _records(sequences: Sequences) -> Iterator[Record]:
                 )
 
 
-def _stream_of(sequences: Sequences) -> Stream:
-    """What is known of them before they are run."""
-    if isinstance(sequences, str):
-        sequences = [sequences]
-    if not isinstance(sequences, Sequence):
+def _not_sequences(given: object) -> InputError:
+    return InputError(
+        "sequences must be a string, a Record, or an iterable of strings, pairs (id, sequence) or "
+        f"Records, got {type(given).__name__}. Files are read by read_fasta"
+    )
+
+
+def _stream_of(sequences: One | Many) -> Stream:
+    """What is known of them before they are run: nothing of what can be read only once."""
+    if not isinstance(sequences, One) and not hasattr(sequences, "__len__"):
         return Stream()
     # BOS and EOS; inline tokens such as <mask> make it too many, which does no harm.
     lengths = [len(record.sequence) + 2 for record in _records(sequences)]

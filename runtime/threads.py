@@ -41,8 +41,8 @@ class Threads:
         Raises:
             InputError: one of them is not a whole number of at least 1.
         """
-        total = default_threads() if threads is None else _at_least_1("threads", threads)
-        concurrency = _at_least_1("concurrency", concurrency)
+        total = default_threads() if threads is None else at_least_1("threads", threads)
+        concurrency = at_least_1("concurrency", concurrency)
         return cls(total, min(concurrency, total), threads is None)
 
     @property
@@ -91,7 +91,8 @@ def usable_memory(root: Path = _ROOT) -> int | None:
     return min(limits, default=None)
 
 
-def _at_least_1(name: str, value: Any) -> int:
+def at_least_1(name: str, value: Any) -> int:
+    """``value``, or InputError if it is no whole number of at least 1."""
     is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not is_whole or value < 1:
         raise InputError(f"{name} must be a whole number of at least 1, got {value!r}")

@@ -125,9 +125,9 @@ def _unknown_character(record: str, sequence: str, start: int, end: int) -> Sequ
 def _advice(character: str, is_last: bool) -> str:
     if character == ">":
         return "Is a line break missing before a header? Or use --unknown x (take it as X)"
-    anyway = "--unknown x (take it as X) or --unknown unk"
+    anyway = "--unknown x (unknown='x' in Python: take it as X) or --unknown unk"
     if character.upper() in RESIDUES:
-        return f"Write residues in upper case, or use --upper (soft-masked sequences), {anyway}"
+        return f"Write residues in upper case, or use --upper (upper=True in Python), {anyway}"
     if character == "*" and is_last:
-        return f"Use --strip-stop (remove the stop at the end), {anyway}"
+        return f"Use --strip-stop (strip_stop=True in Python), {anyway}"
     return f"Use {anyway}"

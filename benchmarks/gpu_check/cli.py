@@ -37,6 +37,8 @@ CORES_A_BUILD, MAX_BUILDS = 4, 4
 GATE_SHARE = 0.7
 # What the first of several benchmarks, the headline, may take of the time that is left.
 BENCHMARK_SHARE = 0.5
+# Of a benchmark's time, for its process to begin, and for the profile after its rounds.
+RESERVE_S = 20.0
 
 
 @dataclass
@@ -70,7 +72,8 @@ class Check:
                 self._note([Step("benchmark", job.model.name, reason=reason)])
                 continue
             share = 1.0 if number == len(jobs) else BENCHMARK_SHARE
-            schedule.run([msgspec.structs.replace(job, seconds=share * left)], 1, end)
+            seconds = max(0.0, share * left - RESERVE_S)
+            schedule.run([msgspec.structs.replace(job, seconds=seconds)], 1, end)
         self._write()
 
     def _note(self, steps: list[Step]) -> None:

@@ -6,6 +6,7 @@ outputs there, which is what the kernels do. Peers leave theirs there too: what 
 differs.
 """
 
+import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +45,10 @@ Run = Callable[[], Any]
 # Half precision, and two ways to round rotary angles: beyond this it is another model. The gate is
 # where engines are judged; this shows that what was timed is what was judged.
 MAX_RELATIVE_L2 = 5e-2
+# As PyTorch, CUDA, cuBLAS and ONNX Runtime say it.
+OUT_OF_MEMORY = (
+    "out of memory", "cudaerrormemoryallocation", "alloc_failed", "failed to allocate memory",
+)  # fmt: skip
 # Of packs with and without CUDA graphs: where launches take longer than kernels.
 SMALL_PACK = Setting(concurrency=1, max_tokens=512)
 
@@ -53,6 +58,7 @@ class InThisProcess(Worker):
 
     def __init__(self, make: Callable[[], Any]):
         self._born = time.perf_counter()
+        _free_memory()
         self._contender = self._noting(make)
         self.started = {"load_s": self.age_s}
 
@@ -71,10 +77,12 @@ class InThisProcess(Worker):
         try:
             return act()
         except Exception as error:  # of any library that runs a contender
-            if "out of memory" in str(error).lower():
-                torch.cuda.empty_cache()
-                raise DoesNotFitError(reason_of(error)) from error
-            raise WorkerDiedError(reason_of(error)) from error
+            died = WorkerDiedError(reason_of(error))
+            if any(words in str(error).lower() for words in OUT_OF_MEMORY):
+                died = DoesNotFitError(f"out of memory: {reason_of(error)}")
+        # Only now nothing holds the tensors of the frames that failed.
+        _free_memory()
+        raise died
 
 
 class Embedding:
@@ -163,14 +171,14 @@ def entrants_of(job: Job, reference: Reference, work: Path, opened: ExitStack) -
 
 def _of_engine(name: str, dtype: str, job: Job, work: Path, opened: ExitStack) -> Iterator[Entrant]:
     @cache
-    def loaded(cuda_graphs: bool = False) -> Engine:
+    def loaded(cuda_graphs: bool) -> Engine:
         folder = artifact_with(name, job.model.name, dtype, work)
         options = {"cuda_graphs": cuda_graphs, "check_files": False}
         return opened.enter_context(load(folder, name, job.device, **options))
 
     label = f"{name}, {dtype}"
     embedding = Contender(label, "engine", MAX_RELATIVE_L2, in_headline=dtype in HALF)
-    yield _entrant(name, embedding, lambda: Embedding(loaded()))
+    yield _entrant(name, embedding, lambda: Embedding(loaded(False)))
     if not ENGINES[name].is_run_by_torch:
         return
 
@@ -215,6 +223,13 @@ def _hugging_face(reference: Reference, device: str, work: Path) -> Padded:
         )
     model = model.eval().to(device, torch.float16)
     return Padded(lambda ids: model(ids, (ids != PAD_ID).long()).last_hidden_state, device)
+
+
+def _free_memory() -> None:
+    """For those who do not share PyTorch's allocator."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _no_peak(contender: Any) -> dict[str, None]:

@@ -31,11 +31,17 @@ class _Running:
     log: Path
     started: float
     read_bytes: int = 0
-    reported: set[tuple[str, ...]] = field(default_factory=set)
+    reported: dict[tuple[str, ...], Step] = field(default_factory=dict)
 
     def missing(self) -> list[Step]:
-        """What it has not reported."""
-        return [step for step in self.job.steps() if step.key not in self.reported]
+        """What it has not reported, and what it has reported so far of a benchmark."""
+        unfinished = self.job.kind == "benchmark"
+        steps = self.job.steps()
+        return [
+            self.reported.get(step.key, step)
+            for step in steps
+            if unfinished or step.key not in self.reported
+        ]
 
 
 class Schedule:
@@ -121,7 +127,7 @@ class Schedule:
         if whole:
             one.read_bytes += len(whole) + 1
             steps = [msgspec.json.decode(line, type=Step) for line in whole.split(b"\n")]
-            one.reported |= {step.key for step in steps}
+            one.reported |= {step.key: step for step in steps}
             self._done(steps)
 
     def _end(self, one: _Running) -> list[Job]:
@@ -135,7 +141,11 @@ class Schedule:
         missing = one.missing()
         rest: list[Job] = []
         if was_killed:
-            _with_reason(missing, "not run", f"stopped after {took:.0f} s: {NO_TIME}")
+            reason = f"stopped after {took:.0f} s: {NO_TIME}"
+            for step in missing:
+                # What was measured by then stands.
+                status = step.status if step.status == "passed" else "not run"
+                _with_reason([step], status, reason)
         elif code:
             if code < 0 and one.job.kind == "gate":
                 # The others may run: whoever crashed is the first without a word.
@@ -145,6 +155,7 @@ class Schedule:
                 missing = [step for step in missing if step.engine not in after]
             _with_reason(missing, "failed", self._last_words(one.log, code))
         else:
+            missing = [step for step in missing if step.key not in one.reported]
             _with_reason(missing, "failed", "its process ended without a word about it")
         self._done(missing)
         return rest

@@ -45,7 +45,7 @@ def status_of(found: ModelResult) -> tuple[Status, str]:
         if row.verdict == WRONG:
             return "failed", f"{row.label}: wrong: relative L2 {row.relative_l2:.1e}"
         reason = found.contenders[row.name].not_run
-        if reason and "out of memory" not in reason.lower():
+        if reason and not reason.startswith("out of memory"):
             return "failed", f"{row.label}: {reason}"
     if not any(row.tokens_s for row in rows):
         reasons = [found.contenders[row.name].not_run or "no round was measured" for row in rows]

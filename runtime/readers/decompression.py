@@ -11,14 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from isal import isal_zlib
-
 from runtime.errors import InputError
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 
 @dataclass(frozen=True)
@@ -29,13 +22,26 @@ class _Format:
     tool: str
 
 
+# Imported for those who need them: importing the runtime needs NumPy alone.
+def _gzip() -> Any:
+    from isal import isal_zlib
+
+    return isal_zlib.decompressobj(_GZIP_WITH_HEADER)
+
+
+def _zstandard() -> Any:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    return zstd.ZstdDecompressor()
+
+
 _GZIP_WITH_HEADER = 31  # zlib's wbits
 _ZSTD_SKIPPABLE = tuple(bytes([0x50 + i]) + b"\x2a\x4d\x18" for i in range(16))
 _FORMATS = (
-    _Format("gzip", (b"\x1f\x8b",), lambda: isal_zlib.decompressobj(_GZIP_WITH_HEADER), "gzip -dc"),
-    _Format(
-        "Zstandard", (b"\x28\xb5\x2f\xfd", *_ZSTD_SKIPPABLE), zstd.ZstdDecompressor, "zstd -dc"
-    ),
+    _Format("gzip", (b"\x1f\x8b",), _gzip, "gzip -dc"),
+    _Format("Zstandard", (b"\x28\xb5\x2f\xfd", *_ZSTD_SKIPPABLE), _zstandard, "zstd -dc"),
     _Format("bzip2", (b"BZh",), bz2.BZ2Decompressor, "bzip2 -dc"),
     _Format("xz", (b"\xfd7zXZ\0",), lzma.LZMADecompressor, "xz -dc"),
 )

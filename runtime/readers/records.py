@@ -112,7 +112,7 @@ class Rejection:
         name = printable(self.record)
         shown = name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}..."
         who = f"record '{shown}'" if self.record else "sequence"
-        skip = "leave such records out with --on-error skip"
+        skip = "leave such records out with on_rejected in Python or --on-error skip"
         return f"{who}{place}: {self.reason}. {self.advice}, or {skip}"
 
 

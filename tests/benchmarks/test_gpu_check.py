@@ -295,9 +295,9 @@ def test_a_model_that_is_none() -> None:
 def scheduled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker: str, seconds: float,
     models: tuple[str, ...] = ("a", "b"), engines: tuple[str, ...] = ("onnx",),
-    note: Callable[[list[Step]], None] = lambda steps: None,
+    note: Callable[[list[Step]], None] = lambda steps: None, jobs: Sequence[Job] = (),
 ) -> list[Step]:  # fmt: skip
-    """Runs the models' gates with ``worker`` as the code of each process."""
+    """Runs the models' gates, or ``jobs``, with ``worker`` as the code of each process."""
     (tmp_path / "benchmarks" / "gpu_check").mkdir(parents=True)
     for name in ("__init__", "gpu_check/__init__"):
         (tmp_path / "benchmarks" / f"{name}.py").touch()
@@ -306,7 +306,7 @@ def scheduled(
     work = tmp_path / "work"
     work.mkdir()
     gated = [Model(name, "checkpoint", "x") for name in models]
-    jobs = [Job("gate", model, "cpu", "float32", engines) for model in gated]
+    jobs = jobs or [Job("gate", model, "cpu", "float32", engines) for model in gated]
     found: list[Step] = []
 
     def done(steps: list[Step]) -> None:
@@ -420,6 +420,35 @@ def test_a_step_is_in_the_report_while_its_process_runs(
     (gate,) = [moment for kind, moment in seen if kind == "gate"]
     (late,) = [moment for kind, moment in seen if kind == "synchronisation"]
     assert gate < 5 < late
+
+
+BENCHMARK_THAT_ENDS = """
+import json, os, signal, sys, time
+results = sys.argv[2]
+for status in ("not run", "passed"):
+    step = dict(kind="benchmark", model="a", status=status, reason="")
+    open(results, "a").write(json.dumps(step) + "\\n")
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "seconds", "status", "reason"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", 60, "failed", "its process was ended by SIGSEGV"),
+        ("raise KeyError('no kernel')", 60, "failed", "KeyError: 'no kernel'"),
+        ("time.sleep(100)", 3, "passed", "no time was left"),
+        ("pass", 60, "passed", ""),
+    ],
+)
+def test_how_a_benchmark_ended_is_said_after_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, seconds: float, status: str,
+    reason: str,
+) -> None:  # fmt: skip
+    """It has reported its step long before: a crash must not leave that as the last word."""
+    job = Job("benchmark", Model("a", "checkpoint", "x"), "cpu", engines=("onnx:float32",))
+    steps = scheduled(tmp_path, monkeypatch, BENCHMARK_THAT_ENDS + end, seconds, jobs=[job])
+    assert steps[-1].status == status
+    assert steps[-1].reason.endswith(reason)
 
 
 # --- The gate -----------------------------------------------------------------------------------
@@ -540,6 +569,8 @@ class Faulty:
     ("error", "raised"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), DoesNotFitError),
+        (RuntimeError("x\nFailed to allocate memory for requested buffer"), DoesNotFitError),
+        (RuntimeError("CUDA: cudaErrorMemoryAllocation"), DoesNotFitError),
         (KeyError("no kernel\nfor this"), WorkerDiedError),
     ],
 )
@@ -551,7 +582,8 @@ def test_what_a_contender_raises_is_told_as_if_its_process_died(
         with pytest.raises(WorkerDiedError) as found:
             worker.ask("time", batches=[[3, 4]])
     assert type(found.value) is raised
-    assert str(found.value).startswith(f"{type(error).__name__}: ")
+    assert f"{type(error).__name__}: " in str(found.value)
+    assert str(found.value).startswith("out of memory: ") == (raised is DoesNotFitError)
 
 
 def test_a_batch_that_does_not_fit_ends_the_search_alone(tiny_checkpoint: Path) -> None:
@@ -602,7 +634,7 @@ def engine(label: str, not_run: str = "") -> Contender:
     [
         ([engine("a")], [measured([1.0])], ("passed", "")),
         (
-            [engine("a"), engine("b", "EngineError: CUDA out of memory")],
+            [engine("a"), engine("b", "out of memory: EngineError: x")],
             [measured([1.0]), measured([])],
             ("passed", ""),
         ),

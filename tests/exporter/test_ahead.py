@@ -79,18 +79,25 @@ def test_it_ends_with_who_asked(tmp_path: Path) -> None:
     assert not alive
 
 
-def test_a_small_model_is_not_worth_a_process(tiny_checkpoint: Path) -> None:
+def test_a_small_model_is_not_worth_a_process(tiny_checkpoint: Path, tmp_path: Path) -> None:
     tiny = load_reference(WeightsSource("checkpoint", str(tiny_checkpoint)))
-    assert not is_worth_it(tiny)
+    assert not is_worth_it(tiny, PACKS, (2,), Cache(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("threads", "memory", "worth"), [(2, None, True), (1, None, False), (2, 10**8, False)]
+    ("threads", "memory", "cache_bytes", "worth"),
+    [
+        (2, None, 10**6, True),
+        (1, None, 10**6, False),
+        (2, 10**8, 10**6, False),
+        (2, None, 10**4, False),
+    ],
 )
-def test_a_process_needs_a_core_and_memory_of_its_own(
-    reference: Reference, monkeypatch: pytest.MonkeyPatch,
-    threads: int, memory: int | None, worth: bool,
+def test_a_process_needs_a_core_memory_and_a_place_for_its_answers(
+    reference: Reference, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    threads: int, memory: int | None, cache_bytes: int, worth: bool,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("exporter.parity.truth.ahead.default_threads", lambda: threads)
     monkeypatch.setattr("exporter.parity.truth.ahead.usable_memory", lambda: memory)
-    assert is_worth_it(reference) is worth
+    assert is_worth_it(reference, PACKS, (6,), Cache(tmp_path, cache_bytes)) is worth
+    assert not is_worth_it(reference, PACKS, (6,), Cache(Path(os.devnull) / "x"))

@@ -169,6 +169,16 @@ class TestInputs:
         assert summary["proteins"] == 3
         assert summary["engine"]["attention"] == "standard"
 
+    def test_a_log_file_gets_a_line_now_and_then(
+        self, artifact: Path, fasta: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        output = fasta.with_suffix(".npz")
+        assert "after" not in run("embed", artifact, fasta, "-o", output).stderr
+        monkeypatch.setattr("runtime.cli.LINE_SECONDS", 0.0)
+        said = run("embed", artifact, fasta, "-o", output).stderr
+        assert "3 proteins, 47 tokens (100%) after 0 s" in said.splitlines()
+        assert not set(said) & {"\r", "\x1b"}
+
     def test_debug_says_one_line_for_each_pack(self, artifact: Path, fasta: Path) -> None:
         command = [sys.executable, "-m", "runtime.cli", "embed", str(artifact), str(fasta),
                    "-o", str(fasta.with_suffix(".npz")), "--debug"]  # fmt: skip

@@ -1,5 +1,6 @@
 """What a newcomer writes: load, embed, stream, logits."""
 
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,6 +62,7 @@ def test_one_vector_for_each_residue(model: esm2.Model, expected: runtime.Output
         [("a", SEQUENCES[0]), ("b", SEQUENCES[1]), ("c", SEQUENCES[2])],
         [esm2.Record("a", SEQUENCES[0]), SEQUENCES[1], ("c", SEQUENCES[2])],
         np.array(SEQUENCES),
+        dict(zip("abc", SEQUENCES, strict=True)),
     ],
 )
 def test_whatever_holds_sequences(model: esm2.Model, given: object) -> None:
@@ -75,7 +77,11 @@ def test_a_generator_is_read_once(model: esm2.Model) -> None:
 def test_one_sequence_gives_its_own(model: esm2.Model) -> None:
     assert model.embed("GGAVL").shape == (48,)
     assert model.embed("GGAVL", pool=None).shape == (5, 48)
+    assert model.embed(esm2.Record("a", "GGAVL")).shape == (48,)
     assert model.logits("MK<mask>A").shape == (6, 33)
+    np.testing.assert_array_equal(
+        model.embed("ggavl*", upper=True, strip_stop=True), model.embed("GGAVL")
+    )
 
 
 def test_none_gives_none(model: esm2.Model) -> None:
@@ -99,7 +105,7 @@ def test_logits_beyond_one_pack(tiny_artifact: Path) -> None:
 def test_a_file_in_a_stream(model: esm2.Model, tmp_path: Path) -> None:
     fasta = tmp_path / "x.fasta"
     fasta.write_text(">a first\nMKTAYIAKQR\n>b\nGGAVL\n>c\nW\n")
-    for path in (fasta, str(fasta)):
+    for path in (fasta, str(fasta), [fasta]):
         found = list(model.stream(esm2.read_fasta(path)))
         assert [embedding.id for embedding in found] == ["a", "b", "c"]
         values = np.stack([embedding.values for embedding in found])
@@ -118,6 +124,12 @@ def test_what_is_rejected_is_handed_over(model: esm2.Model) -> None:
     [
         (lambda model: model.embed(["M1T"]), "1"),
         (lambda model: model.embed([3]), "protein 0 must be a string, a pair .* got int"),
+        (lambda model: model.embed([["a", "MKT"]]), "protein 0 must be .* got list"),
+        (lambda model: model.embed(("a", "MKT")), "are a pair .* or two sequences"),
+        (lambda model: model.embed(b"MKT"), "sequences must be a string, .* got bytes"),
+        (lambda model: model.embed(Path("x.fasta")), "Files are read by read_fasta"),
+        (lambda model: model.embed(None), "got NoneType"),
+        (lambda model: model.embed("mkt"), "upper=True in Python"),
         (lambda model: model.embed(["M"], layer=7), r"layer 7 is not in this artifact"),
         (lambda model: model.embed(["M"], pool="max"), "pool must be one of"),
         (lambda model: model.logits("M1T"), "1"),
@@ -151,28 +163,79 @@ def test_it_prints_why_nothing_faster_runs(tiny_artifact: Path) -> None:
         with esm2.load(tiny_artifact, device="cpu") as model:
             (reason,) = model.engine.spec.passed_over
             assert reason.startswith("onnx on cpu: ")
-            assert reason in repr(model)
+            assert reason in " ".join(repr(model).split())
+            assert max(map(len, repr(model).splitlines())) <= 100
 
 
-@pytest.mark.parametrize("threads", [1, 4])
+MANY = ["MKTAYIAKQR" * 20] * 40
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """For how many packs at once engines were loaded."""
+    found: list[int] = []
+
+    def counting(*arguments: object, concurrency: int = 1, **options: object) -> runtime.Engine:
+        found.append(concurrency)
+        return runtime.load(*arguments, concurrency=concurrency, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("runtime.model.load", counting)
+    return found
+
+
 def test_many_proteins_share_the_cores_and_one_has_them_all(
-    tiny_artifact: Path, threads: int
+    tiny_artifact: Path, loads: list[int]
 ) -> None:
-    with esm2.load(tiny_artifact, engine="onnx", threads=threads) as model:
-        assert model.engine.concurrency == 1
-        many = model.embed(["MKTAYIAKQR" * 20] * 40)
-        assert model.engine.concurrency == threads
-        one = model.embed("MKTAYIAKQR" * 20)
-        assert model.engine.concurrency == 1
-        np.testing.assert_allclose(one, many[0], rtol=1e-4, atol=1e-5)
-    with esm2.load(tiny_artifact, engine="onnx", threads=4, concurrency=2) as model:
-        model.embed("MKT")
-        assert model.engine.concurrency == 2
-    with esm2.load(tiny_artifact, engine="torchscript", threads=4) as model:
-        model.embed(["MKTAYIAKQR" * 20] * 40)
-        engine = model.engine
-        model.embed(["MKTAYIAKQR" * 20] * 40)
-        assert model.engine is engine, "it takes one pack at a time, and is not loaded again"
+    with esm2.load(tiny_artifact, engine="onnx", threads=4) as model:
+        one = model.embed(MANY[0])
+        model.embed(MANY[:2])
+        model.embed(np.array(MANY[:1]))
+        model.logits(MANY)
+        assert loads == [1]
+        many = model.embed(MANY)
+        for embedding in model.stream(sequence for sequence in MANY[:3]):
+            assert model.embed(MANY[0]).shape == embedding.values.shape, "in the middle of a stream"
+        assert loads == [1, 4]
+        np.testing.assert_allclose(many[0], one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"concurrency": 2}, {"threads": 1}, {"engine": "torchscript"}])
+def test_what_has_no_choice_is_loaded_once(
+    tiny_artifact: Path, loads: list[int], options: dict[str, object]
+) -> None:
+    with esm2.load(tiny_artifact, **{"engine": "onnx", "threads": 4, **options}) as model:
+        model.embed(MANY)
+        model.embed(MANY[0])
+        assert loads == [options.get("concurrency", 1)]
+
+
+def test_a_closed_model_stays_closed(tiny_artifact: Path) -> None:
+    with esm2.load(tiny_artifact, engine="onnx", threads=4) as model:
+        model.embed(MANY)
+    for given in (MANY, MANY[0]):
+        with pytest.raises(esm2.EngineError, match="closed"):
+            model.embed(given)
+
+
+def test_an_artifact_that_was_replaced_is_not_mixed_with_the_old_one(
+    ready_artifact: Path, tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ready_artifact.parent)
+    with esm2.load(ready_artifact.name, engine="onnx", threads=4) as model:
+        monkeypatch.chdir("/")
+        model.embed(MANY)
+    with esm2.load(ready_artifact, engine="onnx", threads=4) as model:
+        shutil.rmtree(ready_artifact)
+        shutil.copytree(tiny_artifact, ready_artifact)
+        with pytest.raises(esm2.EngineError, match="was replaced: load the model again"):
+            model.embed(MANY)
+        assert model.embed(MANY[0]).ndim == 1
+
+
+@pytest.mark.parametrize("options", [{"concurrency": 0}, {"threads": 0}, {"max_tokens": "4096"}])
+def test_numbers_that_are_none(tiny_artifact: Path, options: dict[str, object]) -> None:
+    with pytest.raises(esm2.InputError, match="must be a whole number of at least 1"):
+        esm2.load(tiny_artifact, **options)
 
 
 def test_without_lm_head(tiny_artifact: Path) -> None:
@@ -193,7 +256,17 @@ def test_its_names_are_the_runtimes() -> None:
 def test_importing_it_needs_numpy_alone(
     fresh_python: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    blocked = ("torch", "onnxruntime", "onnx", "esm", "exporter", "click", "h5py", "pyarrow")
+    blocked = (
+        "torch",
+        "onnxruntime",
+        "onnx",
+        "esm",
+        "exporter",
+        "click",
+        "msgspec",
+        "isal",
+        "backports",
+    )
     result = fresh_python("import esm2_engines as e; print(e.load.__name__)", blocked=blocked)
     assert result.stdout == "load_model\n", result.stderr
 

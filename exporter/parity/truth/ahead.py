@@ -3,12 +3,14 @@
 Compilers and tracing keep one core busy. The answers go to the cache, where the gate finds them.
 """
 
+import contextlib
 import os
+import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
-from multiprocessing.process import BaseProcess
 
 import torch
 
@@ -25,12 +27,20 @@ LEAST_PARAMETERS = 5_000_000
 BYTES_A_PARAMETER = 2 * (8 + 4)
 
 
-def is_worth_it(reference: Reference) -> bool:
-    """Whether there is a second core, enough memory for a second model, and enough to compute."""
+def is_worth_it(
+    reference: Reference, packs: Mapping[str, Pack], layers: Sequence[int], cache: Cache
+) -> bool:
+    """Whether there is a second core, memory and disk for it, and enough to compute."""
     parameters = sum(parameter.numel() for parameter in reference.model.parameters())
+    architecture = reference.architecture
+    tokens = sum(len(protein.sequence) + 2 for pack in packs.values() for protein in set(pack))
+    width = architecture.vocab_size + len(layers) * architecture.embed_dim
+    # In float64 and in the artifact's dtype, of which float32 is the widest.
+    answers = tokens * width * (8 + 4)
     memory = usable_memory()
-    fits = memory is None or BYTES_A_PARAMETER * parameters < memory
-    return default_threads() > 1 and parameters >= LEAST_PARAMETERS and fits
+    fits = memory is None or BYTES_A_PARAMETER * parameters + 2 * answers < memory
+    worth_it = default_threads() > 1 and parameters >= LEAST_PARAMETERS
+    return worth_it and fits and cache.has_room(answers)
 
 
 @contextmanager
@@ -55,34 +65,42 @@ def answered_ahead(
         cache: where the answers go.
     """
     threads = max(1, default_threads() - 1)
-    arguments = load, dict(packs), layers, pooling, tuple(dtypes), cache, threads
-    process = get_context("spawn").Process(target=_answer, args=arguments, daemon=True)
-    process.start()
+    task = pickle.dumps((load, dict(packs), layers, pooling, tuple(dtypes), cache, threads))
+    # No multiprocessing: it runs the caller's own script again, and daemons may not have children.
+    process = subprocess.Popen(
+        [sys.executable, "-m", __name__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdin is not None
     try:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(task)
+            process.stdin.flush()
         yield
-        process.join()
+        process.wait()
     finally:
         process.kill()
-        process.join()
+        process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
 
 
-def _answer(
-    load: Callable[[], Reference], packs: Mapping[str, Pack], layers: tuple[int, ...],
-    pooling: Pool, dtypes: Sequence[torch.dtype], cache: Cache, threads: int,
-) -> None:  # fmt: skip
-    # Ends with the process that asked, however that ends.
-    threading.Thread(target=_end_after, args=(parent_process(),), daemon=True).start()
-    # Steps and warnings are that process's to tell.
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(nowhere, stream)
+def _answer() -> None:
+    load, packs, layers, pooling, dtypes, cache, threads = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_who_asked, daemon=True).start()
     torch.set_num_threads(threads)
     reference = load()
     for dtype in dtypes:
         run_eager(reference, packs, layers, pooling, dtype, cache)
 
 
-def _end_after(process: BaseProcess | None) -> None:
-    if process is not None:
-        process.join()
+def _end_with_who_asked() -> None:
+    sys.stdin.buffer.read()  # ends when the other end does, however that is
     os._exit(1)
+
+
+if __name__ == "__main__":
+    _answer()
+    os._exit(0)

@@ -6,6 +6,8 @@ contents: one that was changed is not believed but computed again.
 
 import contextlib
 import hashlib
+import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,6 +40,15 @@ class Cache:
         for tokens in proteins:
             digest.update(f"\n{len(tokens)} ".encode() + tokens.tobytes())
         return digest.hexdigest()
+
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether so much can be written and will still be here."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self._folder).free
+        except OSError:
+            return False
+        return os.access(self._folder, os.W_OK) and num_bytes < min(free, self._max_bytes)
 
     def read(self, key: str) -> Arrays | None:
         """The arrays, or None where they are not here, or not as they were written."""
