@@ -57,7 +57,7 @@ import torch
 from exporter.parity.truth.ahead import answered_ahead
 from exporter.parity.truth.cache import Cache
 if __name__ == "__main__":
-    with answered_ahead(partial(time.sleep, 60), {}, (2,), "mean", (), Cache(Path("x"))):
+    with answered_ahead(partial(time.sleep, 300), {}, (2,), "mean", (), Cache(Path("x"))):
         print("started", flush=True)
         time.sleep(60)
 """
@@ -71,11 +71,11 @@ def test_it_ends_with_who_asked(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        time.sleep(8)  # it has begun
+        time.sleep(3)  # it begins
         started = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
     assert started
-    gone, alive = psutil.wait_procs(started, timeout=10)
+    gone, alive = psutil.wait_procs(started, timeout=60)
     assert not alive
 
 
