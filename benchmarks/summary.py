@@ -110,10 +110,11 @@ def headline_of(model: ModelResult, workload: WorkloadResult) -> Headline | None
     if not engines:
         return None
     best = max(engines, key=lambda row: row.tokens_s or 0)
+    peer = _best_peer(rows)
     return Headline(
         engine=best.name,
-        peer=_best_peer(rows),
-        of_peer=of_best_peer(model, workload, best.name),
+        peer=peer,
+        of_peer=_against(workload, rows, best.name, peer),
         of_eager=_against(workload, rows, best.name, EAGER),
         of_extract=_against(workload, rows, best.name, EXTRACT),
         of_limit=median_ratio(workload.timings[best.name].tokens_s, limit_of(workload)),

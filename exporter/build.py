@@ -175,8 +175,10 @@ def _answered_ahead(
     device: str,
 ) -> AbstractContextManager[None]:  # fmt: skip
     """Inside, eager fair-esm answers the gate's questions while this process exports."""
+    if cache is None or device != "cpu":
+        return nullcontext()
     packs = {"golden": golden_pack(), **parity_packs()}
-    if cache is None or device != "cpu" or not is_worth_it(reference, packs, layers, cache):
+    if not is_worth_it(reference, packs, layers, cache):
         return nullcontext()
     dtypes = torch.float64, getattr(torch, options.dtype)
     load = partial(load_reference, options.source)

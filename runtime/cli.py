@@ -22,14 +22,11 @@ if TYPE_CHECKING:
     from runtime.engine import EngineSpec
     from runtime.manifest import Manifest
     from runtime.readers.records import Record
-    from runtime.readers.scan import Scan
     from runtime.runner import Embedding, Totals
     from runtime.writers.rejected_file import RejectedFile
 
 SOME_REJECTED = 3
 FAILED_SELFTEST = 1
-# Between lines about progress in a log file.
-LINE_SECONDS = 30.0
 
 
 ATTENTION_OPTIONS = (
@@ -147,6 +144,7 @@ def embed(
     from runtime import manifest as manifests
     from runtime.concurrency import packing_for
     from runtime.loading import load
+    from runtime.progress import with_progress
     from runtime.readers.fasta import check_readable, read_fasta
     from runtime.readers.nucleotides import watch_for_nucleotides
     from runtime.readers.records import RecordOptions
@@ -188,12 +186,13 @@ def embed(
             _warn("this artifact's weights are random: its embeddings mean nothing")
         seen = _Ids()
         records = watch_for_nucleotides(read_fasta(fasta), _warn)
-        embeddings = _with_progress(runner.run(seen.watch(records)), runner.totals, rejected, found)
+        total = found.num_tokens if found.is_whole else None
+        embeddings = with_progress(runner.run(seen.watch(records)), runner.totals, total, _say)
         metadata = {
             "artifact": spec.artifact, "engine": spec.format, "pool": pool,
             "layer": str(spec.layers[-1] if layer is None else layer),
         }  # fmt: skip
-        write_embeddings(output, embeddings, metadata)
+        write_embeddings(output, _unless_empty(embeddings, runner.totals, rejected), metadata)
     _report_oddities(runner.totals, seen, max_tokens)
     seconds = time.perf_counter() - started
     _summarise(output, spec, runner.totals, rejected, seconds, as_json)
@@ -278,30 +277,13 @@ class _Ids:
             yield record
 
 
-def _with_progress(
-    embeddings: "Iterable[Embedding]", totals: "Totals", rejected: "RejectedFile", found: "Scan"
+def _unless_empty(
+    embeddings: "Iterable[Embedding]", totals: "Totals", rejected: "RejectedFile"
 ) -> "Iterator[Embedding]":
-    """A bar in a terminal; in a log file a line now and then."""
-    from tqdm import tqdm
-
+    """Raises at the end where there was none: then nothing is written."""
     from runtime.readers.scan import all_rejected
 
-    total = found.num_tokens if found.is_whole else None
-    is_terminal = sys.stderr.isatty()
-    started = said = time.perf_counter()
-    with tqdm(total=total, unit=" tokens", unit_scale=True, disable=not is_terminal) as bar:
-        for embedding in embeddings:
-            bar.update(embedding.num_tokens)
-            bar.set_postfix_str(f"{totals.proteins} proteins", refresh=False)
-            now = time.perf_counter()
-            if not is_terminal and now - said >= LINE_SECONDS:
-                of_all = f" ({totals.tokens / total:.0%})" if total else ""
-                _say(
-                    f"{totals.proteins:,} proteins, {totals.tokens:,} tokens{of_all} "
-                    f"after {now - started:.0f} s"
-                )
-                said = now
-            yield embedding
+    yield from embeddings
     if totals.proteins == 0:
         if rejected.first:
             raise all_rejected(rejected.count, rejected.first)

@@ -10,7 +10,6 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -66,7 +65,10 @@ class Model:
         self.engine = load_engine(1 if concurrency is None else concurrency)
         spec = self.engine.spec
         can_share = spec.device == "cpu" and FORMATS[spec.format].shares_cores
-        self._may_share = can_share and concurrency is None and threads > 1
+        # Of many proteins; 1 where an engine that shares the cores is never wanted.
+        self._at_once = 1
+        if can_share and concurrency is None:
+            self._at_once = self._packing(Stream()).concurrency
         self._shared: Engine | None = None
         self._is_closed = False
 
@@ -229,12 +231,7 @@ class Model:
     def __enter__(self) -> "Model":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -264,15 +261,14 @@ class Model:
         """The engine for so much work, and the budget of a pack."""
         if self._is_closed:
             raise EngineError("this model is closed: load it again")
-        if not self._may_share:
+        if self._at_once == 1:
             return self.engine, self._max_tokens
         packing = self._packing(_stream_of(sequences))
-        at_once = self._packing(Stream()).concurrency
         # Packs that are too few for the cores, or too uneven, get all of them one by one.
-        if 2 * packing.concurrency <= at_once or at_once == 1:
+        if 2 * packing.concurrency <= self._at_once:
             return self.engine, self._max_tokens
         if self._shared is None:
-            self._shared = self._load_engine(at_once)
+            self._shared = self._load_engine(self._at_once)
         return self._shared, packing.max_tokens
 
     def _packing(self, stream: Stream) -> Packing:

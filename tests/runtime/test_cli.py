@@ -174,7 +174,7 @@ class TestInputs:
     ) -> None:
         output = fasta.with_suffix(".npz")
         assert "after" not in run("embed", artifact, fasta, "-o", output).stderr
-        monkeypatch.setattr("runtime.cli.LINE_SECONDS", 0.0)
+        monkeypatch.setattr("runtime.progress.LINE_SECONDS", 0.0)
         said = run("embed", artifact, fasta, "-o", output).stderr
         assert "3 proteins, 47 tokens (100%) after 0 s" in said.splitlines()
         assert not set(said) & {"\r", "\x1b"}

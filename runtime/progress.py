@@ -1,0 +1,43 @@
+"""How far a stream of embeddings is: a bar in a terminal, in a log file a line now and then."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from tqdm import tqdm
+
+from runtime.runner import Embedding, Totals
+
+# Between lines in a log file.
+LINE_SECONDS = 30.0
+
+
+def with_progress(
+    embeddings: Iterable[Embedding],
+    totals: Totals,
+    num_tokens: int | None,
+    say: Callable[[str], None],
+) -> Iterator[Embedding]:
+    """Yields ``embeddings``.
+
+    Args:
+        embeddings: of a runner.
+        totals: of that runner.
+        num_tokens: that will have been run in the end, or None where that is not known.
+        say: receives each line.
+    """
+    is_terminal = sys.stderr.isatty()
+    started = said = time.perf_counter()
+    with tqdm(total=num_tokens, unit=" tokens", unit_scale=True, disable=not is_terminal) as bar:
+        for embedding in embeddings:
+            bar.update(embedding.num_tokens)
+            bar.set_postfix_str(f"{totals.proteins} proteins", refresh=False)
+            now = time.perf_counter()
+            if not is_terminal and now - said >= LINE_SECONDS:
+                of_all = f" ({totals.tokens / num_tokens:.0%})" if num_tokens else ""
+                say(
+                    f"{totals.proteins:,} proteins, {totals.tokens:,} tokens{of_all} "
+                    f"after {now - started:.0f} s"
+                )
+                said = now
+            yield embedding
