@@ -15,6 +15,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from exporter.model.spans import token_spans
 from runtime.ops import varlen_attention  # noqa: F401  registers the op
+from runtime.ops.rotary import in_torch
 
 # esm/model/esm2.py:85: the mask ratio seen in training, by which every embedding is scaled.
 MASK_RATIO_TRAIN = 0.15 * 0.8
@@ -28,13 +29,22 @@ def _scripted_attention(
     return torch.ops.esm2.varlen_attention(q, k, v, cu_seqlens, int(max_seqlen), softmax_scale)  # type: ignore[no-any-return]
 
 
+def _rotate_on_device(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    if x.is_cuda:
+        return torch.ops.esm2.rotary(x, cos, sin)  # type: ignore[no-any-return]
+    return in_torch(x, cos, sin)
+
+
+# Scripted, because torch.jit.trace would bake the branch of the device that it ran on.
+_scripted_rotate = torch.jit.script(_rotate_on_device)
+
+
 def _table_of_device(table: Tensor, num_heads: int) -> Tensor:
     # Broadcasting over rows of D floats costs a CPU twice the time of reading whole tables; a GPU
     # would wait for the memory that they are read from.
     return table if table.is_cuda else table.repeat(1, num_heads, 1)
 
 
-# Scripted, because torch.jit.trace would bake the branch of the device that it ran on.
 _scripted_table_of_device = torch.jit.script(_table_of_device)
 
 
@@ -270,8 +280,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Source: esm/rotary_embedding.py:11-21 (RoFormer, arXiv:2104.09864). The product is taken in
     the dtype of the tables, float32 at least, and rounded once.
     """
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([second, first], dim=-1) * sin).to(x.dtype)
+    return _scripted_rotate(x, cos, sin) if is_tracing() else in_torch(x, cos, sin)
 
 
 def scale_token_dropout(x: Tensor, is_mask: Tensor, start: Tensor, end: Tensor) -> Tensor:

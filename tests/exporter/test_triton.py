@@ -183,7 +183,7 @@ class TestLaunchLine:
             onnxruntime.SessionOptions().register_custom_ops_library(library)
         load = f"import torch; torch.jit.load({str(models[1] / '1/model.pt')!r})"
         result = subprocess.run([sys.executable, "-c", load], capture_output=True, text=True)
-        assert result.returncode and "esm2::varlen_attention" in result.stderr
+        assert result.returncode and "esm2::" in result.stderr
 
     def test_one_engine_asks_for_its_own_variables_alone(self, tiny_artifact: Path) -> None:
         # Nothing is read but which libraries lie there.

@@ -26,10 +26,12 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> T
     """See ``runtime.load``."""
     import torch
 
-    from runtime.ops import varlen_attention
+    from runtime.ops import rotary, varlen_attention
 
     entry = manifest.engines[FORMAT]
     varlen_attention.use_native_of(folder, entry)
+    if device == "cuda":
+        rotary.warn_unless_fused()
     limit_threads(settings.threads)
     module = torch.jit.load(folder / entry.file, map_location=device)
     module.load_state_dict(read_weights(folder, device), assign=True)

@@ -1,7 +1,7 @@
-// esm2::varlen_attention for PyTorch, on its stable ABI: one file for every torch from 2.11 on.
+// esm2::varlen_attention and esm2::rotary for PyTorch, on its stable ABI: one file for every torch from 2.11 on.
 //
-// Loading this library registers the op (torch.ops.load_library, or dlopen from C++). Where this process's
-// Python has defined it already, it says so: ESM2_OPS_IN_PYTHON holds the process id, so that children
+// Loading this library registers the ops (torch.ops.load_library, or dlopen from C++). Where this process's
+// Python has defined them already, it says so: ESM2_OPS_IN_PYTHON holds the process id, so that children
 // are not misled. Then the library adds the CPU kernel alone, and no forward on a CPU needs the
 // interpreter, but where Python asks for its own kernels (esm2_attend_in_python).
 
@@ -107,6 +107,30 @@ Tensor on_cuda(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
   return out;
 }
 
+Tensor product(const Tensor& x, const Tensor& y) {
+  using torch::stable::detail::from;
+  StableIValue stack[kDispatcherStack] = {from(x), from(y)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mul", "Tensor", stack, TORCH_FEATURE_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// x [T, H, D] * cos + (its halves swapped) * sin, in the dtype of the tables, and rounded once.
+Tensor rotary(const Tensor& x, const Tensor& cos, const Tensor& sin) {
+  const int64_t half = x.size(2) / 2;
+  Tensor out = torch::stable::empty_like(x);
+  for (const int64_t here : {int64_t{0}, half}) {
+    const auto of = [&](const Tensor& y, int64_t start) {
+      Tensor viewed = y;
+      return torch::stable::narrow(viewed, 2, start, half);
+    };
+    Tensor target = of(out, here);
+    // Less the negative: the stable ABI has no sum of two tensors.
+    torch::stable::copy_(target, torch::stable::subtract(product(of(x, here), of(cos, here)),
+                                                         product(of(x, half - here), of(sin, here)), -1.0));
+  }
+  return out;
+}
+
 bool in_python() {
   const char* process = std::getenv("ESM2_OPS_IN_PYTHON");
   return process && std::atol(process) == getpid();
@@ -134,7 +158,13 @@ Tensor on_cpu_beside_python(const Tensor& q, const Tensor& k, const Tensor& v, c
 
 STABLE_TORCH_LIBRARY_FRAGMENT(esm2, m) {
   m.def("varlen_attention_native" ESM2_SCHEMA);
-  if (!in_python()) m.def("varlen_attention" ESM2_SCHEMA);
+  if (in_python()) return;
+  m.def("varlen_attention" ESM2_SCHEMA);
+  m.def("rotary(Tensor x, Tensor cos, Tensor sin) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(esm2, CompositeExplicitAutograd, m) {
+  if (!in_python()) m.impl("rotary", TORCH_BOX(&rotary));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(esm2, CPU, m) {
