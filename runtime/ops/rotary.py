@@ -1,7 +1,7 @@
 """``esm2::rotary``: rotary positions in one pass on a card, where PyTorch's own ops take six.
 
-Importing this module defines the op. TorchScript engines call it on CUDA alone: AOTInductor and ONNX
-Runtime fuse those ops themselves, and a CPU has nothing to gain from Python's kernel.
+Importing this module defines the op. TorchScript engines call it on CUDA alone: AOTInductor fuses
+those ops itself, and a forward on a CPU must not come back to Python.
 """
 
 import functools
@@ -41,8 +41,8 @@ def warn_unless_fused() -> None:
     _, reason = _on_card()
     if reason:
         logger.warning(
-            "rotary positions run in PyTorch's own ops, which takes longer: Triton cannot run (%s). "
-            "It comes with PyTorch for CUDA, needs a C compiler, and a folder that can be written "
+            "rotary positions run in PyTorch's own ops, which takes longer, for Triton cannot run: %s. "
+            "It comes with PyTorch for CUDA, and needs a C compiler and a folder that it can write "
             "(TRITON_CACHE_DIR)",
             reason,
         )
@@ -56,7 +56,9 @@ def _on_card() -> tuple[Kernel, str]:
 
         one = torch.ones(1, 1, 2, device="cuda")
         rotary(one, one, one)
-    except Exception as error:  # no Triton, no compiler, nowhere to write: each fails in its own way
+    except (
+        Exception
+    ) as error:  # no Triton, no compiler, nowhere to write: each fails in its own way
         return in_torch, cause(error)
     return rotary, ""
 

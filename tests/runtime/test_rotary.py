@@ -1,4 +1,4 @@
-"""``esm2::rotary`` against rotary positions written out, on what a machine without a card can run."""
+"""``esm2::rotary`` against rotary positions written out, on a machine without a card."""
 
 import functools
 import importlib.util
@@ -32,7 +32,7 @@ def written_out(x, cos, sin):
 
 for head_dim in (2, 16, 24, 32, 40, 64, 128):
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        for tokens, heads in ((1, 1), (37, 5), (300, 3), (0, 4)):
+        for tokens, heads in ((1, 1), (37, 5), (70, 3), (0, 4)):
             x = torch.randn(tokens, heads + 1, head_dim).to(dtype)[:, :heads]
             table = torch.promote_types(dtype, torch.float32)
             cos, sin = (torch.randn(tokens, 1, head_dim, dtype=table) for _ in range(2))
@@ -55,9 +55,7 @@ print("same")
 """
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="triton is not installed: it is 600 MB"
-)
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton has no wheel here")
 def test_the_kernel_for_cards_is_rotary_written_out(
     fresh_python: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,8 @@ LOWERING = "esm2::varlen_attention, everything around it compiled"
 OPTIONS: dict[str, Any] = {
     "aot_inductor.package_constants_in_so": False,
     "aot_inductor.enable_line_tables": False,
+    # What several read is computed once: cosine and sine of the angles would be in every layer.
+    "realize_opcount_threshold": 0,
     # Headers and a probe of the processor pay for themselves in many builds, not in one.
     "aot_inductor.precompile_headers": False,
     "cpp_cache_precompile_headers": False,
