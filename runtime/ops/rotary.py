@@ -41,9 +41,9 @@ def warn_unless_fused() -> None:
     _, reason = _on_card()
     if reason:
         logger.warning(
-            "rotary positions run in PyTorch's own ops, which takes longer, for Triton cannot run: %s. "
-            "It comes with PyTorch for CUDA, and needs a C compiler and a folder that it can write "
-            "(TRITON_CACHE_DIR)",
+            "rotary positions run in PyTorch's own ops, which takes longer: Triton cannot run here "
+            "(%s). It comes with PyTorch for CUDA, and needs a C compiler and a folder that it can "
+            "write (TRITON_CACHE_DIR)",
             reason,
         )
 
