@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runtime.attention import ATTENTION_CHOICES
+from runtime.device import check_device
 from runtime.engines.table import FORMATS
 from runtime.errors import EngineError, Esm2Error, InputError, UnsupportedError
 from runtime.one_line_errors import one_line_errors
@@ -40,6 +41,24 @@ ATTENTION_OPTIONS = (
         is_flag=True,
         help="The same as --attention standard (also: ESM2_V1_ATTENTION=true).",
     ),
+)
+
+
+def _checked_device(context: click.Context, parameter: click.Parameter, device: str) -> str:
+    try:
+        check_device(device)
+    except EngineError as error:
+        raise click.BadParameter(str(error)) from None
+    return device
+
+
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="[auto|cpu|cuda|cuda:N]",
+    callback=_checked_device,
+    help="auto: a GPU where an engine runs on it.",
 )
 
 
@@ -93,9 +112,7 @@ def info(artifact: Path, as_json: bool) -> None:
     show_default=True,
     help=f"{', '.join(FORMATS)}, or auto: the first one that runs here, never int8.",
 )
-@click.option(
-    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
-)
+@device_option
 @click.option(
     "--pool",
     default="mean",
@@ -203,9 +220,7 @@ def embed(
 @main.command(epilog="Example: esm2-run selftest artifacts/NAME")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--engine", help="Only this one.  [default: every engine that can run here]")
-@click.option(
-    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
-)
+@device_option
 @attention_options
 @click.option("--json", "as_json", is_flag=True, help="Print every comparison as JSON.")
 @one_line_errors(Esm2Error, OSError)

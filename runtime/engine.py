@@ -22,7 +22,7 @@ class EngineSpec:
     Attributes:
         format: its name in ``runtime.engines.table``.
         artifact: the artifact's name.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu``, ``cuda``, or ``cuda:1`` and the like.
         dtype: of weights and outputs; ``int8`` means the linears' weights, outputs are float32.
         layers: exported layers, ascending.
         pool: how the ``pooled`` output pools, or None.

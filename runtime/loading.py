@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.attention import ATTENTION_CHOICES, Attention, default_attention
+from runtime.device import check_device, kind_of
 from runtime.engine import Engine, Settings
 from runtime.engines.table import BY_SPEED, FORMATS
 from runtime.errors import EngineError, Esm2Error, UnsupportedError, cause
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from runtime.manifest import Manifest
 
 logger = logging.getLogger(__name__)
-
-DEVICES = ("auto", *BY_SPEED)
 
 
 def load(
@@ -45,7 +44,8 @@ def load(
         engine: a format of ``runtime.engines.table``, such as ``"onnx"``, or ``"auto"``: the
             fastest that the artifact holds and that runs here with these arguments.
             ``"onnx-int8"`` is taken by name only.
-        device: ``"cpu"``, ``"cuda"``, or ``"auto"``: cuda where one of the engines runs there.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` for another card, or ``"auto"``: cuda where one
+            of the engines runs there.
         attention: ``"auto"``, the fastest kernel; ``"standard"``, the reference's arithmetic; or,
             on CUDA, ``"flash-attn"``, ``"flash"`` or ``"memory-efficient"``. None takes
             ``"standard"`` where ``ESM2_V1_ATTENTION`` (or ``VIRNUCPRO_V1_ATTENTION``) is true, else
@@ -103,9 +103,9 @@ def load(
 
 
 def _check_arguments(engine: str, device: str, attention: str | None) -> None:
+    check_device(device)
     for value, choices, what in (
         (engine, ("auto", *FORMATS), "engine"),
-        (device, DEVICES, "device"),
         (attention, (None, *ATTENTION_CHOICES), "attention"),
     ):
         if value not in choices:
@@ -149,7 +149,7 @@ def _first_that_loads(
 def _candidates(engine: str, device: str) -> Iterator[tuple[str, str]]:
     """Formats and where they would run, fastest first."""
     for where in BY_SPEED if device == "auto" else (device,):
-        for name in BY_SPEED[where] if engine == "auto" else (engine,):
+        for name in BY_SPEED[kind_of(where)] if engine == "auto" else (engine,):
             yield name, where
 
 

@@ -295,7 +295,8 @@ def load_model(
     Args:
         artifact: the folder that ``esm2-export build`` wrote.
         engine: a format such as ``"onnx"``, or ``"auto"``: the fastest that runs here.
-        device: ``"cpu"``, ``"cuda"``, or ``"auto"``: cuda where one of the engines runs there.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` for another card, or ``"auto"``: cuda where one
+            of the engines runs there.
         max_tokens: budget of a pack; a longer protein gets a pack of its own.
         threads: CPU threads; None takes ``OMP_NUM_THREADS``, else every core that may be used.
         concurrency: packs at once on a CPU; None chooses by the proteins, cores and memory.

@@ -27,18 +27,22 @@ def cudart() -> Any:
     return runtime
 
 
-def compute_capability() -> str:
-    """Of the current card, such as ``8.9``.
+def use_card(index: int) -> None:
+    """Makes a card the calling thread's own."""
+    _checked(cudart().cudaSetDevice(index))
+
+
+def compute_capability(index: int) -> str:
+    """Of a card, such as ``8.9``.
 
     Raises:
         UnsupportedError: there is no card, or no driver for it.
     """
     api = cudart()
     try:
-        device = _checked(api.cudaGetDevice())
         kinds = api.cudaDeviceAttr
         major, minor = (
-            _checked(api.cudaDeviceGetAttribute(kind, device))
+            _checked(api.cudaDeviceGetAttribute(kind, index))
             for kind in (
                 kinds.cudaDevAttrComputeCapabilityMajor,
                 kinds.cudaDevAttrComputeCapabilityMinor,

@@ -60,6 +60,7 @@ def test_another_card_is_refused_by_both_names(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA A100")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert reasons("cuda") == [
         "it was compiled for compute capability 9.0, this GPU (NVIDIA A100) has 8.0. "
         "Export again here, or take engine 'torchscript'"

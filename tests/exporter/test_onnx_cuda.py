@@ -300,7 +300,22 @@ class TestEngine:
         )
         manifest = read(cuda_artifact)
         onnx_cuda.load(cuda_artifact, manifest, "cuda", Settings(tf32=tf32))
-        assert asked == [{"use_tf32": "1" if tf32 else "0", "sdpa_kernel": "19"}]
+        wanted = {"device_id": "0", "use_tf32": "1" if tf32 else "0", "sdpa_kernel": "19"}
+        assert asked == [wanted]
+
+    @pytest.mark.parametrize("engine", [onnx_cuda, onnx_cuda.onnx])
+    def test_another_card(
+        self, cuda_artifact: Path, monkeypatch: pytest.MonkeyPatch, engine: Any
+    ) -> None:
+        asked = []
+        monkeypatch.setattr(
+            onnx_cuda.onnx, "open_session", lambda *arguments: asked.append(arguments[2])
+        )
+        manifest = read(cuda_artifact)
+        manifest.engines["onnx"] = manifest.engines["onnx-cuda"]
+        loaded = engine.load(cuda_artifact, manifest, "cuda:1", Settings())
+        assert [options["device_id"] for options in asked] == ["1"]
+        assert loaded.spec.device == "cuda:1"
 
     def test_bound_tensors_give_what_a_plain_run_gives(
         self, cuda_artifact: Path, batch: PackedBatch

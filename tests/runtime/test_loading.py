@@ -14,7 +14,8 @@ import runtime
 from runtime import manifest as manifests
 from runtime.engine import Settings
 from runtime.engines.onnx import cpu as onnx
-from runtime.engines.torch import torchscript
+from runtime.engines.torch import aoti, torchscript
+from runtime.ops import varlen_attention
 from runtime.selftest import selftest
 
 ENGINES = ("onnx", "torchscript")
@@ -29,6 +30,7 @@ def cuda_torch(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """PyTorch sees a card; the devices that TorchScript was asked to load on."""
     asked: list[str] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
 
     def load(folder: Path, manifest: object, device: str, settings: object) -> None:
@@ -37,6 +39,34 @@ def cuda_torch(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(torchscript, "load", load)
     return asked
+
+
+class TestDevice:
+    @pytest.mark.parametrize("device", ["tpu", "cuda:", "cuda:-1", "cuda:x", "cuda1", "CUDA", ""])
+    def test_what_is_none_is_refused(self, artifact: Path, device: str) -> None:
+        with pytest.raises(runtime.EngineError, match="must be auto, cpu, cuda or cuda:N") as error:
+            runtime.load(artifact, device=device)
+        assert repr(device) in str(error.value)
+
+    def test_another_card_is_passed_on(
+        self, artifact: Path, cuda_torch: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        with pytest.raises(runtime.EngineError):
+            runtime.load(artifact, "torchscript", "cuda:1")
+        assert cuda_torch == ["cuda:1"]
+        with pytest.raises(runtime.UnsupportedError, match="sees 2 GPUs, the last of them cuda:1"):
+            runtime.load(artifact, "torchscript", "cuda:2")
+        assert cuda_torch == ["cuda:1"]
+
+    def test_aoti_opens_its_package_on_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        opened = []
+        monkeypatch.setattr(
+            torch._C._aoti, "AOTIModelContainerRunnerCuda",
+            lambda *arguments: opened.append(arguments[2]), raising=False,
+        )  # fmt: skip
+        aoti._open_runner(Path("folder/model.so"), "cuda:1")
+        assert opened == ["cuda:1"]
 
 
 def rewrite(folder: Path, **fields: object) -> None:
@@ -213,7 +243,7 @@ import os, sys
 from pathlib import Path
 import numpy, onnxruntime, torch, safetensors.torch, runtime, runtime.selftest
 from runtime.engines.onnx import cpu as onnx
-from runtime.engines.torch import torchscript
+from runtime.engines.torch import aoti, torchscript
 folder, names = Path(sys.argv[1]), ("onnx", "torchscript")
 files = ("manifest.json", "weights.safetensors", "golden.npz", "model.onnx", "model.ts")
 root = os.geteuid() == 0
@@ -272,7 +302,7 @@ def test_damage_is_an_error_of_ours(
     ("arguments", "message"),
     [
         ({"engine": "openvino"}, "engine must be auto, aoti-cuda, .* or onnx-int8, got 'openvino'"),
-        ({"device": "tpu"}, "device must be auto, cuda or cpu, got 'tpu'"),
+        ({"device": "tpu"}, "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
         ({"attention": "x"}, "memory-efficient or standard, got 'x'"),
     ],
 )
@@ -349,9 +379,14 @@ class TestNames:
         assert link.is_symlink()
 
 
-def test_a_library_that_is_another_is_an_error(ready_artifact: Path) -> None:
+def test_a_library_that_is_another_is_an_error(
+    ready_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not a warning, with attention at half the speed."""
     import numpy.linalg._umath_linalg as another
+
+    # The first in a process stays, and this process may have built an artifact.
+    monkeypatch.setattr(varlen_attention, "_native", None)
 
     (ready_artifact / "lib").mkdir()
     for name, file in (("onnx", "libesm2_ort.so"), ("torchscript", "libesm2_ops.so")):

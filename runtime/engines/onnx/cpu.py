@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import instructions
+from runtime.device import index_of
 from runtime.engine import EngineSpec, Settings
 from runtime.engines.base import FetchingEngine, spec_of
 from runtime.errors import EngineError, UnsupportedError, cause
@@ -76,7 +77,7 @@ def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> 
     if reason := missing_library():
         return [reason]
     reasons = []
-    if device == "cuda" and (reason := missing_provider()):
+    if device != "cpu" and (reason := missing_provider()):
         reasons.append(reason)
     if device == "cpu" and manifest.dtype == "bfloat16":
         reasons.append(
@@ -112,11 +113,19 @@ def load(
         why = "attention 'standard' was asked for"
     if device == "cpu" and settings.attention == "auto" and entry.op_library is not None:
         kernel = _register_native(options, folder / entry.op_library)
-    cuda = {"use_tf32": str(int(settings.tf32))} if device == "cuda" else None
+    cuda = None if device == "cpu" else provider_options(device, settings)
     session = open_session(folder / entry.file, options, cuda)
     names = [output.name for output in manifest.signature.outputs]
     spec = spec_of(manifest, name, device=device, library=library(), attention=kernel, reason=why)
     return OnnxEngine(session, spec, names, settings.threads.concurrency if device == "cpu" else 1)
+
+
+def provider_options(device: str, settings: Settings) -> dict[str, str]:
+    """Of ONNX Runtime's CUDA provider: the card, and TF32, its default, only on request.
+
+    TF32 would cost the float32 budget a thousandfold.
+    """
+    return {"device_id": str(index_of(device)), "use_tf32": str(int(settings.tf32))}
 
 
 def session_options(num_threads: int) -> Any:
@@ -147,8 +156,7 @@ def open_session(path: Path, options: Any, cuda: dict[str, str] | None) -> Any:
 
     if cuda is not None:
         _preload_cuda()
-    # TF32, onnxruntime's default on CUDA, would cost the float32 budget a thousandfold.
-    providers = [] if cuda is None else [("CUDAExecutionProvider", {"use_tf32": "0", **cuda})]
+    providers = [] if cuda is None else [("CUDAExecutionProvider", cuda)]
     session = onnxruntime.InferenceSession(
         str(path), options, providers=[*providers, "CPUExecutionProvider"]
     )

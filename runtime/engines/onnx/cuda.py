@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.attention import Attention
+from runtime.device import index_of, kind_of
 from runtime.engine import EngineSpec, Settings
 from runtime.engines.base import spec_of
 from runtime.engines.onnx import cpu as onnx
@@ -44,7 +45,7 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> "
     """See ``runtime.load``."""
     options = onnx.session_options(settings.threads.total)
     cuda = {
-        "use_tf32": str(int(settings.tf32)),
+        **onnx.provider_options(device, settings),
         "sdpa_kernel": str(SDPA_KERNELS[settings.attention]),
     }
     session = onnx.open_session(folder / manifest.engines[FORMAT].file, options, cuda)
@@ -52,7 +53,7 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> "
     kernel, why = _attention(manifest, settings.attention)
     return OnnxCudaEngine(
         session,
-        spec_of(manifest, FORMAT, device="cuda", library=library(), attention=kernel, reason=why),
+        spec_of(manifest, FORMAT, device=device, library=library(), attention=kernel, reason=why),
         names,
     )
 
@@ -92,15 +93,16 @@ class OnnxCudaEngine(OnnxEngine):
         import onnxruntime
 
         binding = self._session.io_binding()
+        card = kind_of(self.spec.device), index_of(self.spec.device)
         for name, array in feeds.items():
             # The host reads max_seqlen: it is a size.
             if name == "max_seqlen":
                 binding.bind_cpu_input(name, array)
             else:
-                there = onnxruntime.OrtValue.ortvalue_from_numpy(array, self.spec.device, 0)
+                there = onnxruntime.OrtValue.ortvalue_from_numpy(array, *card)
                 binding.bind_ortvalue_input(name, there)
         for name in self._output_names:
-            binding.bind_output(name, self.spec.device)
+            binding.bind_output(name, *card)
         self._session.run_with_iobinding(binding)
         outputs = dict(zip(self._output_names, binding.get_outputs(), strict=True))
         return [outputs[name].numpy() for name in names]

@@ -14,7 +14,7 @@ FORMAT = "onnx-int8"
 
 def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> list[str]:
     """Why this engine cannot run so on ``device``, in sentences; empty if it can."""
-    if device == "cuda":
+    if device != "cpu":
         return ["it is for CPUs. Take device 'cpu', or the engine 'onnx'"]
     return onnx.unsupported_reasons(manifest, device, settings)
 

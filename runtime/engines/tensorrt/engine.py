@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.device import index_of
 from runtime.engine import EngineSpec, Settings
 from runtime.engines import cuda_memory
 from runtime.engines.base import FetchingEngine, spec_of
@@ -38,7 +39,7 @@ def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> 
     if device == "cpu":
         return ["it runs on CUDA alone"]
     try:
-        _plan_for_here(manifest.engines[FORMAT])
+        _plan_for(device, manifest.engines[FORMAT])
     except UnsupportedError as error:
         return [str(error)]
     return _decided_when_built(settings)
@@ -46,7 +47,8 @@ def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> 
 
 def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> InParts:
     """See ``runtime.load``."""
-    plan = _plan_for_here(manifest.engines[FORMAT])
+    plan = _plan_for(device, manifest.engines[FORMAT])
+    cuda_memory.use_card(index_of(device))
     trt, logger, engine = open_plan(folder, plan)
     # Plans do not pool, InParts does.
     outputs = [output.name for output in manifest.signature.outputs if output.rows == "tokens"]
@@ -93,9 +95,9 @@ def deserialize(trt: Any, logger: Any, path: Path) -> Any:
     return engine
 
 
-def _plan_for_here(entry: EngineEntry) -> PlanEntry:
+def _plan_for(device: str, entry: EngineEntry) -> PlanEntry:
     versions = installed_versions(entry.plans)
-    return choose_plan(entry.plans, versions, cuda_memory.compute_capability())
+    return choose_plan(entry.plans, versions, cuda_memory.compute_capability(index_of(device)))
 
 
 def _decided_when_built(settings: Settings) -> list[str]:

@@ -27,7 +27,7 @@ FORMAT = "aoti"
 
 def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> list[str]:
     """Why this engine cannot run so on ``device``, in sentences; empty if it can."""
-    if device == "cuda":
+    if device != "cpu":
         return [
             "it was compiled for a CPU. Take engine 'aoti-cuda' or 'torchscript', or device 'cpu'"
         ]
@@ -61,7 +61,7 @@ def run_package(
         constants = {constant: weights[original] for constant, original in originals.items()}
         runner.update_constant_buffer(constants, False, True, True)
         # A CPU's library is loaded; a card's kernels are read when they are first called.
-        kept = unpacked.pop_all() if device == "cuda" else None
+        kept = None if device == "cpu" else unpacked.pop_all()
     compiled = _Compiled(runner, constants, kept)
     return TorchEngine(compiled, name, manifest, device, settings)
 

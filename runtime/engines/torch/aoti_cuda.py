@@ -22,10 +22,10 @@ def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> 
     import torch
 
     built_for = manifest.engines[FORMAT].compute_capability
-    if (here := capability_of_this_gpu()) != built_for:
+    if (here := capability_of_this_gpu(device)) != built_for:
         return [
             f"it was compiled for compute capability {built_for}, this GPU "
-            f"({torch.cuda.get_device_name()}) has {here}. Export again here, or take engine "
+            f"({torch.cuda.get_device_name(device)}) has {here}. Export again here, or take engine "
             "'torchscript'"
         ]
     return []
@@ -36,9 +36,9 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> T
     return run_package(folder, manifest, FORMAT, device, settings)
 
 
-def capability_of_this_gpu() -> str:
+def capability_of_this_gpu(device: str = "cuda") -> str:
     """Such as ``9.0``."""
     import torch
 
-    major, minor = torch.cuda.get_device_capability()
+    major, minor = torch.cuda.get_device_capability(device)
     return f"{major}.{minor}"

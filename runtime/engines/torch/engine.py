@@ -6,13 +6,14 @@ import importlib.util
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.device import index_of
 from runtime.engine import Outputs, Settings
 from runtime.engines.base import LoadedEngine, spec_of
 from runtime.errors import EngineError, UnsupportedError, cause
@@ -44,21 +45,23 @@ def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> 
         if importlib.util.find_spec(package) is None:
             return [f"{package} is not installed (pip install 'esm2-engines[torch]')"]
     # Two seconds are spent on importing PyTorch for an answer that the driver's absence gives.
-    if device == "cuda" and "torch" not in sys.modules and not _has_driver():
+    if device != "cpu" and "torch" not in sys.modules and not _has_driver():
         return [f"PyTorch {importlib.metadata.version('torch')} {NO_GPU}"]
     try:
         import torch
     except Exception as error:  # a wheel for another system or NumPy fails in any way
         return [f"torch cannot be imported ({cause(error)})"]
-    if device == "cuda" and not torch.cuda.is_available():
+    if device != "cpu" and not torch.cuda.is_available():
         return [f"PyTorch {torch.__version__} {NO_GPU}"]
+    if device != "cpu" and index_of(device) >= (count := torch.cuda.device_count()):
+        return [f"PyTorch sees {count} GPUs, the last of them cuda:{count - 1}"]
     reasons = []
     try:
         attention = choose_attention(manifest, device, settings).name
     except UnsupportedError as error:
         return [str(error)]
-    if settings.cuda_graphs and (device != "cuda" or attention == "standard"):
-        why = "standard attention waits for it" if device == "cuda" else "this is a CPU"
+    if settings.cuda_graphs and (device == "cpu" or attention == "standard"):
+        why = "standard attention waits for it" if device != "cpu" else "this is a CPU"
         reasons.append(
             "with CUDA graphs: they need a card and a forward that never waits for it, and " + why
         )
@@ -110,6 +113,13 @@ def read_weights(folder: Path, device: str) -> "dict[str, torch.Tensor]":
         raise EngineError(f"cannot load {path}: {cause(error)}") from error
 
 
+def on(device: str) -> AbstractContextManager[None]:
+    """Makes a card the current one: kernels that are not PyTorch's own are launched there."""
+    import torch
+
+    return nullcontext() if device == "cpu" else torch.cuda.device(torch.device(device))
+
+
 def limit_threads(threads: Threads) -> None:
     """PyTorch's threads are the process's: never more of them without the caller's word."""
     import torch
@@ -154,7 +164,7 @@ class TorchEngine(LoadedEngine):
         self._forward: Callable[[list[torch.Tensor]], Iterable[torch.Tensor]] | None = forward
         # AOTInductor's runner waits inside for its only model, with the interpreter held.
         self._one_at_a_time = threading.Lock()
-        if device == "cuda":
+        if device != "cpu":
             _set_tf32(settings.tf32)
 
     def unsupported_reasons(self, batch: PackedBatch) -> list[str]:
@@ -176,7 +186,7 @@ class TorchEngine(LoadedEngine):
             inputs = self.inputs(batch)
             tensors = list(self.forward(inputs))
             rows = tensors[self.output_names.index(f"representations.{layer}")]
-            if self.spec.device == "cuda" and how != "none":
+            if self.spec.device != "cpu" and how != "none":
                 return _to_array(pool_tensor(rows, inputs[1], how))
             array = _to_array(rows)
         return array if how == "none" else pool(array, batch.cu_seqlens, how)
@@ -206,7 +216,7 @@ class TorchEngine(LoadedEngine):
 
         self.require_usable()
         assert self._forward is not None
-        with torch.inference_mode(), varlen_attention.using(self._choice):
+        with torch.inference_mode(), on(self.spec.device), varlen_attention.using(self._choice):
             return self._forward(inputs)
 
     @contextmanager
@@ -214,7 +224,7 @@ class TorchEngine(LoadedEngine):
         import torch
 
         try:
-            with self._one_at_a_time, torch.inference_mode():
+            with self._one_at_a_time, torch.inference_mode(), on(self.spec.device):
                 yield
         except (RuntimeError, MemoryError) as error:
             raise EngineError(

@@ -9,6 +9,7 @@ from runtime.engines.torch.engine import (
     TorchEngine,
     library,
     limit_threads,
+    on,
     read_weights,
     unsupported_reasons,
 )
@@ -30,8 +31,9 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> T
 
     entry = manifest.engines[FORMAT]
     varlen_attention.use_native_of(folder, entry)
-    if device == "cuda":
-        rotary.warn_unless_fused()
+    if device != "cpu":
+        with on(device):
+            rotary.warn_unless_fused()
     limit_threads(settings.threads)
     module = torch.jit.load(folder / entry.file, map_location=device)
     module.load_state_dict(read_weights(folder, device), assign=True)
