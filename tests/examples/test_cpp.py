@@ -35,7 +35,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = Path(cmake.CMAKE_BIN_DIR) / "cmake"
     for arguments in (
         ["-S", EXAMPLES / "cpp", "-B", build, f"-DCMAKE_PREFIX_PATH={';'.join(map(str, prefixes))}",
-         "-DCMAKE_CXX_FLAGS=-Werror"],
+         "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-Werror"],
         ["--build", build],
     ):  # fmt: skip
         result = subprocess.run([command, *arguments], capture_output=True, text=True, timeout=600)
