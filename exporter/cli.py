@@ -17,6 +17,7 @@ from exporter.source_options import source_of, source_options
 from runtime.errors import Esm2Error
 from runtime.one_line_errors import one_line_errors
 from runtime.readers.record_options import record_options
+from runtime.terminal import say
 from runtime.threads import THREADS_VARIABLE, usable_cores
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ device_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="esm2-engines")
 def main() -> None:
     """Turn ESM-2 into frozen, packed engines, and prove them against eager fair-esm."""
@@ -140,17 +141,17 @@ def build(
     )  # fmt: skip
     try:
         folder, report = run_build(
-            options, lambda line: click.echo(line, err=True), Cache(default_folder())
+            options, lambda line: say(line, err=True), Cache(default_folder())
         )
     except ParityError as error:
-        click.secho(f"error: {error}", err=True, fg="red")
+        say(f"error: {error}", err=True, fg="red")
         sys.exit(FAILED_PARITY)
-    click.echo("\n".join(summary(report)))
+    _show(summary(report))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    click.echo(f"{folder}: {size / 1e6:.1f} MB, built in {time.perf_counter() - started:.0f} s")
+    say(f"{folder}: {size / 1e6:.1f} MB, built in {time.perf_counter() - started:.0f} s")
     if failed := left_out(report):
         kept = ", ".join(v.engine for v in report.engines if v.engine not in failed)
-        click.secho(
+        say(
             f"error: left out, for parity failed: {', '.join(failed)}; published: {kept}. "
             f"The reasons are above and in {folder / 'parity.html'}",
             err=True,
@@ -251,9 +252,12 @@ def verify(
     if junit:
         junit.parent.mkdir(parents=True, exist_ok=True)
         junit.write_text(as_junit(result, grown), encoding="utf-8")
-    click.echo(encode(result) if as_json else "\n".join(summary(result, grown)))
+    if as_json:
+        click.echo(encode(result))
+    else:
+        _show(summary(result, grown))
     if report and not as_json:
-        click.echo(f"report: {report / 'parity.html'}")
+        say(f"report: {report / 'parity.html'}")
     sys.exit(0 if result.passed and not grown else FAILED_PARITY)
 
 
@@ -320,11 +324,12 @@ def triton(artifact: Path, out: Path, engine: str | None, max_batch_size: int) -
     from exporter.triton.repository import launch_line, write_repository
 
     models = write_repository(
-        artifact, out, engine, max_batch_size, lambda line: click.echo(line, err=True)
+        artifact, out, engine, max_batch_size, lambda line: say(line, err=True)
     )
     for model in models:
         size = sum(path.stat().st_size for path in model.rglob("*") if path.is_file())
-        click.echo(f"{model}: {size / 1e6:.1f} MB")
+        say(f"{model}: {size / 1e6:.1f} MB")
+    # Not wrapped: it is there to be copied.
     click.echo(f"serve with: {launch_line(out.resolve(), [m.resolve() for m in models])}")
 
 
@@ -349,8 +354,15 @@ def _integers(text: str) -> list[int]:
         raise ExportError(f"--layers takes numbers separated by commas, got {text!r}") from None
 
 
+def _show(lines: list[str]) -> None:
+    *lines, verdict = lines
+    for line in lines:
+        say(line, fg="red" if "FAILED" in line or "ACCEPTED" in line else None)
+    say(verdict, fg="green" if verdict == "PASSED" else "red", bold=True)
+
+
 def _warn(message: str) -> None:
-    click.secho(message, err=True, fg="yellow", bold=True)
+    say(message, err=True, fg="yellow", bold=True)
 
 
 if __name__ == "__main__":

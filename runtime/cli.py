@@ -17,6 +17,7 @@ from runtime.errors import EngineError, Esm2Error, InputError, UnsupportedError
 from runtime.one_line_errors import one_line_errors
 from runtime.pooling import POOL_CHOICES
 from runtime.readers.record_options import record_options
+from runtime.terminal import say
 
 if TYPE_CHECKING:
     from runtime.attention import Attention
@@ -75,7 +76,7 @@ def _attention(attention: "Attention | None", v1_attention: bool) -> "Attention 
     return "standard" if v1_attention else attention
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="esm2-engines")
 def main() -> None:
     """Run frozen ESM-2 engines on packed proteins."""
@@ -93,7 +94,7 @@ def info(artifact: Path, as_json: bool) -> None:
     if as_json:
         click.echo((artifact / manifests.FILE_NAME).read_text(), nl=False)
     else:
-        click.echo("\n".join(_describe(manifest)))
+        say("\n".join(_describe(manifest)))
 
 
 @main.command(epilog="Example: esm2-run embed artifacts/NAME proteins.fasta -o embeddings.npz")
@@ -265,11 +266,11 @@ def selftest(
         click.echo(json.dumps({"tests": tests, "broken": broken, "not_run": not_run}, indent=2))
     else:
         for result in results:
-            click.secho(result.worst_line(), fg=None if result.passed else "red")
+            say(result.worst_line(), fg=None if result.passed else "red")
         for reason in broken.values():
-            click.secho(reason, fg="red")
+            say(reason, fg="red")
         for reason in not_run.values():
-            click.echo(f"not run: {reason}")
+            say(f"not run: {reason}")
     if not results and not broken:
         raise UnsupportedError(f"no engine of {manifest.name!r} runs here: nothing was compared")
     all_passed = not broken and all(result.passed for result in results)
@@ -334,7 +335,7 @@ def _summarise(
         }  # fmt: skip
         click.echo(json.dumps(summary, indent=2))
         return
-    click.echo(
+    say(
         f"{output}: {totals.proteins:,} proteins, {totals.tokens:,} tokens in {seconds:.1f} s "
         f"({totals.tokens / seconds:,.0f} tokens/s, loading included), "
         f"{output.stat().st_size / 1e6:.1f} MB"
@@ -346,7 +347,7 @@ def _summarise(
         (rejected.count, f"records rejected, listed in {rejected.path}"),
     ):
         if count:
-            click.echo(f"  {what}: {count:,}")
+            say(f"  {what}: {count:,}")
 
 
 def _describe(manifest: "Manifest") -> Iterator[str]:
@@ -392,11 +393,11 @@ def _describe(manifest: "Manifest") -> Iterator[str]:
 
 
 def _say(message: str) -> None:
-    click.echo(message, err=True)
+    say(message, err=True)
 
 
 def _warn(message: str) -> None:
-    click.secho(f"warning: {message}", err=True, fg="yellow")
+    say(f"warning: {message}", err=True, fg="yellow")
 
 
 if __name__ == "__main__":

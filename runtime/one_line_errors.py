@@ -5,9 +5,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import click
-
 from runtime.interruption import orderly_end
+from runtime.terminal import say
 
 USER_ERROR = 2
 
@@ -39,5 +38,5 @@ def one_line_errors(*roots: type[Exception]) -> Callable[[Callable[..., Any]], C
 
 
 def _fail(message: str) -> None:
-    click.secho(f"error: {message}", err=True, fg="red")
+    say(f"error: {message}", err=True, fg="red")
     sys.exit(USER_ERROR)
