@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runtime.attention import ATTENTION_CHOICES
-from runtime.device import check_device
+from runtime.device import check_device, default_max_tokens
 from runtime.engines.table import FORMATS
 from runtime.errors import EngineError, Esm2Error, InputError, UnsupportedError
 from runtime.one_line_errors import one_line_errors
@@ -124,10 +124,9 @@ def info(artifact: Path, as_json: bool) -> None:
 @click.option("--layer", type=int, help="Which exported layer to embed with.  [default: the last]")
 @click.option(
     "--max-tokens",
-    default=4096,
-    show_default=True,
     type=click.IntRange(min=1),
-    help="Budget of a pack; a longer protein gets a pack of its own.",
+    help="Budget of a pack; a longer protein gets a pack of its own.  [default: 4096, on a card "
+    "16384]",
 )
 @record_options
 @attention_options
@@ -150,7 +149,7 @@ def info(artifact: Path, as_json: bool) -> None:
 @one_line_errors(Esm2Error, OSError)
 def embed(
     artifact: Path, fasta: tuple[str, ...], output: Path, engine: str, device: str, pool: Any,
-    layer: int | None, max_tokens: int, on_error: str, unknown: Any, upper: bool,
+    layer: int | None, max_tokens: int | None, on_error: str, unknown: Any, upper: bool,
     strip_stop: bool, attention: Any, v1_attention: bool, tf32: bool, cuda_graphs: bool,
     threads: int | None, concurrency: int | None, debug: bool, as_json: bool,
 ) -> None:  # fmt: skip
@@ -185,11 +184,13 @@ def embed(
     found = scan(fasta, RecordOptions(unknown, upper, strip_stop))
     found.check(skip)
     embed_dim = manifest.architecture.embed_dim
-    packing = packing_for(found, embed_dim, max_tokens, threads, concurrency)
+    on_cpu = max_tokens or default_max_tokens("cpu")
+    packing = packing_for(found, embed_dim, on_cpu, threads, concurrency)
     loaded = load(artifact, engine, device, chosen, threads, packing.concurrency, tf32, cuda_graphs)
     with loaded, rejected_file(output, len(fasta) > 1) as rejected:
+        most = max_tokens or default_max_tokens(loaded.spec.device)
         # Smaller packs are for engines that share their cores among them.
-        budget = packing.max_tokens if loaded.concurrency > 1 else max_tokens
+        budget = packing.max_tokens if loaded.concurrency > 1 else most
         runner = AsyncInferenceRunner(
             loaded, budget, pool, layer, unknown, upper, strip_stop,
             on_rejected=rejected.add if skip else None,
@@ -211,7 +212,7 @@ def embed(
             "layer": str(spec.layers[-1] if layer is None else layer),
         }  # fmt: skip
         write_embeddings(output, _unless_empty(embeddings, runner.totals, rejected), metadata)
-    _report_oddities(runner.totals, seen, max_tokens)
+    _report_oddities(runner.totals, seen, most)
     seconds = time.perf_counter() - started
     _summarise(output, spec, runner.totals, rejected, seconds, as_json)
     if rejected.count:

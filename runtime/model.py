@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from runtime.attention import Attention
 from runtime.bin_packing import even_packs
 from runtime.concurrency import Packing, Stream, choose_packing
+from runtime.device import default_max_tokens
 from runtime.engine import Engine
 from runtime.engines.table import FORMATS
 from runtime.errors import EngineError, InputError, UnsupportedError
@@ -55,15 +56,15 @@ class Model:
     engine: Engine
 
     def __init__(
-        self, manifest: "Manifest", load_engine: Callable[[int], Engine], max_tokens: int,
+        self, manifest: "Manifest", load_engine: Callable[[int], Engine], max_tokens: int | None,
         threads: int, concurrency: int | None,
     ):  # fmt: skip
         self.manifest = manifest
         self._load_engine = load_engine
-        self._max_tokens = max_tokens
         self._threads = threads
         self.engine = load_engine(1 if concurrency is None else concurrency)
         spec = self.engine.spec
+        self._max_tokens = max_tokens or default_max_tokens(spec.device)
         can_share = spec.device == "cpu" and FORMATS[spec.format].shares_cores
         # Of many proteins; 1 where an engine that shares the cores is never wanted.
         self._at_once = 1
@@ -281,7 +282,7 @@ def load_model(
     *,
     engine: str = "auto",
     device: str = "auto",
-    max_tokens: int = 4096,
+    max_tokens: int | None = None,
     threads: int | None = None,
     concurrency: int | None = None,
     attention: Attention | None = None,
@@ -297,7 +298,8 @@ def load_model(
         engine: a format such as ``"onnx"``, or ``"auto"``: the fastest that runs here.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` for another card, or ``"auto"``: cuda where one
             of the engines runs there.
-        max_tokens: budget of a pack; a longer protein gets a pack of its own.
+        max_tokens: budget of a pack; a longer protein gets a pack of its own. None takes 4,096, and
+            16,384 on a card.
         threads: CPU threads; None takes ``OMP_NUM_THREADS``, else every core that may be used.
         concurrency: packs at once on a CPU; None chooses by the proteins, cores and memory.
         attention: ``"auto"``, the fastest kernel; ``"standard"``, the reference's arithmetic; or a
@@ -315,7 +317,8 @@ def load_model(
     """
     from runtime import manifest as manifests
 
-    at_least_1("max_tokens", max_tokens)
+    if max_tokens is not None:
+        at_least_1("max_tokens", max_tokens)
     total = Threads.resolve(threads, 1 if concurrency is None else concurrency).total
     folder = Path(artifact).resolve()
     manifest = manifests.read(folder, check_files=False)

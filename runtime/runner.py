@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from runtime.background import in_background
 from runtime.bin_packing import even_packs
+from runtime.device import default_max_tokens
 from runtime.engine import Engine
 from runtime.errors import EngineError, InputError, NonFiniteError
 from runtime.packing import PackedBatch
@@ -94,7 +95,8 @@ class AsyncInferenceRunner:
 
     Args:
         engine: from ``runtime.load``.
-        max_tokens: budget of a pack; a longer protein gets a pack of its own.
+        max_tokens: budget of a pack; a longer protein gets a pack of its own. None takes 4,096, and
+            16,384 on a card.
         pool: how to pool residues, or ``"none"`` for one vector per residue.
         layer: which exported layer to embed with; None takes the last.
         unknown: what to do with characters outside the alphabet (see ``tokenizer.encode``).
@@ -110,7 +112,7 @@ class AsyncInferenceRunner:
     def __init__(
         self,
         engine: Engine,
-        max_tokens: int = 4096,
+        max_tokens: int | None = None,
         pool: Pool = "mean",
         layer: int | None = None,
         unknown: Unknown = "error",
@@ -119,6 +121,8 @@ class AsyncInferenceRunner:
         on_rejected: Callable[[Rejection], None] | None = None,
     ):
         check_pool(pool)
+        if max_tokens is None:
+            max_tokens = default_max_tokens(engine.spec.device)
         if max_tokens < 1:
             raise InputError(f"max_tokens must be at least 1, got {max_tokens}")
         layers = engine.spec.layers

@@ -201,6 +201,22 @@ def test_windows_of_a_stream_fill_their_packs(engine: runtime.Engine) -> None:
     assert totals.tokens / (totals.packs * 4096) >= 0.97
 
 
+@pytest.mark.parametrize(("device", "budget"), [("cpu", 4096), ("cuda", 16384), ("cuda:1", 16384)])
+def test_packs_are_larger_on_a_card(engine: runtime.Engine, device: str, budget: int) -> None:
+    sizes = []
+
+    class Noting(Poisoned):
+        def embed(self, batch: runtime.PackedBatch, *_: object) -> NDArray[np.floating]:
+            sizes.append(batch.num_tokens)
+            return np.zeros((batch.num_proteins, 1), dtype=np.float32)
+
+    noting = Noting(engine, "")
+    noting.spec = replace(engine.spec, device=device)
+    runner = runtime.AsyncInferenceRunner(noting)
+    assert len(list(runner.run(Record(str(i), "M" * 62) for i in range(512)))) == 512
+    assert max(sizes) <= budget < 2 * max(sizes)
+
+
 @pytest.mark.parametrize("how", ["mean", "mean-with-eos", "none"])
 def test_nan_stops_it_and_names_the_protein(engine: runtime.Engine, how: Pool) -> None:
     runner = runtime.AsyncInferenceRunner(Poisoned(engine, "b"), pool=how)
