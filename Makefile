@@ -95,7 +95,7 @@ images: $(READY)    ## Build and try the images with buildah, without a daemon; 
 artifacts/%-synthetic/manifest.json: | $(READY)
 	$(BIN)/esm2-export build --synthetic $* --target $(TARGET)
 
-release: $(READY) $(ARTIFACT)/manifest.json    ## Build dist/, and try the wheel on OLDEST with the oldest versions, and on NEWEST
+release: $(READY) $(ARTIFACT)/manifest.json    ## Build dist/, and try the wheel on the OLDEST and the NEWEST Python
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist . > /dev/null
 	deploy/check_release.sh dist/*.whl $(ARTIFACT) $(OLDEST) constraints-oldest.txt

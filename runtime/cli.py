@@ -153,7 +153,9 @@ def embed(
     strip_stop: bool, attention: Any, v1_attention: bool, tf32: bool, cuda_graphs: bool,
     threads: int | None, concurrency: int | None, debug: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Embed the proteins of FASTA files (plain, .gz, .zst, .bz2, .xz; - is standard input).
+    """Embed the proteins of FASTA files.
+
+    FASTA may be compressed (.gz, .zst, .bz2, .xz); - is standard input.
 
     Exits with 0 if every record was embedded, 3 if some were rejected (--on-error skip: they are
     listed in OUTPUT.rejected.tsv), 2 if nothing was written.

@@ -8,6 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+import runtime
 from exporter.cli import main as export_main
 from runtime.cli import main as run_main
 
@@ -119,3 +120,8 @@ def test_make_knows_its_targets() -> None:
     assert named
     known = targets | {"parity-float32", "parity-float16", "parity-bfloat16"}
     assert [pair for pair in sorted(named) if pair[1] not in known] == []
+
+
+def test_the_changelog_tells_of_this_version() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(rf"^## \[{re.escape(runtime.__version__)}\] - \d{{4}}-\d\d-\d\d$", text, re.M)

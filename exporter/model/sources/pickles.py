@@ -45,7 +45,12 @@ def unpickle(path: Path) -> Any:
                 f"({blocked.group(1)}), which can run code. Where you trust it, load it with "
                 "PyTorch and save the model's state_dict() alone"
             ) from None
-        what = "a truncated or damaged checkpoint" if is_zip else "not a PyTorch checkpoint"
+        what = (
+            "a truncated or damaged checkpoint: fetch it again"
+            if is_zip
+            else "not a PyTorch checkpoint: give a .pt or .safetensors file, or a folder of "
+            "transformers"
+        )
         raise CheckpointError(f"{path} is {what} ({type(error).__name__})") from None
 
 
