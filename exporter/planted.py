@@ -1,7 +1,7 @@
 """The kinds of faults that a proof plants in a good artifact."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from exporter.model.packed_forward import PackedESM2
 
 Group = Literal[
-    "graph", "packing", "token dropout", "weights", "tokenizer and pooling", "manifest"
+    "graph", "packing", "length and size", "state", "token dropout", "weights",
+    "tokenizer and pooling", "manifest",
 ]  # fmt: skip
 State = Mapping[str, Tensor]
 
@@ -23,54 +24,56 @@ def _everywhere(manifest: Manifest) -> str:
 
 
 @dataclass(frozen=True)
-class GraphFault:
+class _Planted:
+    """What every fault says of itself.
+
+    Attributes:
+        name: for people.
+        group: of the report.
+        applies: why it cannot be planted in an artifact; empty if it can.
+        packs: on which it shows, where the few that every fault is shown do not.
+    """
+
+    name: str
+    group: Group
+    applies: Callable[[Manifest], str] = field(default=_everywhere, kw_only=True)
+    packs: tuple[str, ...] = field(default=(), kw_only=True)
+
+
+@dataclass(frozen=True)
+class GraphFault(_Planted):
     """``plant(packed)``: a context in which ``packed`` is exported with the fault."""
 
-    name: str
-    group: Group
     plant: "Callable[[PackedESM2], Any]"
-    applies: Callable[[Manifest], str] = _everywhere
 
 
 @dataclass(frozen=True)
-class WeightsFault:
+class WeightsFault(_Planted):
     """``change(state, architecture)``: the tensors of ``weights.safetensors`` that are replaced."""
 
-    name: str
-    group: Group
     change: Callable[[State, Architecture], dict[str, Tensor]]
-    applies: Callable[[Manifest], str] = _everywhere
 
 
 @dataclass(frozen=True)
-class RuntimeFault:
+class RuntimeFault(_Planted):
     """``plant()``: a context in which the runtime has the fault."""
 
-    name: str
-    group: Group
     plant: Callable[[], Any]
-    applies: Callable[[Manifest], str] = _everywhere
 
 
 @dataclass(frozen=True)
-class ManifestFault:
+class ManifestFault(_Planted):
     """``change(manifest)``: another manifest; ``sealed`` says whether its digest is right."""
 
-    name: str
-    group: Group
     change: Callable[[Manifest], Manifest]
     sealed: bool = True
-    applies: Callable[[Manifest], str] = _everywhere
 
 
 @dataclass(frozen=True)
-class Int8WeightsFault:
+class Int8WeightsFault(_Planted):
     """``change(tensors, architecture)``: what is replaced in ``weights.int8.safetensors``."""
 
-    name: str
-    group: Group
     change: Callable[[State, Architecture], dict[str, Tensor]]
-    applies: Callable[[Manifest], str] = _everywhere
 
 
 Fault = GraphFault | WeightsFault | Int8WeightsFault | RuntimeFault | ManifestFault

@@ -1,7 +1,7 @@
 """The gate: what engines are compared with, and each engine on every pack."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -15,12 +15,14 @@ from exporter.errors import ExportError
 from exporter.formats.table import FORMATS
 from exporter.model.packed_forward import PackedESM2
 from exporter.model.reference import Reference
+from exporter.parity import repeats
 from exporter.parity.answers import Answers
 from exporter.parity.rules import observed
 from exporter.parity.rules.rows import Row, rows_of
 from exporter.parity.rules.task import Answer, compare_tasks
 from exporter.parity.rules.verdict import (
     INTERNALS,
+    REPEATED,
     TOKENS,
     WEIGHTS,
     Check,
@@ -33,7 +35,7 @@ from exporter.parity.truth.cross_check import check_against_cpu, checked_pack
 from exporter.parity.truth.device import reference_device
 from exporter.parity.truth.oracle import run_eager
 from exporter.parity.truth.overflow import find_overflow
-from exporter.parity.truth.packs import Pack, as_batch
+from exporter.parity.truth.packs import Pack, as_batch, with_names
 from exporter.weights import int8 as int8_weights
 from exporter.weights import shared as shared_weights
 from runtime.attention import Attention
@@ -180,6 +182,10 @@ class Gate:
             "fair-esm's own",
         )  # fmt: skip
 
+    def only(self, names: Iterable[str]) -> "Gate":
+        """The same with these packs alone."""
+        return replace(self, packs=with_names(self.packs, names))
+
     def _in_int8(self) -> dict[str, Answers]:
         """Eager fair-esm with quantised linears: run when the first int8 engine asks for it."""
         if not self._eager_int8:
@@ -230,6 +236,7 @@ def judge(
     rows: list[Row] = []
     tokens: list[str] = []
     inside: list[str] = []
+    ran: dict[str, repeats.First] = {}
     pairs, eager_pairs = [], []
     for name, pack in tqdm(packs.items(), desc=engine.spec.format, leave=False, disable=None):
         truth = oracle[name]
@@ -238,6 +245,8 @@ def judge(
             with observe(folder, manifest, batch) as seen:
                 outputs = engine.run(batch)
             tensors = all_outputs(engine, outputs, batch, manifest)
+            if batch.num_tokens <= repeats.MAX_TOKENS:
+                ran[name] = batch, outputs
         except Esm2Error as error:
             rows.append(
                 Row(
@@ -267,6 +276,7 @@ def judge(
     exact_checks = [
         exact(TOKENS, [f"pack {name!r}" for name in tokens]),
         exact(INTERNALS, inside),
+        exact(REPEATED, repeats.problems(engine, ran)),
         *([weights] if weights else []),
     ]
     return verdict_of(

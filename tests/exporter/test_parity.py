@@ -83,10 +83,16 @@ class TestPacks:
 
     def test_what_the_list_promises(self) -> None:
         packs = {name: as_batch(pack) for name, pack in parity_packs().items()}
-        assert packs["1000 of 12 tokens"].num_proteins == 1000
-        assert packs["1000 of 12 tokens"].max_seqlen == 12
-        assert packs["skewed"].max_seqlen == 1000
-        assert packs["beyond 1024"].max_seqlen > 1024
+        assert packs["16384 tokens"].num_tokens == 16_384
+        assert packs["16384 tokens"].num_proteins > 1024
+        assert packs["4096 tokens"].num_tokens == 4096
+        assert packs["4096 tokens"].max_seqlen == 1000
+        assert packs["beyond 2048"].max_seqlen > 2048
+        assert packs["one token alone"].num_tokens == 1
+        assert packs["two tokens"].num_tokens == packs["two tokens"].num_proteins == 2
+        kept = packs["many masks"], packs["many masks, others"]
+        assert np.array_equal(kept[0].cu_seqlens, kept[1].cu_seqlens)
+        assert not np.array_equal(kept[0].input_ids, kept[1].input_ids)
         assert set(packs["every token"].input_ids) == set(range(len(VOCABULARY))) - {PAD_ID}
         assert packs["one protein"].num_proteins == 1
         assert packs["one residue"].num_tokens == 3

@@ -291,7 +291,7 @@ class TestRefusals:
             ),
             (PlanOptions(("sm89",)), "is written as 8.9, got sm89"),
             (PlanOptions(("8.9",), max_tokens=1200), "cannot hold a protein of 2050"),
-            (PlanOptions(("8.9",), max_seqlen=1024), "must be at least 1102, the longest protein"),
+            (PlanOptions(("8.9",), max_seqlen=1024), "must be at least 2050, the longest protein"),
         ],
     )
     def test_plans_that_cannot_be_built(

@@ -18,12 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
-from exporter.errors import ExportError
 from exporter.formats.table import FORMATS
 from exporter.formats.tracing import tracing_pack
 from exporter.model import packed_forward
 from exporter.model.packed_forward import PackedESM2, PackedLayer, PackedSelfAttention
+from exporter.model.spans import token_spans
 from exporter.model.synthetic import synthetic_state
+from exporter.parity.prove.replaced import replaced
+from exporter.parity.prove.state_faults import state_faults
 from exporter.planted import (
     Fault,
     GraphFault,
@@ -44,7 +46,14 @@ def faults_of(engine: str) -> list[Fault]:
 
 def faults() -> list[Fault]:
     """All that any engine can have."""
-    return [*_graph_faults(), *_weights_faults(), *_runtime_faults(), *_manifest_faults()]
+    return [
+        *_graph_faults(),
+        *_size_faults(),
+        *_weights_faults(),
+        *_runtime_faults(),
+        *state_faults(),
+        *_manifest_faults(),
+    ]
 
 
 # --- what does not apply where -----------------------------------------------------------------
@@ -69,25 +78,9 @@ def _needs_float32(manifest: Manifest) -> str:
 # --- graph ------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _replaced(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
-    """A function in whose place another is called; one that is never called would prove nothing."""
-    calls = 0
-
-    def counting(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return replacement(*arguments, **options)
-
-    with patch.object(owner, name, counting):
-        yield
-    if not calls:
-        raise ExportError(f"a planted fault was never reached: nothing calls {name}")
-
-
 def _patched(name: str, replacement: Callable[..., Any]) -> Callable[[PackedESM2], Any]:
     """A function of ``packed_forward`` replaced by another."""
-    return lambda packed: _replaced(packed_forward, name, replacement)
+    return lambda packed: replaced(packed_forward, name, replacement)
 
 
 def _interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -98,7 +91,7 @@ def _interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _rotates_q_only(packed: PackedESM2) -> Any:
     rotate = packed_forward.rotate
     turns: cycle[Callable[..., Tensor]] = cycle([rotate, lambda x, cos, sin: x])
-    return _replaced(packed_forward, "rotate", lambda *tables: next(turns)(*tables))
+    return replaced(packed_forward, "rotate", lambda *tables: next(turns)(*tables))
 
 
 @contextmanager
@@ -110,7 +103,7 @@ def _softmax_scale(packed: PackedESM2) -> Iterator[None]:
 
 
 def _tanh_gelu(packed: PackedESM2) -> Any:
-    return _replaced(F, "gelu", partial(F.gelu, approximate="tanh"))
+    return replaced(F, "gelu", partial(F.gelu, approximate="tanh"))
 
 
 def _no_final_layer_norm(packed: PackedESM2) -> Any:
@@ -119,7 +112,7 @@ def _no_final_layer_norm(packed: PackedESM2) -> Any:
     def without_final(module: Any, x: Tensor) -> Tensor:
         return x if module is packed.emb_layer_norm_after else original(module, x)
 
-    return _replaced(packed_forward, "layer_norm", without_final)
+    return replaced(packed_forward, "layer_norm", without_final)
 
 
 def _tiny_eps(module: Any, x: Tensor) -> Tensor:
@@ -137,7 +130,7 @@ def _baked_max_seqlen(packed: PackedESM2) -> Any:
         longest = traced if is_tracing() else int(traced)
         return original(self, x, cos, sin, cu_seqlens, longest)
 
-    return _replaced(PackedSelfAttention, "forward", baked)
+    return replaced(PackedSelfAttention, "forward", baked)
 
 
 def _positions_count_on(packed: PackedESM2) -> Any:
@@ -146,12 +139,12 @@ def _positions_count_on(packed: PackedESM2) -> Any:
     def counting_on(position_ids: Tensor, *rest: Any) -> Any:
         return original(torch.ones_like(position_ids).cumsum(0) - 1, *rest)
 
-    return _replaced(packed_forward, "rotary_tables", counting_on)
+    return replaced(packed_forward, "rotary_tables", counting_on)
 
 
 def _pools_otherwise(packed: PackedESM2) -> Any:
     original = packed_forward.pool_packed
-    return _replaced(
+    return replaced(
         packed_forward, "pool_packed", lambda x, bounds, how: original(x, bounds, _OTHER_POOL[how])
     )
 
@@ -188,21 +181,84 @@ def _graph_faults() -> Iterable[Fault]:
         GraphFault("max_seqlen baked from tracing", "packing", _baked_max_seqlen),
         GraphFault("positions do not restart", "packing", _positions_count_on),
         GraphFault(
-            "token dropout missing", "token dropout", dropout(lambda x, *rest: x), needs_dropout
+            "token dropout missing", "token dropout", dropout(lambda x, *rest: x),
+            applies=needs_dropout,
         ),
         GraphFault(
             "token dropout a constant 0.88", "token dropout", dropout(_constant_scale),
-            needs_dropout,
+            applies=needs_dropout,
         ),
         GraphFault(
             "mask ratio over the pack", "token dropout", dropout(_ratio_over_the_pack),
-            needs_dropout,
+            applies=needs_dropout,
         ),
-        GraphFault("masks not zeroed", "token dropout", dropout(_masks_kept), needs_dropout),
         GraphFault(
-            "pooled output of another kind", "tokenizer and pooling", _pools_otherwise, needs_pooled
+            "masks not zeroed", "token dropout", dropout(_masks_kept), applies=needs_dropout
+        ),
+        GraphFault(
+            "pooled output of another kind", "tokenizer and pooling", _pools_otherwise,
+            applies=needs_pooled,
         ),
     ]  # fmt: skip
+
+
+# --- length and size --------------------------------------------------------------------------
+
+
+def _positions(change: Callable[[Tensor], Tensor]) -> Callable[[PackedESM2], Any]:
+    tables = packed_forward.rotary_tables
+    return _patched("rotary_tables", lambda positions, *rest: tables(change(positions), *rest))
+
+
+def _scale_of_long_ones(packed: PackedESM2) -> Any:
+    original = PackedSelfAttention.forward
+
+    def scaled(
+        self: PackedSelfAttention, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor,
+        max_seqlen: Any,
+    ) -> Tensor:  # fmt: skip
+        # Both q and k by the root: their products by 1.02.
+        factor = torch.where(cu_seqlens.diff().max() > 2048, 1.02**0.5, 1.0)
+        return original(self, x, cos * factor, sin * factor, cu_seqlens, max_seqlen)
+
+    return replaced(PackedSelfAttention, "forward", scaled)
+
+
+def _wrong_token(is_wrong: Callable[[Tensor, Tensor], Tensor]) -> Callable[[PackedESM2], Any]:
+    """Embeddings halved where ``is_wrong(index, T)``."""
+
+    def embedding(input_ids: Tensor, table: Tensor) -> Tensor:
+        ones = torch.ones_like(input_ids)
+        wrong = is_wrong(ones.cumsum(0) - 1, ones.sum(0))
+        return table[input_ids] * torch.where(wrong, 0.5, 1.0).to(table.dtype)[:, None]
+
+    return lambda packed: replaced(F, "embedding", embedding)
+
+
+def _many_proteins(packed: PackedESM2) -> Any:
+    original = token_spans
+
+    def spans(cu_seqlens: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        protein, start, end = original(cu_seqlens, tokens)
+        return protein, torch.where(protein > 1000, start - 1, start), end
+
+    return replaced(packed_forward, "token_spans", spans)
+
+
+def _size_faults() -> Iterable[Fault]:
+    long, many, block = ("beyond 2048",), ("16384 tokens",), ("4096 tokens",)
+    planted: list[tuple[str, Callable[[PackedESM2], Any], tuple[str, ...]]] = [
+        ("rotary tables of 1,280 rows", _positions(lambda p: p.clamp(max=1279)), long),
+        ("positions counted in float16", _positions(lambda p: p.half().long()), long),
+        ("softmax scale 2 % too large beyond 2,048", _scale_of_long_ones, long),
+        ("spans of proteins beyond 1,000 off by one", _many_proteins, many),
+        ("last token wrong beyond 12,000", _wrong_token(lambda i, t: (t > 12_000) & (i == t - 1)),
+         many),
+        ("first token wrong in multiples of 4,096",
+         _wrong_token(lambda i, t: (t % 4096 == 0) & (i == 0)), block),
+        ("a pack of one token wrong", _wrong_token(lambda i, t: t + i == 1), ("one token alone",)),
+    ]  # fmt: skip
+    return [GraphFault(name, "length and size", plant, packs=on) for name, plant, on in planted]
 
 
 # --- weights ----------------------------------------------------------------------------------
@@ -267,11 +323,11 @@ def _weights_faults() -> Iterable[Fault]:
     return [
         WeightsFault("rotary base 5000", "graph", _rotary_base),
         WeightsFault("one layer skipped", "graph", _layer_skipped),
-        WeightsFault("two layers swapped", "graph", _layers_swapped, _needs_two_layers),
+        WeightsFault("two layers swapped", "graph", _layers_swapped, applies=_needs_two_layers),
         WeightsFault("one tensor of another seed", "weights", _another_seed),
         WeightsFault("two rows of a tensor swapped", "weights", _row_swapped),
         WeightsFault("a LayerNorm bias zeroed", "weights", _bias_zeroed),
-        WeightsFault("weights rounded to float16", "weights", _rounded, _needs_float32),
+        WeightsFault("weights rounded to float16", "weights", _rounded, applies=_needs_float32),
     ]
 
 
@@ -286,7 +342,7 @@ def _proteins_merged() -> Any:
             return original(tokens, names)
         return original([np.concatenate(tokens[:2]), *tokens[2:]])
 
-    return _replaced(PackedBatch, "from_tokens", merging)
+    return replaced(PackedBatch, "from_tokens", merging)
 
 
 def _boundary_off_by_one() -> Any:
@@ -298,12 +354,12 @@ def _boundary_off_by_one() -> Any:
         first, second, *rest = tokens
         return original([np.append(first, second[0]), second[1:], *rest], names)
 
-    return _replaced(PackedBatch, "from_tokens", shifting)
+    return replaced(PackedBatch, "from_tokens", shifting)
 
 
 def _bos_missing() -> Any:
     original = tokenizer.tokenize
-    return _replaced(
+    return replaced(
         tokenizer, "tokenize", lambda *arguments, **options: original(*arguments, **options)[1:]
     )
 
@@ -321,7 +377,7 @@ def _vocabulary_swapped() -> Iterator[None]:
 
 def _eos_in_the_mean() -> Any:
     original = pooling.pool
-    return _replaced(pooling, "pool", lambda x, bounds, how: original(x, bounds, _OTHER_POOL[how]))
+    return replaced(pooling, "pool", lambda x, bounds, how: original(x, bounds, _OTHER_POOL[how]))
 
 
 def _runtime_faults() -> Iterable[Fault]:

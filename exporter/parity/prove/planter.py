@@ -75,7 +75,8 @@ class Planter:
         self._cache = cache
         self._threads = threads
         self._device = device
-        packs = with_names(parity_packs(), PACKS)
+        own = (name for engine in manifest.engines for f in faults_of(engine) for name in f.packs)
+        packs = with_names(parity_packs(), dict.fromkeys([*PACKS, *own]))
         self._gate = Gate.prepare(reference, manifest, packs, cache, device)
         self._sound: set[str] = set()
         self._in_float32: Planter | None = None
@@ -113,12 +114,13 @@ class Planter:
         return (rejected(found, failed) if failed else found), judged
 
     def _shown(self, fault: Fault, faulty: Path, engine: str) -> EngineVerdict:
+        gate = self._gate.only(fault.packs or PACKS)
         if not isinstance(fault, ManifestFault):
-            return self._judge(self._gate, faulty, self._manifest, engine)
+            return self._judge(gate, faulty, self._manifest, engine)
         # The whole way of a command: the manifest decides what is read and compared.
         manifest = manifests.read(faulty)
         check_is_original(self._reference, manifest, "the checkpoint", faulty)
-        gate = Gate.prepare(self._reference, manifest, self._gate.packs, self._cache, self._device)
+        gate = Gate.prepare(self._reference, manifest, gate.packs, self._cache, self._device)
         return self._judge(gate, faulty, manifest, engine)
 
     def _judge(self, gate: Gate, folder: Path, manifest: Manifest, engine: str) -> EngineVerdict:

@@ -15,6 +15,7 @@ from runtime.manifest import ParityEntry
 # The names of the checks that are exact: there is no number between right and wrong.
 EVERYTHING_COMPARED = "every output is there, finite and comparable"
 TOKENS = "token ids and boundaries are fair-esm's"
+REPEATED = "the same answers again, in another order and to two threads at once"
 INTERNALS = "position_ids, cu_seqlens and max_seqlen inside the graph"
 WEIGHTS = "weights are the checkpoint's, bit by bit"
 

@@ -6,6 +6,7 @@ runtime, the oracle's side with fair-esm, so that a fault of either shows.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 
@@ -16,8 +17,11 @@ from runtime.packing import PackedBatch
 
 COMMON_RESIDUES = "LAGVSERTIDPKQNFYMHWC"
 RARE_RESIDUES = "XBUZO.-"
-# Tokens of the longest protein: beyond the 1,024 that ESM-2 was trained on.
-LONGEST = 1_102
+# Tokens of the longest protein: beyond the 1,024 that ESM-2 was trained on, and the 2,048 up to
+# which float16 counts.
+LONGEST = 2_050
+# Sizes that code likes: blocks, the default budgets of packs. Counters and grids end there.
+BLOCK, LARGEST = 4_096, 16_384
 
 
 @dataclass(frozen=True)
@@ -40,18 +44,23 @@ def parity_packs(seed: int = 0) -> dict[str, Pack]:
     """Named packs: a fixed list, and random packings drawn with ``seed``."""
     random = np.random.default_rng(seed)
     short = [protein(random, 10) for _ in range(125)]
+    thirty = [protein(random, 28) for _ in range(50)]
+    masked = ((150, 0.15), (90, 0.5), (200, 0.0), (33, 0.8))
     mixed = [protein(random, length) for length in (3, 57, 210, 8, 399, 120, 64, 1)]
     packs: dict[str, Pack] = {
         "one protein": [protein(random, 283)],
         "one residue": [protein(random, 1)],
         "one token": [protein(random, 30), Protein("X", bare=True), protein(random, 12)],
-        "1000 of 12 tokens": short * 8,
-        "skewed": [protein(random, 998), *(protein(random, 28) for _ in range(100))],
-        "beyond 1024": [protein(random, LONGEST - 2), protein(random, 40)],
+        "one token alone": [Protein("M", bare=True)],
+        "two tokens": [Protein("K", bare=True), Protein("A", bare=True)],
+        "16384 tokens": _filled(LARGEST, [], short),
+        "4096 tokens": _filled(BLOCK, [protein(random, 998)], thirty),
+        "beyond 2048": [protein(random, LONGEST - 2), protein(random, 40)],
         "every token": _every_token(random),
-        "many masks": [
-            protein(random, length, masked)
-            for length, masked in ((150, 0.15), (90, 0.5), (200, 0.0), (33, 0.8))
+        "many masks": [protein(random, length, share) for length, share in masked],
+        # An answer that is kept by the bounds of a pack is another's here.
+        "many masks, others": [
+            protein(random, length, 0.6 - share / 2) for length, share in masked
         ],
         "nearly all masks": [_nearly_all_masks(random, 120), protein(random, 75)],
         "mixed": mixed,
@@ -104,6 +113,20 @@ def protein(random: np.random.Generator, length: int, masked: float = 0.0) -> Pr
 def with_names(packs: Mapping[str, Pack], names: Iterable[str]) -> dict[str, Pack]:
     """Those packs alone."""
     return {name: packs[name] for name in names}
+
+
+def _filled(num_tokens: int, first: Pack, others: Pack) -> Pack:
+    """``first``, then ``others`` over and over, in ``num_tokens`` tokens to the last."""
+    pack = list(first)
+    left = num_tokens - sum(len(protein.sequence) + 2 for protein in first)
+    for another in cycle(others):
+        length = len(another.sequence) + 2
+        # The last but one leaves room for a whole protein.
+        if left < length + 3:
+            break
+        pack.append(another)
+        left -= length
+    return [*pack, Protein(others[0].sequence[:1] * (left - 2))]
 
 
 def _nearly_all_masks(random: np.random.Generator, length: int) -> Protein:

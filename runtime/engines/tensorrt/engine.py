@@ -1,5 +1,6 @@
 """TensorRT and TensorRT-RTX: a plan of ``tensorrt/``, built for one kind of card."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,8 @@ class TensorRTEngine(FetchingEngine):
         self._engine = engine
         self._profiles = profiles
         self._stream = cuda_memory.Stream()
+        # Its buffers and the context are of one pack at a time; other callers wait.
+        self._one_at_a_time = threading.Lock()
         # Memory for the largest pack of one profile at a time, not of all of them.
         strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
         self._context = engine.create_execution_context(strategy)
@@ -142,6 +145,10 @@ class TensorRTEngine(FetchingEngine):
         ]
 
     def _fetch(self, batch: PackedBatch, names: list[str]) -> list[NDArray[np.floating]]:
+        with self._one_at_a_time:
+            return self._fetch_alone(batch, names)
+
+    def _fetch_alone(self, batch: PackedBatch, names: list[str]) -> list[NDArray[np.floating]]:
         self.require_usable()
         context, stream = self._context, self._stream
         if reasons := self.unsupported_reasons(batch):
