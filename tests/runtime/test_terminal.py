@@ -64,6 +64,6 @@ def test_what_is_to_be_copied_or_read_by_programs_is_not_wrapped(ready_artifact:
 
 def test_colour_is_for_terminals_that_want_it(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "runtime.cli", "info", str(tmp_path / "nothing")]
-    assert shown(command, 80).startswith("\x1b[31merror: ")
-    assert shown(command, 80, NO_COLOR="1").startswith("error: ")
-    assert subprocess.run(command, capture_output=True, text=True).stderr.startswith("error: ")
+    assert shown(command, 80).startswith("\x1b[31merror:")
+    assert shown(command, 80, NO_COLOR="1").startswith("error:")
+    assert subprocess.run(command, capture_output=True, text=True).stderr.startswith("error:")
