@@ -13,7 +13,7 @@ from runtime.engine import Engine, Outputs
 from runtime.packing import PackedBatch
 
 # Tokens of a pack that is run again; state does not ask how large a pack is.
-MAX_TOKENS = 600
+MAX_TOKENS = 200
 # Of each of the two threads: a race that shows in a run of 40 is then met more likely than not.
 ROUNDS = 3
 # Cards add in an order of their own (atomics): what float16 rounds to its neighbour is no fault.

@@ -86,7 +86,7 @@ class TestPacks:
         assert packs["16384 tokens"].num_tokens == 16_384
         assert packs["16384 tokens"].num_proteins > 1024
         assert packs["4096 tokens"].num_tokens == 4096
-        assert packs["4096 tokens"].max_seqlen == 1000
+        assert packs["4096 tokens"].max_seqlen == 500
         assert packs["beyond 2048"].max_seqlen > 2048
         assert packs["one token alone"].num_tokens == 1
         assert packs["two tokens"].num_tokens == packs["two tokens"].num_proteins == 2

@@ -16,7 +16,14 @@ from runtime.packing import PackedBatch
 
 pytestmark = pytest.mark.slow
 
-NAMES = ("one residue", "two tokens", "every token", "many masks", "many masks, others")
+NAMES = (
+    "one residue",
+    "one token",
+    "two tokens",
+    "one token alone",
+    "every token",
+    "nearly all masks",
+)
 
 
 def first(engine: Engine) -> dict[str, First]:
@@ -51,9 +58,9 @@ class OnACard:
 @pytest.mark.parametrize(("change", "is_same"), [(1e-7, True), (1e-5, False), (np.nan, False)])
 def test_a_card_may_add_in_its_own_order(tiny_artifact: Path, change: float, is_same: bool) -> None:
     with runtime.load(tiny_artifact, "onnx", "cpu") as engine:
-        before = first(engine)["many masks"]
+        before = first(engine)["every token"]
         spec = dataclasses.replace(engine.spec, device="cuda:1")
     rows = before[1].tensors["representations.2"]
     card = OnACard(spec, rows * (1 + change))
-    answered = {"many masks": (before[0], Outputs({"representations.2": rows}))}
+    answered = {"every token": (before[0], Outputs({"representations.2": rows}))}
     assert (repeats.problems(card, answered) == []) is is_same  # type: ignore[arg-type]

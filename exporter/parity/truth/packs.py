@@ -54,7 +54,7 @@ def parity_packs(seed: int = 0) -> dict[str, Pack]:
         "one token alone": [Protein("M", bare=True)],
         "two tokens": [Protein("K", bare=True), Protein("A", bare=True)],
         "16384 tokens": _filled(LARGEST, [], short),
-        "4096 tokens": _filled(BLOCK, [protein(random, 998)], thirty),
+        "4096 tokens": _filled(BLOCK, [protein(random, 498)], thirty),
         "beyond 2048": [protein(random, LONGEST - 2), protein(random, 40)],
         "every token": _every_token(random),
         "many masks": [protein(random, length, share) for length, share in masked],
