@@ -78,7 +78,7 @@ class Planter:
         own = (name for engine in manifest.engines for f in faults_of(engine) for name in f.packs)
         packs = with_names(parity_packs(), dict.fromkeys([*PACKS, *own]))
         self._gate = Gate.prepare(reference, manifest, packs, cache, device)
-        self._sound: set[str] = set()
+        self._sound: set[tuple[str, str]] = set()
         self._in_float32: Planter | None = None
 
     def numbered(self, number: int, engine: str) -> FaultVerdict:
@@ -89,7 +89,7 @@ class Planter:
         """What the gate says of ``engine`` with ``fault``, in this dtype or else in float32."""
         if reason := fault.applies(self._manifest):
             return FaultVerdict(fault.name, fault.group, engine, "does not apply", note=reason)
-        self._require_sound(engine)
+        self._require_sound(engine, fault)
         try:
             with self.planted(fault, engine) as faulty:
                 found, judged = self.show(fault, faulty, engine)
@@ -126,16 +126,18 @@ class Planter:
     def _judge(self, gate: Gate, folder: Path, manifest: Manifest, engine: str) -> EngineVerdict:
         return gate.judge(folder, manifest, engine, self._attention, self._threads)
 
-    def _require_sound(self, engine: str) -> None:
+    def _require_sound(self, engine: str, fault: Fault) -> None:
         """Without its fault the engine must pass here: else anything would be "rejected"."""
-        if engine not in self._sound:
-            judged = self._judge(self._gate, self._folder, self._manifest, engine)
+        packs = fault.packs or PACKS
+        if missing := [name for name in packs if (engine, name) not in self._sound]:
+            gate = self._gate.only(missing)
+            judged = self._judge(gate, self._folder, self._manifest, engine)
             if judged.status == "not measured" or decisive(judged):
                 raise ExportError(
                     f"cannot plant faults in {engine!r}: without one it does not pass "
                     f"({judged.reason})"
                 )
-            self._sound.add(engine)
+            self._sound |= {(engine, name) for name in missing}
 
     def _hidden(
         self, found: FaultVerdict, judged: EngineVerdict, fault: Fault, engine: str
@@ -147,7 +149,7 @@ class Planter:
         """
         wide_engine = FORMATS[engine].float32_twin or engine
         twin = self._float32_twin(wide_engine)
-        twin._require_sound(wide_engine)
+        twin._require_sound(wide_engine, fault)
         with twin.planted(fault, wide_engine) as faulty:
             wide, alone = twin.show(fault, faulty, wide_engine)
         if alone is None or wide.outcome != "rejected":
