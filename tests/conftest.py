@@ -166,7 +166,7 @@ def trt_artifact(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) -> Pa
     options = BuildOptions(
         WeightsSource("checkpoint", str(tiny_checkpoint)), ("onnx", "tensorrt"), (0, 1, 2), "mean",
         of_format={
-            "tensorrt": {"options": PlanOptions(("8.9",), max_tokens=4096, max_seqlen=1200)}
+            "tensorrt": {"options": PlanOptions(("8.9",), max_tokens=4096, max_seqlen=2050)}
         },
     )  # fmt: skip
 

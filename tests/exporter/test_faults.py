@@ -168,8 +168,11 @@ def half(
 
 
 class TestHalfPrecision:
-    def test_a_fault_that_rounding_hides_is_listed_with_its_numbers(self, half: Planter) -> None:
-        hidden = half.verdict(BY_NAME["LayerNorm eps 1e-12"], "torchscript")
+    @pytest.mark.parametrize("name", ["LayerNorm eps 1e-12", BY_ITS_LENGTH])
+    def test_a_fault_that_rounding_hides_is_listed_with_its_numbers(
+        self, half: Planter, name: str
+    ) -> None:
+        hidden = half.verdict(BY_NAME[name], "torchscript")
         assert hidden.outcome == "hidden"
         assert "x eager's own rounding; the fault alone" in hidden.note
         assert "in float32 rejected" in hidden.note

@@ -75,7 +75,7 @@ class Planter:
         self._cache = cache
         self._threads = threads
         self._device = device
-        own = (name for engine in manifest.engines for f in faults_of(engine) for name in f.packs)
+        own = (name for format_ in FORMATS for f in faults_of(format_) for name in f.packs)
         packs = with_names(parity_packs(), dict.fromkeys([*PACKS, *own]))
         self._gate = Gate.prepare(reference, manifest, packs, cache, device)
         self._sound: set[tuple[str, str]] = set()
