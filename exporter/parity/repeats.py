@@ -27,9 +27,9 @@ def problems(engine: Engine, first: Mapping[str, First]) -> list[str]:
 
     Args:
         engine: that gave the first answers, one pack after the other.
-        first: packs with their answers, by name.
+        first: packs of at most ``MAX_TOKENS`` with their answers, by name.
     """
-    names = [name for name, (batch, _) in first.items() if batch.num_tokens <= MAX_TOKENS]
+    names = list(first)
     with ThreadPoolExecutor(2) as threads:
         found = threads.map(lambda order: _again(engine, first, order), (names, names[::-1]))
         return list(dict.fromkeys(problem for one in found for problem in one))
