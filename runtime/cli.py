@@ -4,14 +4,14 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtime.attention import ATTENTION_CHOICES
-from runtime.device import check_device, default_max_tokens
+from runtime.device import default_max_tokens
+from runtime.engine_options import attention_of, attention_options, device_option
 from runtime.engines.table import FORMATS
 from runtime.errors import EngineError, Esm2Error, InputError, UnsupportedError
 from runtime.one_line_errors import one_line_errors
@@ -20,7 +20,6 @@ from runtime.readers.record_options import record_options
 from runtime.terminal import say
 
 if TYPE_CHECKING:
-    from runtime.attention import Attention
     from runtime.engine import EngineSpec
     from runtime.manifest import Manifest
     from runtime.readers.records import Record
@@ -29,51 +28,6 @@ if TYPE_CHECKING:
 
 SOME_REJECTED = 3
 FAILED_SELFTEST = 1
-
-
-ATTENTION_OPTIONS = (
-    click.option(
-        "--attention",
-        type=click.Choice(ATTENTION_CHOICES),
-        help="Which kernel; all but auto and standard are for CUDA.  [default: auto]",
-    ),
-    click.option(
-        "--v1-attention",
-        is_flag=True,
-        help="The same as --attention standard (also: ESM2_V1_ATTENTION=true).",
-    ),
-)
-
-
-def _checked_device(context: click.Context, parameter: click.Parameter, device: str) -> str:
-    try:
-        check_device(device)
-    except EngineError as error:
-        raise click.BadParameter(str(error)) from None
-    return device
-
-
-device_option = click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    metavar="[auto|cpu|cuda|cuda:N]",
-    callback=_checked_device,
-    help="auto: a GPU where an engine runs on it.",
-)
-
-
-def attention_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Which attention to run; read by ``_attention``."""
-    for option in reversed(ATTENTION_OPTIONS):
-        command = option(command)
-    return command
-
-
-def _attention(attention: "Attention | None", v1_attention: bool) -> "Attention | None":
-    if v1_attention and attention not in (None, "standard"):
-        raise InputError(f"--v1-attention is --attention standard, got --attention {attention} too")
-    return "standard" if v1_attention else attention
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -125,8 +79,8 @@ def info(artifact: Path, as_json: bool) -> None:
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
-    help="Budget of a pack; a longer protein gets a pack of its own.  [default: 4096, on a card "
-    "16384]",
+    help="Budget of a pack; a longer protein gets a pack of its own.  [default: "
+    f"{default_max_tokens('cpu')}, on a card {default_max_tokens('cuda')}]",
 )
 @record_options
 @attention_options
@@ -180,7 +134,7 @@ def embed(
     check_output(output)
     check_readable(fasta)
     started = time.perf_counter()
-    chosen = _attention(attention, v1_attention)
+    chosen = attention_of(attention, v1_attention)
     manifest = manifests.read(artifact, check_files=False)  # before files that may be large
     skip = on_error == "skip"
     found = scan(fasta, RecordOptions(unknown, upper, strip_stop))
@@ -247,7 +201,7 @@ def selftest(
     from runtime.selftest import selftest as run_selftest
 
     manifest = manifests.read(artifact)
-    chosen = _attention(attention, v1_attention)
+    chosen = attention_of(attention, v1_attention)
     results: list[SelfTest] = []
     broken: dict[str, str] = {}
     not_run: dict[str, str] = {}

@@ -56,9 +56,8 @@ def _on_card() -> tuple[Kernel, str]:
 
         one = torch.ones(1, 1, 2, device="cuda")
         rotary(one, one, one)
-    except (
-        Exception
-    ) as error:  # no Triton, no compiler, nowhere to write: each fails in its own way
+    # No Triton, no compiler, nowhere to write: each fails in a way of its own.
+    except Exception as error:
         return in_torch, cause(error)
     return rotary, ""
 

@@ -290,14 +290,19 @@ class TestEngine:
         assert not kernel
         assert why in reason
 
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+        """Options of the CUDA provider, of each session that was opened."""
+        found: list[dict[str, str]] = []
+        monkeypatch.setattr(
+            onnx_cuda.onnx, "open_session", lambda *arguments: found.append(arguments[2])
+        )
+        return found
+
     @pytest.mark.parametrize("tf32", [False, True])
     def test_tf32_is_off_unless_asked_for(
-        self, cuda_artifact: Path, monkeypatch: pytest.MonkeyPatch, tf32: bool
+        self, cuda_artifact: Path, asked: list[dict[str, str]], tf32: bool
     ) -> None:
-        asked = []
-        monkeypatch.setattr(
-            onnx_cuda.onnx, "open_session", lambda *arguments: asked.append(arguments[2])
-        )
         manifest = read(cuda_artifact)
         onnx_cuda.load(cuda_artifact, manifest, "cuda", Settings(tf32=tf32))
         wanted = {"device_id": "0", "use_tf32": "1" if tf32 else "0", "sdpa_kernel": "19"}
@@ -305,12 +310,8 @@ class TestEngine:
 
     @pytest.mark.parametrize("engine", [onnx_cuda, onnx_cuda.onnx])
     def test_another_card(
-        self, cuda_artifact: Path, monkeypatch: pytest.MonkeyPatch, engine: Any
+        self, cuda_artifact: Path, asked: list[dict[str, str]], engine: Any
     ) -> None:
-        asked = []
-        monkeypatch.setattr(
-            onnx_cuda.onnx, "open_session", lambda *arguments: asked.append(arguments[2])
-        )
         manifest = read(cuda_artifact)
         manifest.engines["onnx"] = manifest.engines["onnx-cuda"]
         loaded = engine.load(cuda_artifact, manifest, "cuda:1", Settings())

@@ -22,9 +22,9 @@ from exporter.formats.table import FORMATS
 from exporter.formats.tracing import tracing_pack
 from exporter.model import packed_forward
 from exporter.model.packed_forward import PackedESM2, PackedLayer, PackedSelfAttention
-from exporter.model.spans import token_spans
 from exporter.model.synthetic import synthetic_state
-from exporter.parity.prove.replaced import replaced
+from exporter.parity.prove.replaced import patched, replaced
+from exporter.parity.prove.size_faults import size_faults
 from exporter.parity.prove.state_faults import state_faults
 from exporter.planted import (
     Fault,
@@ -48,7 +48,7 @@ def faults() -> list[Fault]:
     """All that any engine can have."""
     return [
         *_graph_faults(),
-        *_size_faults(),
+        *size_faults(),
         *_weights_faults(),
         *_runtime_faults(),
         *state_faults(),
@@ -76,11 +76,6 @@ def _needs_float32(manifest: Manifest) -> str:
 
 
 # --- graph ------------------------------------------------------------------------------------
-
-
-def _patched(name: str, replacement: Callable[..., Any]) -> Callable[[PackedESM2], Any]:
-    """A function of ``packed_forward`` replaced by another."""
-    return lambda packed: replaced(packed_forward, name, replacement)
 
 
 def _interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -169,15 +164,15 @@ def _masks_kept(x: Tensor, is_mask: Tensor, start: Tensor, end: Tensor) -> Tenso
 
 
 def _graph_faults() -> Iterable[Fault]:
-    dropout = partial(_patched, "scale_token_dropout")
+    dropout = partial(patched, "scale_token_dropout")
     needs_pooled, needs_dropout = _needs_pooled, _needs_token_dropout
     return [
-        GraphFault("rotary halves interleaved", "graph", _patched("rotate", _interleaved)),
+        GraphFault("rotary halves interleaved", "graph", patched("rotate", _interleaved)),
         GraphFault("rotary missing on k", "graph", _rotates_q_only),
         GraphFault("softmax scale 2 % too large", "graph", _softmax_scale),
         GraphFault("GELU by tanh", "graph", _tanh_gelu),
         GraphFault("no final LayerNorm", "graph", _no_final_layer_norm),
-        GraphFault("LayerNorm eps 1e-12", "graph", _patched("layer_norm", _tiny_eps)),
+        GraphFault("LayerNorm eps 1e-12", "graph", patched("layer_norm", _tiny_eps)),
         GraphFault("max_seqlen baked from tracing", "packing", _baked_max_seqlen),
         GraphFault("positions do not restart", "packing", _positions_count_on),
         GraphFault(
@@ -200,65 +195,6 @@ def _graph_faults() -> Iterable[Fault]:
             applies=needs_pooled,
         ),
     ]  # fmt: skip
-
-
-# --- length and size --------------------------------------------------------------------------
-
-
-def _positions(change: Callable[[Tensor], Tensor]) -> Callable[[PackedESM2], Any]:
-    tables = packed_forward.rotary_tables
-    return _patched("rotary_tables", lambda positions, *rest: tables(change(positions), *rest))
-
-
-def _scale_of_long_ones(packed: PackedESM2) -> Any:
-    original = PackedSelfAttention.forward
-
-    def scaled(
-        self: PackedSelfAttention, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor,
-        max_seqlen: Any,
-    ) -> Tensor:  # fmt: skip
-        # Both q and k by the root: their products by 1.02.
-        factor = torch.where(cu_seqlens.diff().max() > 2048, 1.02**0.5, 1.0)
-        return original(self, x, cos * factor, sin * factor, cu_seqlens, max_seqlen)
-
-    return replaced(PackedSelfAttention, "forward", scaled)
-
-
-def _wrong_token(is_wrong: Callable[[Tensor, Tensor], Tensor]) -> Callable[[PackedESM2], Any]:
-    """Embeddings halved where ``is_wrong(index, T)``."""
-
-    def embedding(input_ids: Tensor, table: Tensor) -> Tensor:
-        ones = torch.ones_like(input_ids)
-        wrong = is_wrong(ones.cumsum(0) - 1, ones.sum(0))
-        return table[input_ids] * torch.where(wrong, 0.5, 1.0).to(table.dtype)[:, None]
-
-    return lambda packed: replaced(F, "embedding", embedding)
-
-
-def _many_proteins(packed: PackedESM2) -> Any:
-    original = token_spans
-
-    def spans(cu_seqlens: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        protein, start, end = original(cu_seqlens, tokens)
-        return protein, torch.where(protein > 1000, start - 1, start), end
-
-    return replaced(packed_forward, "token_spans", spans)
-
-
-def _size_faults() -> Iterable[Fault]:
-    long, many, block = ("beyond 2048",), ("16384 tokens",), ("4096 tokens",)
-    planted: list[tuple[str, Callable[[PackedESM2], Any], tuple[str, ...]]] = [
-        ("rotary tables of 1,280 rows", _positions(lambda p: p.clamp(max=1279)), long),
-        ("positions counted in float16", _positions(lambda p: p.half().long()), long),
-        ("softmax scale 2 % too large beyond 2,048", _scale_of_long_ones, long),
-        ("spans of proteins beyond 1,000 off by one", _many_proteins, many),
-        ("last token wrong beyond 12,000", _wrong_token(lambda i, t: (t > 12_000) & (i == t - 1)),
-         many),
-        ("first token wrong in multiples of 4,096",
-         _wrong_token(lambda i, t: (t % 4096 == 0) & (i == 0)), block),
-        ("a pack of one token wrong", _wrong_token(lambda i, t: t + i == 1), ("one token alone",)),
-    ]  # fmt: skip
-    return [GraphFault(name, "length and size", plant, packs=on) for name, plant, on in planted]
 
 
 # --- weights ----------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ from typing import Any
 from unittest.mock import patch
 
 from exporter.errors import ExportError
+from exporter.model import packed_forward
+from exporter.model.packed_forward import PackedESM2
 
 
 @contextmanager
@@ -22,3 +24,8 @@ def replaced(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterator
         yield
     if not calls:
         raise ExportError(f"a planted fault was never reached: nothing calls {name}")
+
+
+def patched(name: str, replacement: Callable[..., Any]) -> Callable[[PackedESM2], Any]:
+    """A function of ``packed_forward`` replaced by another."""
+    return lambda packed: replaced(packed_forward, name, replacement)

@@ -22,7 +22,7 @@ class FaultVerdict(msgspec.Struct, frozen=True):
 
     Attributes:
         fault: what was planted.
-        group: graph, packing, token dropout, weights, tokenizer and pooling, or manifest.
+        group: see ``exporter.planted.Group``.
         engine: the format that it was planted in.
         outcome: ``hidden`` is a fault that the dtype's own rounding hides and that is rejected in
             float32; ``accepted`` means that the gate can be fooled.

@@ -1,0 +1,54 @@
+"""Options of commands that load an engine."""
+
+from collections.abc import Callable
+
+import click
+
+from runtime.attention import ATTENTION_CHOICES, Attention
+from runtime.device import check_device
+from runtime.errors import EngineError, InputError
+
+_ATTENTION = (
+    click.option(
+        "--attention",
+        type=click.Choice(ATTENTION_CHOICES),
+        help="Which kernel; all but auto and standard are for CUDA.  [default: auto]",
+    ),
+    click.option(
+        "--v1-attention",
+        is_flag=True,
+        help="The same as --attention standard (also: ESM2_V1_ATTENTION=true).",
+    ),
+)
+
+
+def _checked_device(context: click.Context, parameter: click.Parameter, device: str) -> str:
+    try:
+        check_device(device)
+    except EngineError as error:
+        raise click.BadParameter(str(error)) from None
+    return device
+
+
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="[auto|cpu|cuda|cuda:N]",
+    callback=_checked_device,
+    help="auto: a GPU where an engine runs on it.",
+)
+
+
+def attention_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Which attention to run; read by ``attention_of``."""
+    for option in reversed(_ATTENTION):
+        command = option(command)
+    return command
+
+
+def attention_of(attention: Attention | None, v1_attention: bool) -> Attention | None:
+    """What both options ask for together; InputError where they differ."""
+    if v1_attention and attention not in (None, "standard"):
+        raise InputError(f"--v1-attention is --attention standard, got --attention {attention} too")
+    return "standard" if v1_attention else attention
