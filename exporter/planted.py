@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from exporter.model.packed_forward import PackedESM2
 
 Group = Literal[
-    "graph", "packing", "length and size", "state", "token dropout", "weights",
+    "graph", "packing", "length and size", "state", "half precision",
+    "token dropout", "weights",
     "tokenizer and pooling", "manifest",
 ]  # fmt: skip
 State = Mapping[str, Tensor]

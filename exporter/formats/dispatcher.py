@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from exporter.formats.format import Observed
+from exporter.formats.format import MAX_ATTENDED, Observed
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
 
@@ -27,6 +27,12 @@ class Spy(TorchDispatchMode):
             self.seen.calls.append((args[3].tolist(), int(args[4])))
             if self.first_queries is None:
                 self.first_queries = args[0].clone()
+            if len(args[0]) <= MAX_ATTENDED and args[0].itemsize == 2:
+                # Copied before the engine goes on: it may use the memory again.
+                attended = func(*args)
+                tensors = (*args[:3], attended)
+                self.seen.attended.append(tuple(x.double().cpu().numpy() for x in tensors))
+                return attended
         elif func is torch.ops.aten.mul.Tensor and isinstance(args[1], torch.Tensor):
             positions, frequencies = args
             if frequencies.shape == (self._num_frequencies,) and positions.shape[1:] == (1,):

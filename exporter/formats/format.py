@@ -19,6 +19,8 @@ from runtime.packing import PackedBatch
 if TYPE_CHECKING:
     from exporter.planted import Fault
 
+# Tokens of a pack whose attention is kept: its float64 in the gate takes their square.
+MAX_ATTENDED = 700
 # The native attention op, compiled for PyTorch and for ONNX Runtime (``exporter.formats.native``).
 TORCH_LIBRARY, ONNXRUNTIME_LIBRARY = "libesm2_ops.so", "libesm2_ort.so"
 
@@ -29,6 +31,8 @@ class Observed:
 
     Attributes:
         positions: each ``[T]`` that was multiplied with the rotary frequencies.
+        attended: q, k, v and what each call of the attention op gave, ``[T, H, D]``; in half
+            precision, of packs up to ``MAX_ATTENDED`` tokens, where ops can be watched.
         calls: ``(cu_seqlens, max_seqlen)`` of each call of the attention op.
         token_offsets: ``[N, max_seqlen]`` that packed attention of ONNX Runtime gets, each once.
         grids: ``sources`` ``[N, max_seqlen]`` and ``cells`` ``[T]`` by which TensorRT's graph pads
@@ -36,6 +40,7 @@ class Observed:
     """
 
     positions: list[NDArray[Any]] = field(default_factory=list)
+    attended: list[tuple[NDArray[np.float64], ...]] = field(default_factory=list)
     calls: list[tuple[list[int], int]] = field(default_factory=list)
     token_offsets: list[NDArray[Any]] = field(default_factory=list)
     grids: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)

@@ -17,7 +17,8 @@ from exporter.model.packed_forward import PackedESM2
 from exporter.model.reference import Reference
 from exporter.parity import repeats
 from exporter.parity.answers import Answers
-from exporter.parity.rules import observed
+from exporter.parity.probing import Probe
+from exporter.parity.rules import arithmetic, observed
 from exporter.parity.rules.rows import Row, rows_of
 from exporter.parity.rules.task import Answer, compare_tasks
 from exporter.parity.rules.verdict import (
@@ -29,6 +30,7 @@ from exporter.parity.rules.verdict import (
     EngineVerdict,
     exact,
     verdict_of,
+    worst,
 )
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.cross_check import check_against_cpu, checked_pack
@@ -60,6 +62,7 @@ class Gate:
         oracle: eager fair-esm in float64 on each pack.
         eager: eager fair-esm in ``dtype`` on each pack.
         run_eager: what else of eager fair-esm may be asked for.
+        probe: of engines in half precision, or why there is none; None for float32.
     """
 
     reference: Reference
@@ -69,6 +72,7 @@ class Gate:
     oracle: Mapping[str, Answers]
     eager: Mapping[str, Answers]
     run_eager: Callable[..., dict[str, Answers]]
+    probe: Probe | str | None = None
     _eager_int8: dict[str, Answers] = field(default_factory=dict)
 
     @classmethod
@@ -110,7 +114,8 @@ class Gate:
         run_all = partial(run, packs=packs)
         oracle = run_all(dtype=torch.float64, device=on)
         eager = run_all(dtype=dtype, device=on)
-        return cls(reference, packs, device, dtype, oracle, eager, run_all)
+        probe = None if dtype == torch.float32 else Probe.prepare(reference, manifest, cache, on)
+        return cls(reference, packs, device, dtype, oracle, eager, run_all, probe)
 
     def judge(
         self,
@@ -131,10 +136,18 @@ class Gate:
         threads: int | None, profiles: Sequence[Profile] = (), stands_for: str | None = None,
     ) -> EngineVerdict:  # fmt: skip
         is_int8 = manifest.engines[name].quantised is not None
-        weights = self._judge_weights(folder, is_int8)
+        others = [self._judge_weights(folder, is_int8)]
         eager = self._in_int8() if is_int8 else self.eager
+        opened = partial(
+            load, engine=name, device=device, attention=attention, threads=threads,
+            check_files=False,
+        )  # fmt: skip
         try:
-            with load(folder, name, device, attention, threads, check_files=False) as whole:
+            if isinstance(self.probe, Probe) and not stands_for:
+                others += self.probe.judge(folder, manifest, name, opened)
+            elif isinstance(self.probe, str):
+                others.append(worst(arithmetic.STEP, [], self.probe))
+            with opened(folder) as whole:
                 engine: Engine = whole
                 if profiles:
                     engine = InParts(whole, profiles, manifest.signature)
@@ -145,7 +158,7 @@ class Gate:
                     packs=self.packs,
                     oracle=self.oracle,
                     eager=eager,
-                    weights=weights,
+                    others=others,
                     stands_for=stands_for,
                 )
         except UnsupportedError:
@@ -217,7 +230,7 @@ def judge(
     packs: Mapping[str, Pack],
     oracle: Mapping[str, Answers],
     eager: Mapping[str, Answers],
-    weights: Check | None = None,
+    others: Sequence[Check] = (),
     stands_for: str | None = None,
 ) -> EngineVerdict:
     """Runs an engine on every pack and compares every output.
@@ -229,13 +242,14 @@ def judge(
         packs: what to run, by name.
         oracle: eager fair-esm in float64 on each.
         eager: eager fair-esm in the engine's dtype on each.
-        weights: the verdict on the weights that the engine reads, if they were compared.
+        others: what else was looked at, of its weights and of its arithmetic.
         stands_for: the format whose graph it runs, where that is not its own.
     """
     observe = FORMATS[stands_for or engine.spec.format].observe
     rows: list[Row] = []
     tokens: list[str] = []
     inside: list[str] = []
+    attended: list[tuple[float, str]] = []
     ran: dict[str, repeats.First] = {}
     pairs, eager_pairs = [], []
     for name, pack in tqdm(packs.items(), desc=engine.spec.format, leave=False, disable=None):
@@ -265,6 +279,13 @@ def judge(
             tokens.append(name)
         wrong = observed.problems(seen, truth, manifest.architecture.num_layers)
         inside += [f"pack {name!r}: {problem}" for problem in wrong]
+        attended += [
+            (
+                arithmetic.attention_rounding(call, truth.cu_seqlens, manifest.dtype),
+                f"layer {layer}, pack {name!r}",
+            )
+            for layer, call in enumerate(seen.attended, start=1)
+        ]
         pack_rows = rows_of(name, tensors, truth, eager[name], manifest)
         rows += pack_rows
         if not any(row.problem for row in pack_rows):
@@ -273,19 +294,23 @@ def judge(
             pairs.append((given, expected))
             eager_pairs.append((_answer(eager[name]), expected))
     tasks = compare_tasks(pairs) if pairs else None
-    exact_checks = [
+    checks = [
         exact(TOKENS, [f"pack {name!r}" for name in tokens]),
         exact(INTERNALS, inside),
         exact(REPEATED, repeats.problems(engine, ran)),
-        *([weights] if weights else []),
+        *others,
     ]
+    # Asked for, it is the reference's arithmetic, which rounds scores too; eager is its measure.
+    if attended and engine.spec.attention != "standard":
+        budget = arithmetic.attention_budget(engine.spec.device)
+        checks.append(worst(budget, attended))
     return verdict_of(
         engine.spec,
         manifest.architecture.num_layers,
         rows,
         tasks,
         compare_tasks(eager_pairs) if eager_pairs else None,
-        exact_checks,
+        checks,
     )
 
 

@@ -13,7 +13,9 @@ from exporter.errors import ExportError
 from exporter.model.reference import Reference, fair_esm_version
 from exporter.parity.gate import Gate
 from exporter.parity.report.schema import SCHEMA_VERSION, FaultVerdict, Report, is_passed
+from exporter.parity.rules.arithmetic import OF_STEPS
 from exporter.parity.rules.budgets import Budget, budgets_for
+from exporter.parity.rules.verdict import EngineVerdict
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.device import arithmetic_of, reference_device
 from exporter.parity.truth.oracle import layer_norm_of
@@ -111,7 +113,7 @@ def verify(
             "weights digest": reference.origin.state_sha256,
         },
         environment=describe_environment(),
-        budgets=_budgets(manifest, chosen),
+        budgets=[*_budgets(manifest, chosen), *_of_steps(verdicts)],
         engines=verdicts,
         faults=faults,
     )
@@ -124,6 +126,12 @@ def _budgets(manifest: Manifest, engines: Iterable[str]) -> list[Budget]:
         rule for dtype in dtypes for rule in budgets_for(dtype, manifest.architecture.num_layers)
     ]
     return list(dict.fromkeys(rules))
+
+
+def _of_steps(verdicts: Iterable[EngineVerdict]) -> list[Budget]:
+    """Those of half precision by which an engine was judged."""
+    checked = {check.name for verdict in verdicts for check in verdict.checks}
+    return [budget for budget in OF_STEPS if budget.name in checked]
 
 
 def _formats_to_plant_in(

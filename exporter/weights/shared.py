@@ -1,5 +1,6 @@
 """``weights.safetensors``: the parameters that every engine of an artifact reads, stored once."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from exporter.model.packed_forward import PackedESM2
-from runtime.weights import FILE_NAME
+from runtime.weights import FILE_NAME, read_places
 
 
 def write(packed: PackedESM2, folder: Path) -> None:
@@ -21,6 +22,16 @@ def save(tensors: dict[str, Tensor], path: Path) -> None:
     save_file(tensors, path)
     # The library writes through a private temporary file.
     path.chmod(path.parent.stat().st_mode & 0o666)
+
+
+def overwrite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Replaces tensors of a safetensors file in place; dtypes and shapes are the file's."""
+    places = read_places(path)
+    with path.open("r+b") as file:
+        for name, tensor in tensors.items():
+            data = tensor.contiguous().view(-1).view(torch.uint8)
+            file.seek(places[name].offset)
+            file.write(data.numpy().tobytes())
 
 
 def differences(packed: PackedESM2, folder: Path, dtype: torch.dtype) -> list[str]:

@@ -23,6 +23,7 @@ from exporter.formats.tracing import tracing_pack
 from exporter.model import packed_forward
 from exporter.model.packed_forward import PackedESM2, PackedLayer, PackedSelfAttention
 from exporter.model.synthetic import synthetic_state
+from exporter.parity.prove.half_faults import half_faults
 from exporter.parity.prove.replaced import patched, replaced
 from exporter.parity.prove.size_faults import size_faults
 from exporter.parity.prove.state_faults import state_faults
@@ -49,6 +50,7 @@ def faults() -> list[Fault]:
     return [
         *_graph_faults(),
         *size_faults(),
+        *half_faults(),
         *_weights_faults(),
         *_runtime_faults(),
         *state_faults(),

@@ -38,7 +38,6 @@ from runtime.errors import Esm2Error
 from runtime.files import file_entry
 from runtime.manifest import Manifest
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
-from runtime.weights import read_places
 
 PACKS = ("one residue", "every token", "many masks", "nearly all masks")
 
@@ -226,7 +225,9 @@ class Planter:
             raise NothingChangedError("the weights are so already")
         path = self._faulty / WEIGHTS_FILE
         try:
-            _overwrite(path, {name: x.to(state[name].dtype) for name, x in changed.items()})
+            shared_weights.overwrite(
+                path, {name: x.to(state[name].dtype) for name, x in changed.items()}
+            )
             quantised = self._manifest.engines[engine].quantised
             # As a build from the wrong weights would have it: they are in the int8 file too.
             requantised = partial(int8_weights.requantised, changed)
@@ -235,7 +236,7 @@ class Planter:
                 self._seal(path.name)
                 yield
         finally:
-            _overwrite(path, {name: state[name] for name in changed})
+            shared_weights.overwrite(path, {name: state[name] for name in changed})
 
     @contextmanager
     def _with_int8_weights(
@@ -245,11 +246,11 @@ class Planter:
         state = load_file(self._folder / path.name)
         changed = change(state)
         try:
-            _overwrite(path, changed)
+            shared_weights.overwrite(path, changed)
             self._seal(path.name)
             yield
         finally:
-            _overwrite(path, {name: state[name] for name in changed})
+            shared_weights.overwrite(path, {name: state[name] for name in changed})
 
     def _dtype_of(self, engine: str) -> str:
         return "int8" if self._manifest.engines[engine].quantised else self._manifest.dtype
@@ -306,13 +307,3 @@ def _write_changed_manifest(fault: ManifestFault, manifest: Manifest, folder: Pa
         manifests.write(manifest, folder)
         old, new = (f'"name": "{name}"'.encode() for name in (manifest.name, changed.name))
         path.write_bytes(path.read_bytes().replace(old, new))
-
-
-def _overwrite(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Replaces tensors of a safetensors file in place; dtypes and shapes are the file's."""
-    places = read_places(path)
-    with path.open("r+b") as file:
-        for name, tensor in tensors.items():
-            data = tensor.contiguous().view(-1).view(torch.uint8)
-            file.seek(places[name].offset)
-            file.write(data.numpy().tobytes())

@@ -16,6 +16,7 @@ from runtime.manifest import ParityEntry
 EVERYTHING_COMPARED = "every output is there, finite and comparable"
 TOKENS = "token ids and boundaries are fair-esm's"
 REPEATED = "the same answers again, in another order and to two threads at once"
+ROTATED = "queries and keys are rotated in float32"
 INTERNALS = "position_ids, cu_seqlens and max_seqlen inside the graph"
 WEIGHTS = "weights are the checkpoint's, bit by bit"
 
@@ -106,7 +107,7 @@ def verdict_of(
     rows: Sequence[Row],
     tasks: TaskMetrics | None,
     eager_tasks: TaskMetrics | None,
-    exact_checks: Sequence[Check],
+    other_checks: Sequence[Check],
 ) -> EngineVerdict:
     """Measures what was compared against the budgets of the engine's dtype.
 
@@ -116,16 +117,16 @@ def verdict_of(
         rows: every output of every pack.
         tasks: over all packs; None where nothing could be compared.
         eager_tasks: the same of eager fair-esm in the engine's dtype.
-        exact_checks: what else was looked at.
+        other_checks: what else was looked at.
     """
     budgets = budgets_for(spec.dtype, num_layers)
     incomparable = [
         f"{row.tensor} of pack {row.pack!r}: {row.problem}" for row in rows if row.problem
     ]
-    by_number = [_worst(budget, rows, tasks) for budget in budgets]
+    by_number = [_of_rows(budget, rows, tasks) for budget in budgets]
     if all(check.margin is None for check in by_number):
         incomparable.append("nothing was compared")
-    checks = [exact(EVERYTHING_COMPARED, incomparable), *exact_checks, *by_number]
+    checks = [exact(EVERYTHING_COMPARED, incomparable), *other_checks, *by_number]
     failed = [check for check in checks if check.failed]
     return EngineVerdict(
         engine=spec.format,
@@ -167,7 +168,7 @@ def _of_eager(check: Check, budgets: Sequence[Budget], eager_tasks: TaskMetrics 
     return "" if value is None else f". Eager fair-esm in the engine's dtype: {value:.3g}"
 
 
-def _worst(budget: Budget, rows: Sequence[Row], tasks: TaskMetrics | None) -> Check:
+def _of_rows(budget: Budget, rows: Sequence[Row], tasks: TaskMetrics | None) -> Check:
     if budget.quantity == "absolute_ratio":
         found = _absolute_ratios(rows)
     elif budget.quantity in OF_TASKS:
@@ -176,9 +177,19 @@ def _worst(budget: Budget, rows: Sequence[Row], tasks: TaskMetrics | None) -> Ch
     else:
         measured = ((row.measured(budget), f"{row.tensor} of pack {row.pack!r}") for row in rows)
         found = [(value, where) for value, where in measured if value is not None]
+    # A failure, unless the oracle's own answers leave nothing to compare.
+    return worst(budget, found, tasks.not_compared.get(budget.quantity, "") if tasks else "")
+
+
+def worst(budget: Budget, found: Sequence[tuple[float, str]], why: str = "") -> Check:
+    """The check of a budget on what was measured, each with its place.
+
+    Args:
+        budget: that limits it.
+        found: if nothing, the check fails.
+        why: nothing was found, where that speaks not against the engine.
+    """
     if not found:
-        # A failure, unless the oracle's own answers leave nothing to compare.
-        why = tasks.not_compared.get(budget.quantity, "") if tasks else ""
         where = "" if why else "not compared"
         return Check(
             name=budget.name,

@@ -1,0 +1,145 @@
+"""An engine in half precision on weights that show each of its steps apart.
+
+The engine's file is the artifact's; the ``weights.safetensors`` beside it is another.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from exporter.formats.format import Observed
+from exporter.formats.table import FORMATS
+from exporter.model.packed_forward import PackedESM2
+from exporter.model.reference import Reference
+from exporter.parity.answers import Answers, Floats
+from exporter.parity.rules import arithmetic
+from exporter.parity.rules.budgets import Budget
+from exporter.parity.rules.verdict import ROTATED, Check, exact, worst
+from exporter.parity.truth.cache import Cache
+from exporter.parity.truth.oracle import run_eager
+from exporter.parity.truth.packs import as_batch
+from exporter.parity.truth.probe import SOFT, STEPS, SUMS, probe_of, probe_pack, shown
+from exporter.parity.truth.rounded import Rounded
+from exporter.publish import link_or_copy
+from exporter.weights import shared as shared_weights
+from runtime.engine import Engine
+from runtime.manifest import Manifest
+from runtime.packing import PackedBatch
+from runtime.staging import temporary_folder
+from runtime.weights import FILE_NAME as WEIGHTS_FILE
+
+Load = Callable[[Path], AbstractContextManager[Engine]]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What engines in half precision are compared with, computed once by ``prepare``.
+
+    Attributes:
+        reference: fair-esm's model with the weights of ``exporter.parity.truth.probe``.
+        batch: the pack.
+        oracle: eager fair-esm in float64.
+        once: the same outputs, each step's result rounded once.
+    """
+
+    reference: Reference
+    batch: PackedBatch
+    oracle: Answers
+    once: dict[str, Floats]
+
+    @classmethod
+    def prepare(
+        cls, original: Reference, manifest: Manifest, cache: Cache | None, device: str
+    ) -> "Probe | str":
+        """Why not, where steps cannot be shown apart.
+
+        Args:
+            original: eager fair-esm with the checkpoint's weights.
+            manifest: of the artifact.
+            cache: of eager fair-esm's answers.
+            device: where eager fair-esm runs.
+        """
+        shape = original.architecture
+        if shape.num_layers not in manifest.layers:
+            return "the last layer is not exported, in which every step would show"
+        if not shown(shape):
+            return f"{shape.embed_dim} columns are too few to show each step apart"
+        reference = probe_of(original)
+        pack, last = probe_pack(), (shape.num_layers,)
+        oracle = run_eager(
+            reference, {"probe": pack}, last, "mean", torch.float64, cache, device=device
+        )["probe"]
+        batch = as_batch(pack)
+        model = Rounded(reference.model, getattr(torch, manifest.dtype))
+        proteins = torch.from_numpy(batch.input_ids).split(np.diff(batch.cu_seqlens).tolist())
+        answers = [model(tokens) for tokens in proteins]
+        once = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+        return cls(reference, batch, oracle, once)
+
+    def judge(self, folder: Path, manifest: Manifest, name: str, load: Load) -> list[Check]:
+        """What the probe says of engine ``name``; ``load`` opens it in a folder."""
+        with (
+            self._beside(folder, manifest.dtype) as place,
+            load(place) as engine,
+            FORMATS[name].observe(place, manifest, self.batch) as seen,
+        ):
+            outputs = engine.run(self.batch)
+        device = engine.spec.device
+        checks = self._steps(outputs.tensors, device)
+        if seen.attended:
+            checks.append(self._rotated(seen, manifest.dtype))
+        return checks
+
+    @contextmanager
+    def _beside(self, folder: Path, dtype: str) -> Iterator[Path]:
+        """The artifact in ``folder`` with these weights."""
+        # The frequencies stay the artifact's.
+        parameters = PackedESM2(self.reference.model).named_parameters()
+        state = {name: tensor.to(getattr(torch, dtype)) for name, tensor in parameters}
+        with temporary_folder("probe") as workspace:
+            place = workspace / folder.name
+            for path in sorted(folder.rglob("*")):
+                target = place / path.relative_to(folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if path.name == WEIGHTS_FILE:
+                    shutil.copyfile(path, target)
+                elif path.is_file():
+                    link_or_copy(path.resolve(), target)
+            shared_weights.overwrite(place / WEIGHTS_FILE, state)
+            yield place
+
+    def _steps(self, got: dict[str, Floats], device: str) -> list[Check]:
+        found: dict[Budget, list[tuple[float, str]]] = {}
+        for step in shown(self.reference.architecture):
+            if step.output not in self.once:  # no LM head
+                continue
+            measured = arithmetic.step_rounding(*(
+                tensors[step.output][:, step.columns]
+                for tensors in (got, self.oracle.tensors, self.once)
+            ))  # fmt: skip
+            budget = arithmetic.STEP
+            if step.step == STEPS[SOFT]:
+                budget = arithmetic.SOFTMAX_STEP
+            elif step.step == STEPS[SUMS] and device != "cpu":
+                budget = arithmetic.SUMS_ON_A_CARD
+            found.setdefault(budget, []).append((measured, f"{step.step}, {step.place}"))
+        return [worst(budget, measured) for budget, measured in found.items()]
+
+    def _rotated(self, seen: Observed, dtype: str) -> Check:
+        model = self.reference.model
+        positions = np.concatenate([np.arange(n) for n in np.diff(self.batch.cu_seqlens)])
+        inv_freq = model.layers[0].self_attn.rot_emb.inv_freq.float().numpy()
+        problems = []
+        for layer, (q, k, *_) in zip(model.layers, seen.attended, strict=True):
+            attention = layer.self_attn
+            for what, tensor, bias in (("q", q, attention.q_proj), ("k", k, attention.k_proj)):
+                x = bias.bias.view(attention.num_heads, attention.head_dim).numpy()
+                problem = arithmetic.rotation_problem(tensor, x, positions, inv_freq, dtype)
+                if problem:
+                    problems.append(f"{what}: {problem}")
+        return exact(ROTATED, problems)

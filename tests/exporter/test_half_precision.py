@@ -1,0 +1,119 @@
+"""How the gate sees steps in half precision: its rounding, its probe, and what they are made of."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from exporter.model.precision import cast_copy
+from exporter.model.reference import Reference, WeightsSource, load_reference
+from exporter.parity.probing import Probe
+from exporter.parity.rules import arithmetic
+from exporter.parity.truth.oracle import run_eager
+from exporter.parity.truth.packs import as_batch
+from exporter.parity.truth.probe import probe_of, probe_pack, shown
+from exporter.parity.truth.rounded import Rounded
+from runtime import manifest as manifests
+from runtime.manifest import Architecture
+
+HALF = ("float16", "bfloat16")
+BOUNDS = np.array([0, 1, 8, 40], dtype=np.int32)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_checkpoint: Path) -> Reference:
+    return load_reference(WeightsSource("checkpoint", str(tiny_checkpoint)))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_rounding_is_pytorchs(dtype: str) -> None:
+    random = np.random.default_rng(0)
+    numbers = random.normal(size=4000) * 2.0 ** random.integers(-30, 10, 4000)
+    ties = np.array([0.0, 1 + 2.0**-9, 1 + 3 * 2.0**-9, 1 + 2.0**-12, -(2.0**-25), 2.0**-24 * 1.5])
+    x = np.concatenate([numbers, ties])
+    expected = torch.from_numpy(x).to(getattr(torch, dtype)).double().numpy()
+    np.testing.assert_array_equal(arithmetic.rounded(x, dtype), expected)
+
+
+def test_without_rounding_it_is_eager_fair_esm(tiny: Reference) -> None:
+    """Written apart from it, it must not be another model."""
+    reference = probe_of(tiny)
+    last = f"representations.{tiny.architecture.num_layers}"
+    pack = probe_pack()
+    oracle = run_eager(reference, {"probe": pack}, (2,), "mean", torch.float64)["probe"]
+    batch = as_batch(pack)
+    exact = Rounded(reference.model, torch.float64)
+    proteins = torch.from_numpy(batch.input_ids).split(np.diff(batch.cu_seqlens).tolist())
+    for name in ("logits", last):
+        found = np.concatenate([exact(tokens)[name] for tokens in proteins])
+        np.testing.assert_allclose(found, oracle.tensors[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_its_weights_are_numbers_of_half_precision(tiny: Reference, dtype: str) -> None:
+    model = probe_of(tiny).model
+    rounded = dict(cast_copy(model, getattr(torch, dtype)).named_parameters())
+    for name, parameter in model.named_parameters():
+        if not name.startswith("contact_head"):
+            assert torch.equal(rounded[name].float(), parameter), name
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 48, 4), (6, 320, 20), (12, 480, 20), (30, 640, 20), (33, 1280, 20),
+              (36, 2560, 40), (48, 5120, 40)]
+)  # fmt: skip
+def test_every_model_of_esm2_is_wide_enough(shape: tuple[int, int, int]) -> None:
+    layers, width, heads = shape
+    steps = shown(architecture(layers, width, heads))
+    columns = np.concatenate([s.columns for s in steps if s.output == f"representations.{layers}"])
+    # Each its own, and together all of them.
+    assert sorted(columns) == list(range(width))
+    assert len(steps) == 5 * layers + 3
+
+
+def test_a_narrow_model_shows_nothing() -> None:
+    assert shown(architecture(12, 48, 4)) == []
+
+
+def architecture(layers: int, width: int, heads: int) -> Architecture:
+    return Architecture("any", layers, width, heads, width // heads, 33, True)
+
+
+class TestAttention:
+    def attended(self, dtype: str, rounds_softmax: bool = False) -> tuple[np.ndarray, ...]:
+        torch.manual_seed(0)
+        kind = getattr(torch, dtype)
+        q, k, v = (torch.randn(BOUNDS[-1], 3, 16).to(kind).double() for _ in range(3))
+        results = []
+        for start, end in zip(BOUNDS[:-1], BOUNDS[1:], strict=True):
+            a, b, c = (x[start:end].transpose(0, 1) for x in (q, k, v))
+            weights = (a @ b.mT / 4).softmax(-1)
+            if rounds_softmax:
+                weights = weights.to(kind).double()
+            results.append((weights @ c).transpose(0, 1))
+        result = torch.cat(results).to(kind).double()
+        return tuple(x.numpy() for x in (q, k, v, result))
+
+    @pytest.mark.parametrize("dtype", HALF)
+    def test_rounded_once_is_1(self, dtype: str) -> None:
+        found = arithmetic.attention_rounding(self.attended(dtype), BOUNDS, dtype)
+        assert found == pytest.approx(1, abs=1e-6)
+
+    @pytest.mark.parametrize("dtype", HALF)
+    def test_rounded_twice_is_more(self, dtype: str) -> None:
+        attended = self.attended(dtype, rounds_softmax=True)
+        found = arithmetic.attention_rounding(attended, BOUNDS, dtype)
+        assert found > arithmetic.ATTENTION.limit
+
+    def test_of_single_tokens_nothing_is_rounded(self) -> None:
+        attended = tuple(x[:1] for x in self.attended("bfloat16"))
+        assert arithmetic.attention_rounding(attended, BOUNDS[:2], "bfloat16") == 0
+        wrong = (*attended[:3], attended[3] * 1.01)
+        assert arithmetic.attention_rounding(wrong, BOUNDS[:2], "bfloat16") > 1e6
+
+
+def test_a_probe_says_why_there_is_none(tiny: Reference, tiny_artifact: Path) -> None:
+    manifest = manifests.read(tiny_artifact)
+    manifest.layers.remove(2)
+    assert "last layer is not exported" in str(Probe.prepare(tiny, manifest, None, "cpu"))
