@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from exporter.model.packed_forward import PackedESM2
 
 Group = Literal[
-    "graph", "packing", "length and size", "state", "half precision",
+    "graph", "packing", "length and size", "state", "production", "half precision",
     "token dropout", "weights",
     "tokenizer and pooling", "manifest",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from exporter.model.reference import Reference
 from exporter.parity import repeats
 from exporter.parity.answers import Answers
 from exporter.parity.probing import Probe
+from exporter.parity.production import rows_of_command
 from exporter.parity.rules import arithmetic, observed
 from exporter.parity.rules.rows import Row, rows_of
 from exporter.parity.rules.task import Answer, compare_tasks
@@ -37,7 +38,7 @@ from exporter.parity.truth.cross_check import check_against_cpu, checked_pack
 from exporter.parity.truth.device import reference_device
 from exporter.parity.truth.oracle import run_eager
 from exporter.parity.truth.overflow import find_overflow
-from exporter.parity.truth.packs import Pack, as_batch, with_names
+from exporter.parity.truth.packs import STREAM, Pack, as_batch, with_names
 from exporter.weights import int8 as int8_weights
 from exporter.weights import shared as shared_weights
 from runtime.attention import Attention
@@ -151,6 +152,18 @@ class Gate:
                 engine: Engine = whole
                 if profiles:
                     engine = InParts(whole, profiles, manifest.signature)
+                rows = []
+                if STREAM in self.packs and not stands_for:
+                    rows = rows_of_command(
+                        folder,
+                        manifest,
+                        name,
+                        pack=self.packs[STREAM],
+                        truth=self.oracle[STREAM],
+                        eager=eager[STREAM],
+                        device=device,
+                        threads=threads,
+                    )
                 verdict = judge(
                     engine,
                     folder,
@@ -159,6 +172,7 @@ class Gate:
                     oracle=self.oracle,
                     eager=eager,
                     others=others,
+                    rows=rows,
                     stands_for=stands_for,
                 )
         except UnsupportedError:
@@ -231,6 +245,7 @@ def judge(
     oracle: Mapping[str, Answers],
     eager: Mapping[str, Answers],
     others: Sequence[Check] = (),
+    rows: Sequence[Row] = (),
     stands_for: str | None = None,
 ) -> EngineVerdict:
     """Runs an engine on every pack and compares every output.
@@ -243,10 +258,11 @@ def judge(
         oracle: eager fair-esm in float64 on each.
         eager: eager fair-esm in the engine's dtype on each.
         others: what else was looked at, of its weights and of its arithmetic.
+        rows: of outputs that were compared already.
         stands_for: the format whose graph it runs, where that is not its own.
     """
     observe = FORMATS[stands_for or engine.spec.format].observe
-    rows: list[Row] = []
+    found = list(rows)
     tokens: list[str] = []
     inside: list[str] = []
     attended: list[tuple[float, str]] = []
@@ -262,7 +278,7 @@ def judge(
             if batch.num_tokens <= repeats.MAX_TOKENS:
                 ran[name] = batch, outputs
         except Esm2Error as error:
-            rows.append(
+            found.append(
                 Row(
                     pack=name,
                     tensor="all outputs",
@@ -287,7 +303,7 @@ def judge(
             for layer, call in enumerate(seen.attended, start=1)
         ]
         pack_rows = rows_of(name, tensors, truth, eager[name], manifest)
-        rows += pack_rows
+        found += pack_rows
         if not any(row.problem for row in pack_rows):
             expected = _answer(truth)
             given = Answer(truth.input_ids, outputs.logits, tensors[EMBEDDING])
@@ -307,7 +323,7 @@ def judge(
     return verdict_of(
         engine.spec,
         manifest.architecture.num_layers,
-        rows,
+        found,
         tasks,
         compare_tasks(eager_pairs) if eager_pairs else None,
         checks,

@@ -29,8 +29,8 @@ pytestmark = pytest.mark.slow
 
 BY_NAME = {fault.name: fault for fault in faults()}
 GROUPS = {
-    "graph", "packing", "length and size", "state", "half precision", "token dropout",
-    "weights", "tokenizer and pooling", "manifest",
+    "graph", "packing", "length and size", "state", "production", "half precision",
+    "token dropout", "weights", "tokenizer and pooling", "manifest",
 }  # fmt: skip
 ENGINES = ("torchscript", "onnx")
 
@@ -39,7 +39,7 @@ INVISIBLE = {"max_seqlen baked from tracing": INTERNALS, "positions do not resta
 # No output shows the first two. The last two are manifests that agree with the folder beside them.
 UNSEEN_AT_RUNTIME = {*INVISIBLE, "digest of another checkpoint", "names another dtype"}
 # Larger than what an artifact carries, or planted around what the gate loads.
-NOT_FOR_THE_SELFTEST = ("length and size", "state")
+NOT_FOR_THE_SELFTEST = ("length and size", "state", "production")
 REFUSALS = "failed its selftest|was changed after it was built|has schema version|SHA-256 differs"
 REASONS = {
     "edited without its seal": "was changed after it was built",

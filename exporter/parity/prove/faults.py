@@ -24,6 +24,7 @@ from exporter.model import packed_forward
 from exporter.model.packed_forward import PackedESM2, PackedLayer, PackedSelfAttention
 from exporter.model.synthetic import synthetic_state
 from exporter.parity.prove.half_faults import half_faults
+from exporter.parity.prove.production_faults import production_faults
 from exporter.parity.prove.replaced import patched, replaced
 from exporter.parity.prove.size_faults import size_faults
 from exporter.parity.prove.state_faults import state_faults
@@ -54,6 +55,7 @@ def faults() -> list[Fault]:
         *_weights_faults(),
         *_runtime_faults(),
         *state_faults(),
+        *production_faults(),
         *_manifest_faults(),
     ]
 

@@ -1,7 +1,8 @@
 """Faults that half precision's own rounding hides: a step in the dtype that belongs in float32."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -82,6 +83,19 @@ def _kernel() -> Any:
     )
 
 
+def _kept(plant: Callable[[PackedESM2], Any]) -> Callable[[PackedESM2], Any]:
+    """A compiler would leave out what a cast rounds, and the fault with it."""
+
+    @contextmanager
+    def planted(packed: PackedESM2) -> Iterator[None]:
+        from torch._inductor import config
+
+        with config.patch(emulate_precision_casts=True), plant(packed):
+            yield
+
+    return planted
+
+
 def half_faults() -> Iterable[Fault]:
     """Where the build promises float32."""
     planted = [
@@ -94,7 +108,7 @@ def half_faults() -> Iterable[Fault]:
     ]  # fmt: skip
     return [
         *(
-            GraphFault(name, "half precision", plant, applies=_needs_half)
+            GraphFault(name, "half precision", _kept(plant), applies=_needs_half)
             for name, plant in planted
         ),
         RuntimeFault("softmax in the dtype", "half precision", _kernel, applies=_needs_half),

@@ -15,6 +15,8 @@ from runtime.bin_packing import even_packs
 from runtime.errors import InputError
 from runtime.packing import PackedBatch
 
+# The pack that is run once more as users run proteins (``exporter.parity.production``).
+STREAM = "stream"
 COMMON_RESIDUES = "LAGVSERTIDPKQNFYMHWC"
 RARE_RESIDUES = "XBUZO.-"
 # Tokens of the longest protein: beyond the 1,024 that ESM-2 was trained on, and the 2,048 up to
@@ -70,6 +72,8 @@ def parity_packs(seed: int = 0) -> dict[str, Pack]:
     for i in range(3):
         lengths = np.exp(random.normal(np.log(280), 0.6, size=6)).clip(20, 1022).astype(int)
         packs[f"random {i}"] = [protein(random, int(length)) for length in lengths]
+    # Proteins that eager fair-esm has answered already, some twice.
+    packs[STREAM] = [*mixed, *thirty[:15], *packs["many masks"], *mixed]
     return packs
 
 
