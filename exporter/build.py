@@ -20,7 +20,7 @@ from exporter.model.architectures import DTYPES
 from exporter.model.packed_forward import PackedESM2, check_repr_layers
 from exporter.model.precision import cast_copy
 from exporter.model.reference import Reference, WeightsSource, fair_esm_version, load_reference
-from exporter.parity.golden import golden_pack, write_golden
+from exporter.parity.golden import golden_packs, write_golden
 from exporter.parity.report.files import write_report
 from exporter.parity.report.schema import ParityError, Report
 from exporter.parity.rules.budgets import budgets_for
@@ -177,7 +177,7 @@ def _answered_ahead(
     """Inside, eager fair-esm answers the gate's questions while this process exports."""
     if cache is None or device != "cpu":
         return nullcontext()
-    packs = {"golden": golden_pack(), **parity_packs()}
+    packs = {**golden_packs(), **parity_packs()}
     if not is_worth_it(reference, packs, layers, cache):
         return nullcontext()
     dtypes = torch.float64, getattr(torch, options.dtype)

@@ -6,9 +6,10 @@ import numpy as np
 
 import runtime
 from runtime import manifest as manifests
+from runtime.golden import read_golden
 from runtime.manifest import EMBEDDING
 from runtime.packing import PackedBatch
-from runtime.selftest import all_outputs, read_golden
+from runtime.selftest import all_outputs
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

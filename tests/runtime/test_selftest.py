@@ -15,8 +15,9 @@ from exporter.publish import writable_copy
 from runtime import manifest as manifests
 from runtime.cli import main
 from runtime.files import file_entry
+from runtime.golden import read_golden
 from runtime.manifest import EMBEDDING
-from runtime.selftest import read_golden, selftest
+from runtime.selftest import selftest
 
 ENGINES = ("torchscript", "onnx")
 

@@ -1,0 +1,155 @@
+"""The proteins that an artifact carries with eager fair-esm's answers, and packs made of them."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime import tokenizer
+from runtime.errors import ArtifactError
+from runtime.manifest import EMBEDDING, Manifest
+
+# Tokens of a pack: the default budget, a multiple of every block that kernels have. With the
+# shortest protein over and over it holds more than a thousand.
+BLOCK = 4096
+# Of names in the file: answers to single tokens.
+BARE = "bare."
+
+
+@dataclasses.dataclass(frozen=True)
+class Golden:
+    """A few proteins and eager fair-esm's float64 answers.
+
+    Attributes:
+        sequences: of N proteins, with inline tokens such as ``<mask>``.
+        input_ids: ``[T]`` int64, by fair-esm's tokenizer.
+        cu_seqlens: ``[N + 1]`` int32.
+        rows: ``[R]``, the rows of the pack whose answers are stored.
+        answers: ``logits`` ``[R, 33]``, ``representations.<k>`` ``[R, E]``, and ``pooled``
+            ``[N, E]``, by the name ``EMBEDDING`` too.
+        bare: single tokens without BOS and EOS; none in artifacts of before.
+        bare_answers: the same outputs, one row for each.
+    """
+
+    sequences: tuple[str, ...]
+    input_ids: NDArray[np.int64]
+    cu_seqlens: NDArray[np.int32]
+    rows: NDArray[np.int64]
+    answers: dict[str, NDArray[np.float64]]
+    bare: tuple[str, ...] = ()
+    bare_answers: dict[str, NDArray[np.float64]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each protein."""
+        return np.diff(self.cu_seqlens)
+
+
+@dataclasses.dataclass(frozen=True)
+class GoldenPack:
+    """Proteins whose answers are known, in one pack.
+
+    Attributes:
+        name: for people.
+        tokens: of each, by the runtime's tokenizer.
+        input_ids: ``[T]``, by fair-esm's.
+        lengths: ``[N]``, tokens of each.
+        rows: ``[R]`` of the pack, those with answers.
+        answers: as ``Golden.answers``, for the proteins and rows of the pack.
+    """
+
+    name: str
+    tokens: list[NDArray[np.int64]]
+    input_ids: NDArray[np.int64]
+    lengths: NDArray[np.integer]
+    rows: NDArray[np.int64]
+    answers: dict[str, NDArray[np.float64]]
+
+
+def read_golden(folder: Path, manifest: Manifest) -> Golden:
+    """Reads the golden file.
+
+    Raises:
+        ArtifactError: missing, damaged, or without proteins.
+    """
+    path = folder / manifest.golden.file
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+        bare = {
+            name.removeprefix(BARE): arrays.pop(name) for name in [*arrays] if name.startswith(BARE)
+        }
+        golden = Golden(
+            sequences=tuple(str(sequence) for sequence in arrays.pop("sequences")),
+            bare=tuple(str(token) for token in bare.pop("sequences", ())),
+            bare_answers={**bare, EMBEDDING: bare["pooled"]} if bare else {},
+            input_ids=arrays.pop("input_ids"),
+            cu_seqlens=arrays.pop("cu_seqlens"),
+            rows=arrays.pop("rows"),
+            # Who pools makes no difference to the answer.
+            answers={EMBEDDING: arrays["pooled"], **arrays},
+        )
+    except Exception as error:  # a damaged archive fails in the classes of three libraries
+        raise ArtifactError(
+            f"cannot read {path}: {error}. Export again or copy the artifact anew"
+        ) from None
+    if not golden.sequences or not len(golden.rows) or not manifest.golden.limits:
+        raise ArtifactError(f"{path} holds no proteins to compare with. Export again")
+    if missing := manifest.golden.limits.keys() - golden.answers.keys():
+        raise ArtifactError(f"{path} holds no {', '.join(sorted(missing))}. Export again")
+    return golden
+
+
+def packs_of(golden: Golden) -> Iterator[GoldenPack]:
+    """All proteins, the first alone, more than a thousand in a whole block, and single tokens."""
+    yield _pack(golden, "all proteins", range(len(golden.sequences)))
+    yield _pack(golden, "the first alone", [0])
+    if members := _block(golden.lengths.tolist()):
+        yield _pack(golden, f"{BLOCK} tokens of {len(members)} proteins", members)
+    for count in range(1, len(golden.bare) + 1):
+        tokens = [tokenizer.encode(token) for token in golden.bare[:count]]
+        yield GoldenPack(
+            f"{count} single tokens" if count > 1 else "a single token",
+            tokens,
+            np.concatenate(tokens),
+            np.ones(count, np.int64),
+            np.arange(count),
+            {name: values[:count] for name, values in golden.bare_answers.items()},
+        )
+
+
+def _block(lengths: list[int]) -> list[int]:
+    """The first protein before and after the shortest over and over, ``BLOCK`` tokens to the last;
+    empty where none of these fit.
+    """
+    shortest = lengths.index(min(lengths))
+    for count in (1, 2, 3):
+        left = BLOCK - count * lengths[0]
+        if left > 0 and left % lengths[shortest] == 0:
+            return [*[0] * (count - 1), *[shortest] * (left // lengths[shortest]), 0]
+    return []
+
+
+def _pack(golden: Golden, name: str, members: Sequence[int]) -> GoldenPack:
+    starts = np.cumsum([0, *golden.lengths[list(members)]])
+    stored, rows = [], []
+    for member, start in zip(members, starts[:-1], strict=True):
+        first, end = golden.cu_seqlens[member : member + 2]
+        of_member = np.flatnonzero((golden.rows >= first) & (golden.rows < end))
+        stored.append(of_member)
+        rows.append(golden.rows[of_member] - first + start)
+    spans = [slice(*golden.cu_seqlens[member : member + 2]) for member in members]
+    per_protein = {EMBEDDING, "pooled"}
+    return GoldenPack(
+        name,
+        [tokenizer.tokenize(golden.sequences[member]) for member in members],
+        np.concatenate([golden.input_ids[span] for span in spans]),
+        golden.lengths[list(members)],
+        np.concatenate(rows),
+        {
+            tensor: values[list(members) if tensor in per_protein else np.concatenate(stored)]
+            for tensor, values in golden.answers.items()
+        },
+    )
