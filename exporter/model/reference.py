@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import esm
+import esm.pretrained
 import torch
 from esm.model.esm2 import ESM2
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from exporter.model.sources.artifact import read_artifact
 from exporter.model.sources.loaded import Weights
 from exporter.model.sources.tensor_files import some
 from exporter.model.synthetic import synthetic_state
+from exporter.model.witness import NoWitnessError, unlike_fair_esms, unlike_transformers
 from runtime.manifest import Architecture, Manifest, WeightsOrigin
 
 # Parameters of fair-esm's model that no engine uses and that a checkpoint need not have: the
@@ -95,7 +97,7 @@ def load_reference(source: WeightsSource) -> Reference:
         vocab_size=len(alphabet),
         token_dropout=weights.token_dropout,
     )
-    notes = list(weights.notes)
+    notes = [*weights.notes, *_ask_the_formats_own_loader(model, weights, has_lm_head)]
     if weights.left_out:
         notes.append(f"left out, for no engine holds it: {', '.join(weights.left_out)}")
     if not has_lm_head:
@@ -103,6 +105,32 @@ def load_reference(source: WeightsSource) -> Reference:
     return Reference(
         model.eval().requires_grad_(False), alphabet, architecture, origin, tuple(notes)
     )
+
+
+def _ask_the_formats_own_loader(model: ESM2, weights: Weights, has_lm_head: bool) -> list[str]:
+    """What could not be asked, in sentences.
+
+    Raises:
+        CheckpointError: it reads something else.
+    """
+    different: list[str] = []
+    asked = "fair-esm"
+    if weights.contents is not None:
+        with torch.device("meta"):
+            theirs, _, state = esm.pretrained._load_model_and_alphabet_core_v2(weights.contents)
+        different = unlike_fair_esms(model, theirs, state)
+    elif weights.folder is not None:
+        asked = "transformers"
+        try:
+            different = unlike_transformers(model, weights.folder, has_lm_head)
+        except NoWitnessError as error:
+            return [str(error)]
+    if different:
+        raise CheckpointError(
+            f"{weights.source} is read by {asked} otherwise than here: {some(different)} differ. "
+            "That is a fault of esm2-engines or of the checkpoint: please report it"
+        )
+    return []
 
 
 def _read(source: WeightsSource) -> Weights:

@@ -9,6 +9,7 @@ import torch
 
 from exporter.errors import CheckpointError
 from exporter.model.reference import Reference, WeightsSource, load_reference
+from exporter.model.sources.names import to_fair_esm
 from tests.conftest import ARCHITECTURE
 
 CONFIG = argparse.Namespace(
@@ -304,3 +305,36 @@ class TestHuggingFace:
     def test_a_folder_without_config(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"holds no config\.json"):
             load(tmp_path)
+
+
+class TestTheFormatsOwnLoader:
+    """A tensor in a wrong place would be in the engine and in its reference alike."""
+
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            ("layers.0.fc1.bias", "layers.1.fc1.bias"),
+            ("layers.0.self_attn.k_proj.weight", "layers.0.self_attn.q_proj.weight"),
+        ],
+    )
+    @pytest.mark.parametrize("of", ["fair_esm", "hugging_face"])
+    def test_a_tensor_in_another_place_is_refused(
+        self, tiny_checkpoint: Path, saved: tuple[object, Path], of: str, one: str, other: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        def exchanged(stored: dict[str, torch.Tensor], label: str):  # type: ignore[no-untyped-def]
+            state, left_out = to_fair_esm(stored, label)
+            return {**state, one: state[other], other: state[one]}, left_out
+
+        monkeypatch.setattr(f"exporter.model.sources.{of}.to_fair_esm", exchanged)
+        place = tiny_checkpoint if of == "fair_esm" else saved[1]
+        asked = "fair-esm" if of == "fair_esm" else "transformers"
+        with pytest.raises(CheckpointError, match=f"read by {asked} otherwise than here"):
+            load(place)
+
+    def test_settings_are_compared_too(
+        self, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("exporter.model.sources.fair_esm.bool", lambda _: False, raising=False)
+        with pytest.raises(CheckpointError, match="token_dropout differ"):
+            load(tiny_checkpoint)

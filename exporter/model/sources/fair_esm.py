@@ -65,4 +65,6 @@ def read_contents(contents: Any, path: Path, kind: str = "checkpoint") -> Weight
     state, left_out = to_fair_esm(checked_state(contents["model"], str(path)), str(path))
     check_sizes(state, shape, str(path), "cfg")
     source, _ = origin_of(path)
-    return Weights(shape, token_dropout, state, kind, source, left_out=tuple(left_out))
+    return Weights(
+        shape, token_dropout, state, kind, source, left_out=tuple(left_out), contents=contents
+    )

@@ -1,6 +1,7 @@
 """A folder as ``transformers`` saves it."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -49,7 +50,9 @@ def read_folder(folder: Path, file: str | None = None) -> Weights:
         raise CheckpointError(missing_weights(folder))
     name = file or formats[0]
     notes = [f"{folder} holds {' and '.join(formats)}: {name} is read"] if len(formats) > 1 else []
-    return with_settings(read_folder_tensors(folder, name), folder, folder, notes)
+    weights = with_settings(read_folder_tensors(folder, name), folder, folder, notes)
+    # Of another file than the one that transformers takes there is nothing to ask it.
+    return weights if name != formats[0] else replace(weights, folder=folder)
 
 
 def has_settings(folder: Path) -> bool:

@@ -1,6 +1,8 @@
 """What every source gives."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -20,6 +22,8 @@ class Weights:
         revision: the commit of a model from the Hub, else empty.
         left_out: parts of the checkpoint that no engine holds, such as ``classifier``.
         notes: what the user is told, in sentences.
+        contents: of fair-esm's own file, unpickled, as fair-esm would load it.
+        folder: as transformers would load it.
     """
 
     shape: Shape
@@ -30,3 +34,5 @@ class Weights:
     revision: str = ""
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    contents: Any = None
+    folder: Path | None = None

@@ -1,0 +1,88 @@
+"""Whether a format's own loader reads a checkpoint as this project does.
+
+Engines and their reference get weights from one loader: a tensor in a wrong place would be in both.
+"""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import ERROR
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Of hidden states in float32. Rounding leaves 1e-6; a tensor in another's place far more.
+TOLERANCE = 1e-4
+SETTINGS = ("num_layers", "embed_dim", "attention_heads", "token_dropout")
+# <cls>, every residue and symbol of fair-esm's alphabet, <mask>, <eos>.
+TOKENS = [0, *range(3, 33), 2]
+NOT_COMPARED = "not compared with what transformers reads from this folder: "
+
+
+class NoWitnessError(Exception):
+    """Why the format's own loader cannot be asked."""
+
+
+def unlike_fair_esms(model: Any, theirs: Any, state: dict[str, Tensor]) -> list[str]:
+    """What fair-esm's own loader reads otherwise, in words.
+
+    Args:
+        model: as this project loaded it.
+        theirs: the empty model that fair-esm makes of the file's settings.
+        state: the parameters that fair-esm would put into it, by its names.
+    """
+    found = [name for name in SETTINGS if getattr(model, name) != getattr(theirs, name)]
+    ours = dict(model.named_parameters(remove_duplicate=False))
+    return found + [
+        name
+        for name, tensor in state.items()
+        if name in ours and not torch.equal(tensor.float(), ours[name])
+    ]
+
+
+def unlike_transformers(model: Any, folder: Path, has_lm_head: bool) -> list[str]:
+    """Which outputs transformers' model of the folder gives otherwise; empty if none.
+
+    Raises:
+        NoWitnessError: transformers is not installed, or does not know the names.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise NoWitnessError(f"{NOT_COMPARED}transformers is not installed")
+    tokens = torch.tensor([TOKENS])
+    with _quiet() as transformers, torch.no_grad():
+        kind = transformers.EsmForMaskedLM if has_lm_head else transformers.EsmModel
+        options = {} if has_lm_head else {"add_pooling_layer": False}
+        witness, said = kind.from_pretrained(
+            str(folder), local_files_only=True, output_loading_info=True, **options
+        )
+        if missing := said["missing_keys"]:
+            raise NoWitnessError(
+                f"{NOT_COMPARED}it does not find {len(missing)} tensors under their names"
+            )
+        theirs = witness.eval().float()(tokens, output_hidden_states=True)
+        ours = model(tokens, repr_layers=[model.num_layers])
+    pairs = {
+        "representations": (ours["representations"][model.num_layers], theirs.hidden_states[-1])
+    }
+    if has_lm_head:
+        pairs["logits"] = ours["logits"], theirs.logits
+    return [name for name, (a, b) in pairs.items() if not (a - b).norm() <= TOLERANCE * b.norm()]
+
+
+@contextmanager
+def _quiet() -> Iterator[Any]:
+    """transformers, which says nothing of the heads that are not read."""
+    import transformers
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(ERROR)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield transformers
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
