@@ -62,6 +62,7 @@ class BuildOptions:
         device: where engines are verified, as in ``runtime.load``; ``"cuda"`` runs eager fair-esm
             there too.
         of_format: options that only one format takes, by its name.
+        longest: tokens of the longest protein to compare.
         keep_passed: publish the engines that passed where another failed; its verdict stays in the
             report.
     """
@@ -75,6 +76,7 @@ class BuildOptions:
     out: Path | None = None
     device: str = "auto"
     of_format: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    longest: int = LONGEST
     keep_passed: bool = False
 
 
@@ -102,7 +104,7 @@ def build(
         raise ExportError(f"dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
     for wanted in formats:
         if wanted.check is not None:
-            wanted.check(LONGEST, **options.of_format.get(wanted.name, {}))
+            wanted.check(options.longest, **options.of_format.get(wanted.name, {}))
     on = reference_device(options.device)
     say(f"loading {options.source.kind} {options.source.value}")
     reference = load_reference(options.source)
@@ -136,14 +138,21 @@ def build(
         load = partial(load_reference, options.source)
         proof = Proof(load, options.prove) if options.prove else None
         report = verify(
-            folder, manifest, reference, cache=cache, prove=proof, device=options.device
+            folder,
+            manifest,
+            reference,
+            cache=cache,
+            prove=proof,
+            device=options.device,
+            longest=options.longest,
         )
         if not report.passed:
             if not (options.keep_passed and can_publish_some(report)):
                 raise ParityError(_first_failure(report), report)
             manifest = without_failed(folder, manifest, report)
         write_report(report, folder)
-        parity = {v.engine: v.summary() for v in report.engines if v.status == "passed"}
+        passed = [verdict for verdict in report.engines if verdict.status == "passed"]
+        parity = {verdict.engine: verdict.summary(report.packs) for verdict in passed}
         manifest = msgspec.structs.replace(manifest, parity=parity, files=_files(folder))
         manifests.write(manifest, folder)
     return destination, report

@@ -13,6 +13,7 @@ import click
 from exporter.errors import ExportError
 from exporter.formats.table import FORMATS
 from exporter.model.architectures import DTYPES
+from exporter.proof_options import device_option, longest_option, seed_option
 from exporter.source_options import source_of, source_options
 from runtime.errors import Esm2Error
 from runtime.one_line_errors import one_line_errors
@@ -27,15 +28,6 @@ if TYPE_CHECKING:
 FAILED_PARITY = 1
 PROVE_IN_HELP = "Formats to plant faults in, separated by commas.  [default: all]"
 JOBS_HELP = "Processes that plant faults, each with a copy of the model."
-
-device_option = click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    help="Where engines run: auto takes a GPU where an engine's library sees one. With cuda, eager "
-    "fair-esm runs there too.",
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -89,6 +81,7 @@ def main() -> None:
     type=click.IntRange(min=1),
     help="Tokens of the longest protein that a TensorRT plan takes.",
 )
+@longest_option
 @click.option(
     "--keep-passed",
     is_flag=True,
@@ -104,7 +97,7 @@ def build(
     model: str | None, checkpoint: str | None, synthetic: str | None, seed: int, target: str,
     layers: str | None, pool: "Pool | None", dtype: str, prove: bool, prove_in: str | None,
     jobs: int, device: str, compute_capability: str | None, max_tokens: int, max_seqlen: int,
-    keep_passed: bool, out: Path | None,
+    longest: int, keep_passed: bool, out: Path | None,
 ) -> None:  # fmt: skip
     """Build an artifact: engines that passed parity, their weights, and a manifest.
 
@@ -137,7 +130,7 @@ def build(
     options = BuildOptions(
         source=source, targets=targets, layers=wanted_layers, pool=pool, dtype=dtype, prove=proof,
         out=out, device=device, of_format={"tensorrt": {"options": plans}},
-        keep_passed=keep_passed,
+        keep_passed=keep_passed, longest=longest,
     )  # fmt: skip
     try:
         folder, report = run_build(
@@ -168,13 +161,8 @@ def build(
     type=click.Path(),
     help="What the artifact was built from, to compare with the original weights.",
 )
-@click.option(
-    "--seed",
-    default=0,
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Of the random packs.",
-)
+@seed_option
+@longest_option
 @click.option("--fasta", type=click.Path(), help="Your own proteins, compared beside the packs.")
 @record_options
 @click.option("--prove", is_flag=True, help="Also plant faults and demand that each is rejected.")
@@ -199,8 +187,8 @@ def build(
 @click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
 @one_line_errors(ExportError, Esm2Error, OSError)
 def verify(
-    artifact: Path, engine: str | None, checkpoint: str | None, seed: int, fasta: str | None,
-    on_error: str, unknown: Any, upper: bool, strip_stop: bool, prove: bool,
+    artifact: Path, engine: str | None, checkpoint: str | None, seed: int, longest: int,
+    fasta: str | None, on_error: str, unknown: Any, upper: bool, strip_stop: bool, prove: bool,
     prove_in: str | None, jobs: int, device: str, v1_attention: bool,
     report: Path | None, junit: Path | None, against: Path | None, no_cache: bool, as_json: bool,
 ) -> None:  # fmt: skip
@@ -245,6 +233,7 @@ def verify(
         cache=None if no_cache else Cache(default_folder()),
         prove=Proof(load, ProofOptions(jobs, _formats(prove_in))) if prove else None,
         device=device,
+        longest=longest,
     )
     grown = grown_errors(result, older) if older else []
     if report:

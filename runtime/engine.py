@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.attention import Attention
+from runtime.manifest import Domain
 from runtime.packing import PackedBatch
 from runtime.threads import Threads
 
@@ -32,6 +33,7 @@ class EngineSpec:
         synthetic: the weights are random; for trying the project only.
         embed_dim: E, of one row of the outputs.
         passed_over: engines that are faster, each with why it does not run here.
+        domain: the largest packs that it was compared with fair-esm on; None where that is unknown.
     """
 
     format: str
@@ -46,6 +48,7 @@ class EngineSpec:
     synthetic: bool
     embed_dim: int
     passed_over: tuple[str, ...] = ()
+    domain: Domain | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from runtime.files import FileEntry, path_problem, problem_with_files
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 
 FILE_NAME = "manifest.json"
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 # What the runtime pools from the last exported layer: compared like an output of the engine.
 EMBEDDING = "embedding"
@@ -170,13 +171,45 @@ class EngineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return [name for name in named if name is not None]
 
 
+@dataclass(frozen=True)
+class Domain:
+    """The largest that an engine was compared on.
+
+    Attributes:
+        longest: tokens of a protein.
+        tokens: of a pack.
+        proteins: of a pack.
+    """
+
+    longest: int
+    tokens: int
+    proteins: int
+
+    def beyond(self, longest: int, tokens: int, proteins: int) -> list[str]:
+        """In which of its sizes such a pack is larger, in words."""
+        sizes = (
+            (longest, self.longest, "tokens of a protein"),
+            (tokens, self.tokens, "tokens of a pack"),
+            (proteins, self.proteins, "proteins of a pack"),
+        )
+        return [f"{got:,} {what} (proven: {most:,})" for got, most, what in sizes if got > most]
+
+
 class ParityEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Measured parity of one engine; the rows are in ``parity.json``."""
+    """Measured parity of one engine; the rows are in ``parity.json``.
+
+    Attributes:
+        passed: all of its rules.
+        worst_relative_l2, worst_ratio_to_eager: of all outputs of all packs.
+        packs: that were compared.
+        domain: how large they were; None in artifacts of before.
+    """
 
     passed: bool
     worst_relative_l2: float
     worst_ratio_to_eager: float
     packs: int
+    domain: Domain | None = None
 
 
 class GoldenEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -343,6 +376,11 @@ def _from_6(fields: dict[str, Any]) -> dict[str, Any]:
     return fields | {"golden": golden | {"limits": _renamed(golden["limits"]), "own_limits": own}}
 
 
+def _from_7(fields: dict[str, Any]) -> dict[str, Any]:
+    """8 says how large the packs were that an engine was compared on."""
+    return fields
+
+
 def _renamed(limits: dict[str, float]) -> dict[str, float]:
     return {
         EMBEDDING if name == "pooled by the runtime" else name: limit
@@ -354,4 +392,5 @@ def _renamed(limits: dict[str, float]) -> dict[str, float]:
 _UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     5: _from_5,
     6: _from_6,
+    7: _from_7,
 }

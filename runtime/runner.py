@@ -140,6 +140,7 @@ class AsyncInferenceRunner:
         self._layer = layer
         self._options = RecordOptions(unknown, upper, strip_stop)
         self._on_rejected = on_rejected
+        self._warned = False
 
     def run(self, records: Iterable[Record]) -> Iterator[Embedding]:
         """Yields one embedding for each record, in input order.
@@ -242,6 +243,7 @@ class AsyncInferenceRunner:
             raise EngineError(
                 f"engine {self._engine.spec.format!r} cannot run this pack: {'; '.join(reasons)}"
             )
+        self._warn_beyond_the_proof(batch)
         rows = self._engine.embed(batch, self._layer, self._pool)
         check_finite(batch, rows, self._pool)
         bounds = batch.cu_seqlens.tolist()
@@ -257,6 +259,19 @@ class AsyncInferenceRunner:
             Embedding(batch.name(i), bounds[i + 1] - bounds[i], values[i])
             for i in range(batch.num_proteins)
         ]
+
+    def _warn_beyond_the_proof(self, batch: PackedBatch) -> None:
+        spec = self._engine.spec
+        if self._warned or spec.domain is None:
+            return
+        sizes = spec.domain.beyond(batch.max_seqlen, batch.num_tokens, batch.num_proteins)
+        if sizes:
+            self._warned = True
+            logger.warning(
+                "engine %r of %s runs beyond what it was compared with fair-esm on: %s. "
+                "'esm2-export verify --longest' compares longer proteins",
+                spec.format, spec.artifact, ", ".join(sizes),
+            )  # fmt: skip
 
     def _account_for(self, batch: PackedBatch) -> None:
         totals = self.totals

@@ -83,7 +83,7 @@ def _judge(step: Step, report: Report) -> None:
     step.status = "not run" if verdict.status == "not measured" else verdict.status
     step.reason = verdict.reason
     if verdict.rows:
-        summary = verdict.summary()
+        summary = verdict.summary(report.packs)
         step.parity = Parity(
             packs=summary.packs,
             worst_relative_l2=summary.worst_relative_l2,

@@ -19,10 +19,11 @@ from exporter.parity.rules.verdict import EngineVerdict
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.device import arithmetic_of, reference_device
 from exporter.parity.truth.oracle import layer_norm_of
-from exporter.parity.truth.packs import Pack, as_batch, parity_packs
+from exporter.parity.truth.packs import LONGEST, Pack, as_batch, longest_pack, parity_packs
 from exporter.weights import shared as shared_weights
 from runtime.attention import Attention
 from runtime.manifest import Manifest
+from runtime.threads import usable_memory
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 
 
@@ -54,6 +55,7 @@ def verify(
     cache: Cache | None = None,
     prove: Proof | None = None,
     device: str = "auto",
+    longest: int = LONGEST,
 ) -> Report:
     """Compares engines with the reference on every pack.
 
@@ -68,8 +70,10 @@ def verify(
         cache: of eager fair-esm's answers; None computes them.
         prove: also plant faults, and demand that each is rejected.
         device: see ``Gate``.
+        longest: tokens of the longest protein to compare.
 
     Raises:
+        InputError: it is too long for this machine's memory.
         ExportError: the weights hold NaN or Inf, or there is nothing to compare.
     """
     chosen = list(manifest.engines if engines is None else engines)
@@ -80,6 +84,9 @@ def verify(
             f"({', '.join(names[:3])}): build it again from whole weights"
         )
     packs = {**parity_packs(seed), **(own_packs or {})}
+    if longest > LONGEST:
+        heads = manifest.architecture.num_heads
+        packs[f"{longest} tokens of a protein"] = longest_pack(longest, heads, usable_memory())
     gate = Gate.prepare(reference, manifest, packs, cache, device)
     verdicts = [gate.judge(folder, manifest, name, attention) for name in chosen]
     faults: list[FaultVerdict] = []

@@ -96,4 +96,5 @@ def spec_of(
         library=library,
         synthetic=manifest.weights.kind == "synthetic",
         embed_dim=manifest.architecture.embed_dim,
+        domain=parity.domain if (parity := manifest.parity.get(name)) else None,
     )

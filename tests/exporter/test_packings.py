@@ -18,7 +18,15 @@ from exporter.parity.answers import Answers
 from exporter.parity.gate import judge
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.oracle import run_eager
-from exporter.parity.truth.packs import Pack, Protein, protein, rare
+from exporter.parity.truth.packs import (
+    Pack,
+    Protein,
+    _drawn,
+    as_batch,
+    longest_pack,
+    protein,
+    rare,
+)
 from runtime import manifest as manifests
 
 pytestmark = pytest.mark.slow
@@ -124,3 +132,17 @@ def together(alone: dict[str, Answers], packing: Sequence[int]) -> Answers:
             for name in members[0].tensors
         },
     )
+
+
+def test_what_is_drawn_ends_at_or_beside_a_power_of_two() -> None:
+    for seed in range(200):
+        pack = _drawn(np.random.default_rng(seed))
+        tokens = as_batch(pack).num_tokens
+        assert min(abs(tokens - 2**k) for k in range(7, 12)) <= 1
+        assert min(len(protein.sequence) for protein in pack) >= 1
+
+
+def test_longer_proteins_than_memory_are_refused() -> None:
+    assert max(len(protein.sequence) for protein in longest_pack(3000, 20, 1 << 36)) == 2998
+    with pytest.raises(runtime.InputError, match="at most --longest 6689, or a larger machine"):
+        longest_pack(35_000, 20, 1 << 34)

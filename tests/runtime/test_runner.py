@@ -89,6 +89,42 @@ def test_over_budget_and_empty_are_kept_and_counted(engine: runtime.Engine) -> N
     assert (runner.totals.proteins, runner.totals.tokens) == (3, 2 + 32 + 4)
 
 
+class TestBeyondTheProof:
+    def test_it_is_said_once(
+        self, engine: runtime.Engine, records: list[Record], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        domain = engine.spec.domain
+        assert domain is not None
+        long = Record("long", "M" * domain.longest)
+        with caplog.at_level(logging.WARNING, "runtime"):
+            runner = runtime.AsyncInferenceRunner(engine, 100)
+            assert len(list(runner.run([*records, long, long]))) == len(records) + 2
+        (said,) = caplog.messages
+        assert f"{domain.longest + 2:,} tokens of a protein (proven: {domain.longest:,})" in said
+        assert "--longest" in said
+
+    def test_nothing_is_said_within_it_or_where_it_is_unknown(
+        self, engine: runtime.Engine, records: list[Record], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.WARNING, "runtime"):
+            list(runtime.AsyncInferenceRunner(engine, 100).run(records))
+            unknown = _OfUnknownDomain(engine)
+            long = Record("long", "M" * engine.spec.domain.longest)
+            list(runtime.AsyncInferenceRunner(unknown, 100).run([long]))
+        assert not caplog.messages
+
+
+class _OfUnknownDomain:
+    """An artifact of before."""
+
+    def __init__(self, engine: runtime.Engine):
+        self._engine = engine
+        self.spec = replace(engine.spec, domain=None)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._engine, name)
+
+
 def test_the_debug_line(engine: runtime.Engine, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "runtime"):
         list(

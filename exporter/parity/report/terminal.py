@@ -9,10 +9,15 @@ from exporter.parity.rules.verdict import Check, EngineVerdict, describe
 
 def summary(report: Report, grown: Sequence[str] = ()) -> list[str]:
     """About ten lines: each engine, its nearest limits, what is wrong, and the verdict."""
-    proteins, tokens = map(sum, zip(*report.packs.values(), strict=True))
+    sizes = report.packs.values()
+    proteins, tokens = map(sum, zip(*sizes, strict=True))
+    longest = max((row.longest for v in report.engines for row in v.rows), default=0)
     lines = [
         f"{report.artifact}, {report.dtype}: {len(report.packs)} packs, {proteins:,} proteins, "
-        f"{tokens:,} tokens, against eager fair-esm in float64"
+        f"{tokens:,} tokens, against eager fair-esm in float64",
+        f"  proven for proteins of up to {longest:,} tokens, packs of up to "
+        f"{max(t for _, t in sizes):,} tokens and {max(n for n, _ in sizes):,} proteins"
+        + (f"; seed {report.seed}" if report.seed else ""),
     ]
     for verdict in report.engines:
         lines += _engine(verdict)

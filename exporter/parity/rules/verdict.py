@@ -1,6 +1,6 @@
 """Passed or failed: an engine's error on every output of every pack against its budgets."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -10,7 +10,7 @@ from exporter.parity.rules.metrics import UNBOUNDED, ratio
 from exporter.parity.rules.rows import Row
 from exporter.parity.rules.task import TaskMetrics
 from runtime.engine import EngineSpec
-from runtime.manifest import ParityEntry
+from runtime.manifest import Domain, ParityEntry
 
 # The names of the checks that are exact: there is no number between right and wrong.
 EVERYTHING_COMPARED = "every output is there, finite and comparable"
@@ -91,13 +91,22 @@ class EngineVerdict(msgspec.Struct, frozen=True):
     def _measured(self) -> list[Row]:
         return [row for row in self.rows if not row.not_compared]
 
-    def summary(self) -> ParityEntry:
-        """For the manifest."""
+    def summary(self, packs: Mapping[str, tuple[int, int]]) -> ParityEntry:
+        """For the manifest.
+
+        Args:
+            packs: proteins and tokens of each.
+        """
         return ParityEntry(
             passed=self.status == "passed",
             worst_relative_l2=self.worst_relative_l2,
             worst_ratio_to_eager=self.worst_ratio_to_eager,
-            packs=len({row.pack for row in self.rows}),
+            packs=len(packs),
+            domain=Domain(
+                longest=max((row.longest for row in self.rows), default=0),
+                tokens=max(tokens for _, tokens in packs.values()),
+                proteins=max(proteins for proteins, _ in packs.values()),
+            ),
         )
 
 

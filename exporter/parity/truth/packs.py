@@ -70,8 +70,7 @@ def parity_packs(seed: int = 0) -> dict[str, Pack]:
         "one of mixed, alone": [mixed[2]],
     }
     for i in range(3):
-        lengths = np.exp(random.normal(np.log(280), 0.6, size=6)).clip(20, 1022).astype(int)
-        packs[f"random {i}"] = [protein(random, int(length)) for length in lengths]
+        packs[f"random {i}"] = _drawn(random)
     # Proteins that eager fair-esm has answered already, some twice.
     packs[STREAM] = [*mixed, *thirty[:15], *packs["many masks"], *mixed]
     return packs
@@ -117,6 +116,42 @@ def protein(random: np.random.Generator, length: int, masked: float = 0.0) -> Pr
 def with_names(packs: Mapping[str, Pack], names: Iterable[str]) -> dict[str, Pack]:
     """Those packs alone."""
     return {name: packs[name] for name in names}
+
+
+def _drawn(random: np.random.Generator) -> Pack:
+    """Lengths and their number over orders of magnitude; tokens at or beside a power of two."""
+    left = int(2 ** random.integers(7, 12) + random.integers(-1, 2))
+    proteins: list[Protein] = []
+    for length in np.exp(random.uniform(0, np.log(1022), int(2 ** random.uniform(1, 6)))):
+        # The last but one leaves room for a whole protein.
+        if left < int(length) + 2 + 3:
+            break
+        proteins.append(protein(random, int(length)))
+        left -= int(length) + 2
+    return [*proteins, protein(random, left - 2)]
+
+
+def longest_pack(num_tokens: int, num_heads: int, memory: int | None) -> Pack:
+    """A protein of so many tokens, and a short one.
+
+    Args:
+        num_tokens: of the long one, BOS and EOS included.
+        num_heads: of the model.
+        memory: bytes of this machine; None where that is unknown.
+
+    Raises:
+        InputError: fair-esm's float64 attention over it would not fit.
+    """
+    # Scores and their softmax, in float64, of all heads at once.
+    needed = 3 * 8 * num_heads * num_tokens**2
+    if memory is not None and needed > memory:
+        most = int((memory / (3 * 8 * num_heads)) ** 0.5)
+        raise InputError(
+            f"fair-esm's float64 attention over {num_tokens:,} tokens takes {needed / 1e9:.0f} GB, "
+            f"this machine has {memory / 1e9:.0f}: at most --longest {most}, or a larger machine"
+        )
+    random = np.random.default_rng(num_tokens)
+    return [protein(random, num_tokens - 2), protein(random, 40)]
 
 
 def _filled(num_tokens: int, first: Pack, others: Pack) -> Pack:
