@@ -28,6 +28,7 @@ def rejected(found: FaultVerdict, failed: list[Check]) -> FaultVerdict:
         found,
         outcome="rejected",
         exactly=[describe(check) for check in failed if check.sense == "exact"],
+        rules=[check.name for check in failed],
     )
     budgets = [check for check in failed if check.margin is not None]
     if not budgets:

@@ -36,6 +36,7 @@ def render(report: Report) -> str:
         planted_in={fault.engine for fault in report.faults},
         length_plots=plots.error_by_length(report),
         layer_plot=plots.error_by_layer(report),
+        domain_plot=plots.domain(report),
         not_drawn=_not_drawn(report),
         over_budget=lambda verdict, row: _over_budget(plots.budgets_of(report, verdict), row),
     )

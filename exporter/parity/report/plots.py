@@ -135,6 +135,33 @@ def error_by_layer(report: Report) -> str:
         return _svg(figure, "layers")
 
 
+def domain(report: Report) -> str:
+    """Each pack by its longest protein and its number of proteins; empty if none was compared."""
+    longest = {row.pack: row.longest for v in report.engines for row in v.rows}
+    packs = {name: sizes for name, sizes in report.packs.items() if name in longest}
+    if not packs:
+        return ""
+    x, y = [longest[name] for name in packs], [proteins for proteins, _ in packs.values()]
+    # By area: a pack of ten times the tokens has ten times the ink.
+    most = max(tokens for _, tokens in packs.values())
+    areas = [max(12.0, 500 * tokens / most) for _, tokens in packs.values()]
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure()
+        axes.set(xlabel="tokens of the pack's longest protein", ylabel="proteins of the pack")
+        _logarithmic(axes, "x", [0.5 * min(x), 1.6 * max(x)])
+        _logarithmic(axes, "y", [0.6, 2.5 * max(y)])
+        axes.scatter(
+            x, y, areas, color=_ENGINES[0], alpha=0.45, linewidths=0, zorder=3, label="a pack"
+        )
+        largest = max(packs, key=lambda name: packs[name][1])
+        for name in dict.fromkeys([largest, max(packs, key=lambda name: longest[name])]):
+            axes.annotate(
+                f"{packs[name][1]:,} tokens", (longest[name], packs[name][0]), (6, 8),
+                textcoords="offset points", ha="right" if longest[name] > 500 else "left",
+            )  # fmt: skip
+        return _svg(figure, "domain")
+
+
 class _Place(NamedTuple):
     x: float
     width: float

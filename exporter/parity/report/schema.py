@@ -31,6 +31,7 @@ class FaultVerdict(msgspec.Struct, frozen=True):
         limit: of that budget.
         margin: how many times over the limit.
         exactly: exact checks that rejected it, and what they say.
+        rules: every check that rejected it; with one of them alone, nothing else would have.
         note: why it does not apply, or what hides it.
     """
 
@@ -43,6 +44,7 @@ class FaultVerdict(msgspec.Struct, frozen=True):
     limit: float | None = None
     margin: float | None = None
     exactly: list[str] = []
+    rules: list[str] = []
     note: str = ""
 
 
