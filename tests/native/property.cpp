@@ -146,7 +146,7 @@ void demand_that_nan_shows(Pack& pack, const Guarded& out, Random& random) {
   const Problem& problem = pack.problem;
   const Strided& x = *random.one_of({&problem.q, &problem.k, &problem.v});
   // NaN has many patterns.
-  const float bad = random.one_of({NAN, -NAN, float_of_bits(0xffffffff), float_of_bits(0x7fc01234), INFINITY});
+  const float bad = random.one_of({NAN, float_of_bits(0xffffffff), float_of_bits(0x7fc01234), INFINITY});
   const int64_t protein = random.between(0, problem.num_proteins - 1), dim = problem.head_dim;
   const int64_t start = problem.cu_seqlens[protein], end = problem.cu_seqlens[protein + 1];
   const int64_t token = random.one_of({start, end - 1, random.between(start, end - 1)});
@@ -209,13 +209,13 @@ void check_packs(uint64_t seed, int count, int times_first, const std::vector<in
     std::fprintf(stderr, "pack: seed %llu, ", static_cast<unsigned long long>(seed + i));
     Random random(seed + i);
     const auto dtype = Dtype(i % 4 % 3);  // each of the first three packs has another
-    Pack pack = i < times_first ? Pack(random, dtype, first, 1, 16)
+    Pack pack = i < times_first ? Pack(random, dtype, first, 1, 16 + 4 * i)
                                 : draw_pack(random, dtype, random.log_uniform(least_work, most_work));
     const Guarded out = attention_of(pack, 1);
     double& of_dtype = worst[int(pack.problem.dtype)];
     of_dtype = std::max(of_dtype, demand_float64(pack, out, random));
     demand_same_bits(pack, out);
-    demand_that_nan_shows(pack, out, random);
+    for (int times = 0; times < 2; ++times) demand_that_nan_shows(pack, out, random);
     length = std::max(length, *std::max_element(pack.lengths.begin(), pack.lengths.end()));
   }
   std::printf("%d packs, lengths to %d: float64's answers (worst share of the error allowed: float32 %.0f %%,\n"
@@ -333,8 +333,8 @@ int main(int argc, char** argv) {
   std::printf("seed %s\n", argv[3]);
   check_conversions<Float16>("float16", 5);
   check_conversions<BFloat16>("bfloat16", 8);
-  check_splitting(seed, packs / 2);
-  check_packs(seed, packs, 3, {511, 512, 513, 1023, 1024, 1025, 1}, 100'000, 100'000'000);
+  check_splitting(seed, 30 + packs / 2);
+  check_packs(seed, packs, 3, {513, 1, 1025}, 100'000, 100'000'000);
   check_tasks_of_long_proteins(seed, 1 + packs / 20);
   if (long_packs) check_packs(seed, long_packs, 1, {longest}, 1'000'000'000, 30'000'000'000);
 }
