@@ -10,6 +10,8 @@ ARTIFACT ?= artifacts/esm2_t6_8M_UR50D-synthetic
 # For gpu-check: a folder with wheels of what is not installed, and options such as --with-3b.
 WHEELS   ?=
 GPU_ARGS ?=
+# For native-check: the seed of its packs; the time, if there is none.
+SEED     ?=
 # For release: the oldest and the newest Python that are named in pyproject.toml.
 OLDEST   ?= python3.10
 NEWEST   ?= python3.13
@@ -35,7 +37,7 @@ BENCH_FULL := $(BENCH) esm2_t30_150M_UR50D
 PARITY := parity-float32 parity-float16 parity-bfloat16
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export verify parity $(PARITY) test test-all bench bench-full bench-install gpu-check images docs release lint clean
+.PHONY: help setup export verify parity $(PARITY) test test-all bench bench-full bench-install gpu-check native-check images docs release lint clean
 
 help:    ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +90,9 @@ gpu-check:    ## Prove and measure every engine on this machine's GPU; no networ
 	$(if $(WHEELS),$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --no-deps \
 	    --upgrade --target $(GPU_PACKAGES) $(wildcard $(WHEELS)/*.whl))
 	PYTHONPATH="$(CURDIR):$(CURDIR)/$(GPU_PACKAGES):$$PYTHONPATH" $(PYTHON) -m benchmarks.gpu_check $(GPU_ARGS)
+
+native-check: $(READY)    ## Check the C++ kernels against float64, on each instruction set, under sanitizers
+	$(BIN)/python -m tests.native.check $(if $(SEED),--seed $(SEED))
 
 images: $(READY)    ## Build and try the images with buildah, without a daemon; as root, on Debian
 	$(BIN)/python -m pytest tests/deploy -rs

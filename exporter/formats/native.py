@@ -45,6 +45,12 @@ class InstructionSet:
     rows: int
     flags: tuple[str, ...] = ()
 
+    @property
+    def arguments(self) -> list[str]:
+        """What the compiler is told with ``FLAGS``."""
+        of_kernel = {"ISA": self.name, "WIDTH": self.width, "ROWS": self.rows}
+        return [*self.flags, *(f"-DESM2_{name}={value}" for name, value in of_kernel.items())]
+
 
 BASELINE = InstructionSet("baseline", 4, 4)
 X86_64 = (
@@ -54,6 +60,11 @@ X86_64 = (
         "avx512", 16, 12, ("-mavx512f", "-mavx512dq", "-mfma", "-mprefer-vector-width=512")
     ),
 )
+
+
+def instruction_sets() -> tuple[InstructionSet, ...]:
+    """Those of this kind of machine; processors may lack the wider ones."""
+    return X86_64 if platform.machine() in ("x86_64", "AMD64") else (BASELINE,)
 
 
 class CompilerError(ExportError):
@@ -130,17 +141,16 @@ def _compile(compiler: list[str], source: Path, built: Path) -> None:
     # Relative paths: messages of the op name its source, and no folder of this machine.
     prefix = f"-ffile-prefix-map={torch_folder}=torch"
     command = [*compiler, *FLAGS, prefix]
-    sets = X86_64 if platform.machine() in ("x86_64", "AMD64") else (BASELINE,)
     steps = [
-        (f"kernel.{s.name}", ["kernel.cpp", *s.flags, f"-DESM2_ISA={s.name}",
-                              f"-DESM2_WIDTH={s.width}", f"-DESM2_ROWS={s.rows}"])
-        for s in sorted(sets, key=lambda s: -s.width)  # those that take longest first
-    ]  # fmt: skip
+        (f"kernel.{s.name}", ["kernel.cpp", *s.arguments])
+        for s in sorted(instruction_sets(), key=lambda s: -s.width)  # those that take longest first
+    ]
     hosts = {
         TORCH_LIBRARY: ["torch_op.cpp", TORCH_TARGET, f"-isystem{torch_folder / 'include'}"],
         ONNXRUNTIME_LIBRARY: ["onnxruntime_op.cpp"],
     }
-    steps += [("varlen_attention.cpp", ["varlen_attention.cpp"]), *hosts.items()]
+    shared = ("varlen_attention.cpp", "instruction_sets.cpp")
+    steps += [*((name, [name]) for name in shared), *hosts.items()]
     with ThreadPoolExecutor(usable_cores()) as pool:
         jobs = [
             pool.submit(

@@ -1,54 +1,16 @@
-// Splits a pack into tasks, and chooses the instruction set.
+// Splits a pack into tasks.
 
 #include "varlen_attention.h"
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
 #include <new>
 #include <numeric>
 #include <stdexcept>
 #include <vector>
 
 namespace esm2 {
-
-extern const Kernel kernel_baseline;
-#if defined(__x86_64__)
-extern const Kernel kernel_avx2;
-extern const Kernel kernel_avx512;
-#endif
-
-namespace {
-
-// Widest first.
-std::vector<const Kernel*> supported_kernels() {
-  std::vector<const Kernel*> kernels;
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq"))
-    kernels.push_back(&kernel_avx512);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    kernels.push_back(&kernel_avx2);
-#endif
-  kernels.push_back(&kernel_baseline);
-  return kernels;
-}
-
-const Kernel& choose_kernel() {
-  const auto kernels = supported_kernels();
-  const char* wanted = std::getenv("ESM2_OPS_INSTRUCTIONS");
-  for (const Kernel* kernel : kernels)
-    if (wanted && !std::strcmp(kernel->name, wanted)) return *kernel;
-  return *kernels.front();
-}
-
-}  // namespace
-
-const Kernel& kernel() {
-  static const Kernel& chosen = choose_kernel();
-  return chosen;
-}
 
 const char* problem_with(const int32_t* cu_seqlens, int64_t num_bounds, int64_t num_tokens) {
   if (num_bounds < 2) return "cu_seqlens must be [N + 1] with N >= 1";

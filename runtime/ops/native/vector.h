@@ -28,12 +28,14 @@ inline Vec load_some(const float* from, int64_t count) {
   return load(lanes);
 }
 
-// 2^x, x <= 0, to 2e-7: a polynomial on [-0.5, 0.5], and the rest added to the exponent. Below -126
-// it stays at 2^-126, which no sum of a softmax (at least 1) can see. NaN stays NaN.
+// 2^x, x <= 0, to 2e-7: a polynomial on [-0.5, 0.5], times 2 to the rest. Below -126 it stays at 2^-126,
+// which no sum of a softmax (at least 1) can see. NaN stays NaN; added to its bits, as to an exponent, the
+// rest would make a number of some.
 inline Vec exp2_of(Vec x) {
   const Vec least = splat(-126.0f);
   x = x < least ? least : x;
-  const Vec shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+  // 1.5 * 2^23 rounds to a whole number, whose last bits are then an exponent with float32's bias.
+  const Vec shift = splat(12582912.0f + 127.0f);
   const Vec shifted = x + shift;
   const Vec r = x - (shifted - shift);
   Vec p = splat(1.326472731e-3f);
@@ -42,7 +44,7 @@ inline Vec exp2_of(Vec x) {
   p = p * r + splat(2.4022242427e-1f);
   p = p * r + splat(6.9314700365e-1f);
   p = p * r + splat(1.0f);
-  return (Vec)((IntVec)p + ((IntVec)shifted << 23));
+  return p * (Vec)((IntVec)shifted << 23);
 }
 
 template <size_t... I>
