@@ -38,7 +38,12 @@ class VectorEngine:
     def __init__(self, width: int):
         self._width = width
         self.spec: Any = SimpleNamespace(
-            layers=(1,), format="vectors", device="cpu", embed_dim=width, dtype="float32"
+            layers=(1,),
+            format="vectors",
+            device="cpu",
+            embed_dim=width,
+            dtype="float32",
+            domain=None,
         )
 
     def unsupported_reasons(self, batch: PackedBatch) -> list[str]:

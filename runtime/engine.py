@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.attention import Attention
-from runtime.manifest import Domain
+from runtime.domain import Domain
 from runtime.packing import PackedBatch
 from runtime.threads import Threads
 

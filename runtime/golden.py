@@ -14,6 +14,8 @@ from runtime.manifest import EMBEDDING, Manifest
 # Tokens of a pack: the default budget, a multiple of every block that kernels have. With the
 # shortest protein over and over it holds more than a thousand.
 BLOCK = 4096
+PER_PROTEIN = (EMBEDDING, "pooled")
+_NO_COPIES = np.empty((0, 0), np.int64)
 # Of names in the file: answers to single tokens.
 BARE = "bare."
 
@@ -57,6 +59,9 @@ class GoldenPack:
         input_ids: ``[T]``, by fair-esm's.
         lengths: ``[N]``, tokens of each.
         rows: ``[R]`` of the pack, those with answers.
+        proteins: ``[M]`` of the pack, those with answers.
+        copies: ``[C, L]`` rows of C equal proteins, which are compared with one another: a pack of
+            a thousand of the shortest has an error of its own, which no limit is for.
         answers: as ``Golden.answers``, for the proteins and rows of the pack.
     """
 
@@ -65,7 +70,9 @@ class GoldenPack:
     input_ids: NDArray[np.int64]
     lengths: NDArray[np.integer]
     rows: NDArray[np.int64]
+    proteins: NDArray[np.int64]
     answers: dict[str, NDArray[np.float64]]
+    copies: NDArray[np.int64]
 
 
 def read_golden(folder: Path, manifest: Manifest) -> Golden:
@@ -116,7 +123,9 @@ def packs_of(golden: Golden) -> Iterator[GoldenPack]:
             np.concatenate(tokens),
             np.ones(count, np.int64),
             np.arange(count),
+            np.arange(count),
             {name: values[:count] for name, values in golden.bare_answers.items()},
+            _NO_COPIES,
         )
 
 
@@ -133,23 +142,30 @@ def _block(lengths: list[int]) -> list[int]:
 
 
 def _pack(golden: Golden, name: str, members: Sequence[int]) -> GoldenPack:
-    starts = np.cumsum([0, *golden.lengths[list(members)]])
+    chosen = np.array(members)
+    lengths = golden.lengths[chosen]
+    starts = np.cumsum([0, *lengths[:-1]])
+    shortest = int(golden.lengths.argmin())
+    # Not where each is there once.
+    is_copy = (chosen == shortest) & (len(chosen) > len(golden.lengths))
+    proteins = np.flatnonzero(~is_copy)
     stored, rows = [], []
-    for member, start in zip(members, starts[:-1], strict=True):
+    for member, start in zip(chosen[proteins], starts[proteins], strict=True):
         first, end = golden.cu_seqlens[member : member + 2]
         of_member = np.flatnonzero((golden.rows >= first) & (golden.rows < end))
         stored.append(of_member)
         rows.append(golden.rows[of_member] - first + start)
-    spans = [slice(*golden.cu_seqlens[member : member + 2]) for member in members]
-    per_protein = {EMBEDDING, "pooled"}
+    by_token = np.concatenate(stored)
     return GoldenPack(
         name,
         [tokenizer.tokenize(golden.sequences[member]) for member in members],
-        np.concatenate([golden.input_ids[span] for span in spans]),
-        golden.lengths[list(members)],
+        np.concatenate([golden.input_ids[slice(*golden.cu_seqlens[m : m + 2])] for m in members]),
+        lengths,
         np.concatenate(rows),
+        proteins,
         {
-            tensor: values[list(members) if tensor in per_protein else np.concatenate(stored)]
+            tensor: values[chosen[proteins] if tensor in PER_PROTEIN else by_token]
             for tensor, values in golden.answers.items()
         },
+        starts[is_copy, None] + np.arange(golden.lengths[shortest]),
     )

@@ -3,12 +3,12 @@
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
+from runtime.domain import Domain
 from runtime.errors import ArtifactError
 from runtime.files import FileEntry, path_problem, problem_with_files
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
@@ -169,30 +169,6 @@ class EngineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         quantised = self.quantised.file if self.quantised else None
         named = [self.file, self.op_library, quantised, WEIGHTS_FILE]
         return [name for name in named if name is not None]
-
-
-@dataclass(frozen=True)
-class Domain:
-    """The largest that an engine was compared on.
-
-    Attributes:
-        longest: tokens of a protein.
-        tokens: of a pack.
-        proteins: of a pack.
-    """
-
-    longest: int
-    tokens: int
-    proteins: int
-
-    def beyond(self, longest: int, tokens: int, proteins: int) -> list[str]:
-        """In which of its sizes such a pack is larger, in words."""
-        sizes = (
-            (longest, self.longest, "tokens of a protein"),
-            (tokens, self.tokens, "tokens of a pack"),
-            (proteins, self.proteins, "proteins of a pack"),
-        )
-        return [f"{got:,} {what} (proven: {most:,})" for got, most, what in sizes if got > most]
 
 
 class ParityEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -111,18 +111,20 @@ def selftest(
             continue
         for tensor, limit in limits.items():
             per_protein = manifest.rows_of(tensor) == "proteins"
-            rows = np.arange(batch.num_proteins) if per_protein else pack.rows
+            rows = pack.proteins if per_protein else pack.rows
             comparisons.append(
                 _compare(
                     pack.name,
                     tensor,
                     got.get(tensor),
                     pack.answers[tensor],
-                    batch.num_proteins if per_protein else batch.num_tokens,
+                    len(pack.lengths) if per_protein else len(pack.input_ids),
                     rows,
                     limit,
                 )
             )
+            if len(pack.copies) and not per_protein and comparisons[-1].measured is not None:
+                comparisons.append(_compare_copies(pack, tensor, got[tensor], limit))
     comparisons += _repeated(engine, ran)
     spec = engine.spec
     return SelfTest(
@@ -136,6 +138,19 @@ def _compare_tokens(pack: GoldenPack, batch: PackedBatch) -> Comparison:
     )
     problem = "" if same else "the runtime's tokens or boundaries are not fair-esm's"
     return Comparison(pack=pack.name, tensor="input_ids, cu_seqlens", passed=same, problem=problem)
+
+
+def _compare_copies(
+    pack: GoldenPack, tensor: str, actual: NDArray[np.floating], limit: float
+) -> Comparison:
+    """Equal proteins of one pack with the first of them."""
+    rows = actual[pack.copies].astype(np.float64)
+    difference = np.linalg.norm((rows - rows[0]).reshape(len(rows), -1), axis=1)
+    measured = float(difference.max() / np.linalg.norm(rows[0]))
+    name = f"{len(rows)} copies in {pack.name}"
+    return Comparison(
+        pack=name, tensor=tensor, measured=measured, limit=limit, passed=measured <= limit
+    )
 
 
 def _repeated(engine: Engine, ran: dict[str, tuple[PackedBatch, Outputs]]) -> list[Comparison]:

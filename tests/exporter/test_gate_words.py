@@ -25,7 +25,7 @@ from exporter.parity.report.terminal import summary
 from exporter.parity.rules.budgets import budgets_for
 from exporter.parity.rules.rows import rows_of
 from exporter.parity.rules.task import Answer, compare_classifications, compare_tasks
-from exporter.parity.rules.verdict import Check, _worst
+from exporter.parity.rules.verdict import Check, _of_rows
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.oracle import run_eager
 from runtime import load
@@ -153,10 +153,10 @@ class TestWhatIsNotCompared:
     def test_no_lm_head(self) -> None:
         tasks = compare_tasks([(self.answers(None), self.answers(None))])
         for quantity in ("top1_agreement_confident", "jensen_shannon_mean"):
-            check = _worst(self.rule(quantity), [], tasks)
+            check = _of_rows(self.rule(quantity), [], tasks)
             assert not check.failed
             assert "has no LM head" in check.not_compared
-        assert _worst(self.rule("label_agreement"), [], tasks).passed
+        assert _of_rows(self.rule("label_agreement"), [], tasks).passed
 
     def test_logits_on_one_side_alone(self) -> None:
         logits = np.random.default_rng(1).standard_normal((6, 33))
@@ -174,12 +174,14 @@ class TestWhatIsNotCompared:
         tasks = compare_tasks([(self.answers(logits), self.answers(logits))])
         for quantity in ("top1_agreement_confident", "jensen_shannon_mean", "label_agreement"):
             silent = msgspec.structs.replace(tasks, **{quantity: None})
-            assert _worst(self.rule(quantity), [], silent).failed
+            assert _of_rows(self.rule(quantity), [], silent).failed
 
     def test_a_model_without_masks_in_its_packs_fails(self) -> None:
         logits = np.random.default_rng(1).standard_normal((6, 33))
         answer = msgspec.structs.replace(self.answers(logits), input_ids=np.full(6, 5))
-        check = _worst(self.rule("top1_agreement_confident"), [], compare_tasks([(answer, answer)]))
+        check = _of_rows(
+            self.rule("top1_agreement_confident"), [], compare_tasks([(answer, answer)])
+        )
         assert check.failed
 
 

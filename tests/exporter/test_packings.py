@@ -144,5 +144,5 @@ def test_what_is_drawn_ends_at_or_beside_a_power_of_two() -> None:
 
 def test_longer_proteins_than_memory_are_refused() -> None:
     assert max(len(protein.sequence) for protein in longest_pack(3000, 20, 1 << 36)) == 2998
-    with pytest.raises(runtime.InputError, match="at most --longest 6689, or a larger machine"):
+    with pytest.raises(runtime.InputError, match="at most --longest 5982, or a larger machine"):
         longest_pack(35_000, 20, 1 << 34)

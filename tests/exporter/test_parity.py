@@ -35,7 +35,7 @@ from exporter.parity.rules.verdict import (
     INTERNALS,
     TOKENS,
     Row,
-    _worst,
+    _of_rows,
 )
 from exporter.parity.truth import oracle as oracles
 from exporter.parity.truth.cache import Cache
@@ -520,7 +520,7 @@ class TestBudgets:
             rows = "proteins" if tensor == "pooled" else "tokens"
             changed = msgspec.structs.replace(row, tensor=tensor, rows=rows, engine=error)
             # A good output beside it does not make up for a bad one.
-            assert _worst(budget, [row, changed, row], None).passed == passes
+            assert _of_rows(budget, [row, changed, row], None).passed == passes
 
     def test_of_predictions(self, oracle: dict[str, Answers]) -> None:
         (budget,) = (
@@ -529,14 +529,14 @@ class TestBudgets:
         truth = oracle["many masks"]
         answer = Answer(truth.input_ids, truth.tensors["logits"], truth.tensors[EMBEDDING])
         tasks = compare_tasks([(answer, answer)])
-        assert _worst(budget, [], tasks).passed
+        assert _of_rows(budget, [], tasks).passed
         for agreement in (0.994, None):
             worse = msgspec.structs.replace(tasks, top1_agreement_confident=agreement)
-            assert not _worst(budget, [], worse).passed
+            assert not _of_rows(budget, [], worse).passed
 
     def test_what_was_not_compared_did_not_pass(self) -> None:
         for budget in budgets_for("float32", 6):
-            assert not _worst(budget, [], None).passed
+            assert not _of_rows(budget, [], None).passed
 
 
 def test_embeddings_that_are_not_finite_do_not_agree() -> None:

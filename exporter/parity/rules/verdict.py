@@ -9,8 +9,9 @@ from exporter.parity.rules.budgets import OF_TASKS, Budget, budgets_for
 from exporter.parity.rules.metrics import UNBOUNDED, ratio
 from exporter.parity.rules.rows import Row
 from exporter.parity.rules.task import TaskMetrics
+from runtime.domain import Domain
 from runtime.engine import EngineSpec
-from runtime.manifest import Domain, ParityEntry
+from runtime.manifest import ParityEntry
 
 # The names of the checks that are exact: there is no number between right and wrong.
 EVERYTHING_COMPARED = "every output is there, finite and comparable"
