@@ -49,10 +49,10 @@ from benchmarks.results import (
 from benchmarks.summary import headline_of, rows_of
 from exporter.build import BuildOptions
 from exporter.model.reference import WeightsSource, load_reference
-from exporter.parity.truth.packs import parity_packs
 from exporter.parity.report.schema import ParityError
 from exporter.parity.report.schema import Report as Parities
 from exporter.parity.rules.verdict import EngineVerdict
+from exporter.parity.truth.packs import parity_packs
 from runtime.manifest import Architecture
 
 pytestmark = pytest.mark.slow
