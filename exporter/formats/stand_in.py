@@ -33,7 +33,7 @@ def running_as_onnx(
         profiles: see ``StandIn``.
     """
     entry = manifest.engines[name]
-    with _folder_for(folder) as copy:
+    with folder_beside(folder) as copy:
         onnx.save(model, copy / entry.file)
         for file in (WEIGHTS_FILE, manifest.golden.file):
             link_or_copy(folder / file, copy / file)
@@ -46,7 +46,8 @@ def running_as_onnx(
 
 
 @contextmanager
-def _folder_for(artifact: Path) -> Iterator[Path]:
+def folder_beside(artifact: Path) -> Iterator[Path]:
+    """A temporary folder beside the artifact, or elsewhere where that place cannot be written."""
     with ExitStack() as stack:
         try:
             folder = stack.enter_context(staging(artifact.resolve()))

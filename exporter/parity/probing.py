@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from exporter.formats.format import Observed
+from exporter.formats.stand_in import folder_beside
 from exporter.formats.table import FORMATS
 from exporter.model.packed_forward import PackedESM2
 from exporter.model.reference import Reference
@@ -30,7 +31,6 @@ from exporter.weights import shared as shared_weights
 from runtime.engine import Engine
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
-from runtime.staging import temporary_folder
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 
 Load = Callable[[Path], AbstractContextManager[Engine]]
@@ -101,8 +101,7 @@ class Probe:
         # The frequencies stay the artifact's.
         parameters = PackedESM2(self.reference.model).named_parameters()
         state = {name: tensor.to(getattr(torch, dtype)) for name, tensor in parameters}
-        with temporary_folder("probe") as workspace:
-            place = workspace / folder.name
+        with folder_beside(folder) as place:
             for path in sorted(folder.rglob("*")):
                 target = place / path.relative_to(folder)
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,9 @@ last representation shows every step with two or three roundings on it, in every
 """
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import msgspec
 import numpy as np
@@ -78,11 +80,11 @@ def probe_pack() -> Pack:
 def probe_of(reference: Reference) -> Reference:
     """fair-esm's model of the same shape with these weights; frequencies are the checkpoint's."""
     model = copy.deepcopy(reference.model)
-    state = _Layout(reference.architecture).state()
+    parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in state:
-                parameter.copy_(state[name])
+        for name, tensor in _Layout(reference.architecture).tensors():
+            if name in parameters:  # there may be no LM head
+                parameters[name].copy_(tensor)
     if not isinstance(model.lm_head, NoLMHead):
         model.lm_head.weight = model.embed_tokens.weight
     origin = msgspec.structs.replace(reference.origin, state_sha256=state_sha256(model))
@@ -106,11 +108,11 @@ class _Layout:
         first = self.num_own + 2 * self.pairs * (layer * len(STEPS) + step)
         return first + np.arange(2 * self.pairs).reshape(-1, 2)
 
-    def state(self) -> dict[str, Tensor]:
-        """By fair-esm's names; every number is one of bfloat16's and of float16's."""
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """By fair-esm's names, a layer at a time; every number is bfloat16's and float16's too."""
         random = np.random.default_rng(0)
         width = self._shape.embed_dim
-        state = {
+        arrays = {
             "embed_tokens.weight": self._embeddings(random),
             "emb_layer_norm_after.weight": _mantissas(random, width),
             "emb_layer_norm_after.bias": np.zeros(width),
@@ -119,9 +121,13 @@ class _Layout:
             "lm_head.layer_norm.bias": np.zeros(width),
             "lm_head.bias": np.zeros(len(TOKENS)),
         }
-        for layer in range(self._shape.num_layers):
-            state |= {f"layers.{layer}.{k}": v for k, v in self._layer(random, layer).items()}
-        return {name: torch.from_numpy(values).bfloat16().float() for name, values in state.items()}
+        layers = (
+            {f"layers.{layer}.{name}": x for name, x in self._layer(random, layer).items()}
+            for layer in range(self._shape.num_layers)
+        )
+        for part in chain([arrays], layers):
+            for name, values in part.items():
+                yield name, torch.from_numpy(values).bfloat16().float()
 
     def _embeddings(self, random: np.random.Generator) -> NDArray[np.float64]:
         table = np.zeros((len(TOKENS), self._shape.embed_dim))
