@@ -26,9 +26,9 @@ from exporter.parity.report.schema import ParityError, Report
 from exporter.parity.rules.budgets import budgets_for
 from exporter.parity.truth.ahead import answered_ahead, is_worth_it
 from exporter.parity.truth.cache import Cache
-from exporter.parity.truth.device import reference_device
+from exporter.parity.truth.device import memory_of, reference_device
 from exporter.parity.truth.oracle import layer_norm_of
-from exporter.parity.truth.packs import LONGEST, parity_packs
+from exporter.parity.truth.packs import LONGEST, longest_pack, parity_packs
 from exporter.parity.verify import Proof, ProofOptions, verify
 from exporter.publish import staged, writable_copy
 from exporter.weights import shared as shared_weights
@@ -110,6 +110,8 @@ def build(
     reference = load_reference(options.source)
     for note in reference.notes:
         say(note)
+    if options.longest > LONGEST:  # before minutes are spent on engines
+        longest_pack(options.longest, reference.architecture.num_heads, memory_of(on))
     packed = _packed(reference, options)
     artifact = (
         options.out.resolve().name if options.out else _artifact_name(reference, options.dtype)

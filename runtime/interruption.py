@@ -7,12 +7,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from types import FrameType
 from typing import NoReturn
 
 _BY_SIGNAL = 128
 # Ctrl-C is Python's own; a terminal that is closed sends SIGHUP.
 _SIGNALS = ("SIGTERM", "SIGHUP")
+
+_inside: ContextVar[bool] = ContextVar("esm2_orderly_end", default=False)
 
 
 class _Ended(SystemExit):
@@ -30,6 +33,10 @@ def orderly_end() -> Iterator[None]:
     A reader of standard output that went away (``| head``) ends it without a line. Signals that are
     ignored, as under nohup, stay so.
     """
+    if _inside.get():
+        yield
+        return
+    token = _inside.set(True)
     handled = _handle_signals()
     try:
         yield
@@ -42,8 +49,19 @@ def orderly_end() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(_BY_SIGNAL + 13)
     finally:
+        _inside.reset(token)
         for number in handled:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def leaving_it_to_the_caller() -> Iterator[None]:
+    """Inside, a command that is run as a function raises what a signal raised, and ends nothing."""
+    token = _inside.set(True)
+    try:
+        yield
+    finally:
+        _inside.reset(token)
 
 
 def _handle_signals() -> list[signal.Signals]:

@@ -269,7 +269,8 @@ class AsyncInferenceRunner:
             self._warned = True
             logger.warning(
                 "engine %r of %s runs beyond what it was compared with fair-esm on: %s. "
-                "'esm2-export verify --longest' compares longer proteins",
+                "A smaller --max-tokens keeps packs smaller, 'esm2-export build --longest' proves "
+                "longer proteins",
                 spec.format, spec.artifact, ", ".join(sizes),
             )  # fmt: skip
 

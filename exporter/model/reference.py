@@ -6,6 +6,7 @@ fair-esm, of ``transformers`` or of a trainer, or synthetic weights of a true ar
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,18 +114,20 @@ def _ask_the_formats_own_loader(model: ESM2, weights: Weights, has_lm_head: bool
     Raises:
         CheckpointError: it reads something else.
     """
-    different: list[str] = []
     asked = "fair-esm"
     if weights.contents is not None:
         with torch.device("meta"):
             theirs, _, state = esm.pretrained._load_model_and_alphabet_core_v2(weights.contents)
-        different = unlike_fair_esms(model, theirs, state)
+        compare = partial(unlike_fair_esms, model, theirs, state)
     elif weights.folder is not None:
         asked = "transformers"
-        try:
-            different = unlike_transformers(model, weights.folder, has_lm_head)
-        except NoWitnessError as error:
-            return [str(error)]
+        compare = partial(unlike_transformers, model, weights.folder, has_lm_head)
+    else:
+        return []
+    try:
+        different = compare()
+    except NoWitnessError as error:
+        return [str(error)]
     if different:
         raise CheckpointError(
             f"{weights.source} is read by {asked} otherwise than here: {some(different)} differ. "

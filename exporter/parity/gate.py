@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -144,16 +144,11 @@ class Gate:
             check_files=False,
         )  # fmt: skip
         try:
-            if isinstance(self.probe, Probe) and not stands_for:
-                others += self.probe.judge(folder, manifest, name, opened)
-            elif isinstance(self.probe, str):
-                others.append(worst(arithmetic.STEP, [], self.probe))
-            with opened(folder) as whole:
-                engine: Engine = whole
-                if profiles:
-                    engine = InParts(whole, profiles, manifest.signature)
-                rows = []
-                if STREAM in self.packs and not stands_for:
+            rows: list[Row] = []
+            if not stands_for:
+                others += self._judge_steps(folder, manifest, name, opened)
+                # Before an engine is open, whose memory it would take once more.
+                if STREAM in self.packs:
                     rows = rows_of_command(
                         folder,
                         manifest,
@@ -163,7 +158,12 @@ class Gate:
                         eager=eager[STREAM],
                         device=device,
                         threads=threads,
+                        attention=attention,
                     )
+            with opened(folder) as whole:
+                engine: Engine = whole
+                if profiles:
+                    engine = InParts(whole, profiles, manifest.signature)
                 verdict = judge(
                     engine,
                     folder,
@@ -219,6 +219,19 @@ class Gate:
             self._eager_int8.update(self.run_eager(dtype=torch.float32, int8=True))
         return self._eager_int8
 
+    def _judge_steps(
+        self, folder: Path, manifest: Manifest, name: str, opened: Callable[[Path], Any]
+    ) -> list[Check]:
+        """What half precision does inside."""
+        probe = self.probe
+        if probe is None:
+            return []
+        if not all(plan.refit for plan in manifest.engines[name].plans):
+            probe = "its plan holds weights of its own"
+        if isinstance(probe, str):
+            return [worst(arithmetic.STEP, [], probe)]
+        return probe.judge(folder, manifest, name, opened)
+
     def _judge_weights(self, folder: Path, is_int8: bool) -> Check:
         packed = PackedESM2(self.reference.model)
         found = shared_weights.differences(packed, folder, self.dtype)
@@ -229,7 +242,7 @@ class Gate:
     def _name_overflow(self, verdict: EngineVerdict) -> EngineVerdict:
         """Adds the layer to the reason of a verdict that failed for NaN or Inf."""
         for row in verdict.rows:
-            if "NaN or Inf" in row.problem:
+            if "NaN or Inf" in row.problem and row.pack in self.packs:
                 place = find_overflow(self.reference, self.dtype, self.packs[row.pack])
                 reason = f"{verdict.reason}. {place}" if place else verdict.reason
                 return msgspec.structs.replace(verdict, reason=reason)

@@ -4,7 +4,7 @@ The engine's file is the artifact's; the ``weights.safetensors`` beside it is an
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from exporter.parity.truth.probe import SOFT, STEPS, SUMS, probe_of, probe_pack,
 from exporter.parity.truth.rounded import Rounded
 from exporter.publish import link_or_copy
 from exporter.weights import shared as shared_weights
+from runtime import manifest as manifests
 from runtime.engine import Engine
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
@@ -84,38 +85,39 @@ class Probe:
     def judge(self, folder: Path, manifest: Manifest, name: str, load: Load) -> list[Check]:
         """What the probe says of engine ``name``; ``load`` opens it in a folder."""
         with (
-            self._beside(folder, manifest.dtype) as place,
+            self._beside(folder, manifest, name) as place,
             load(place) as engine,
             FORMATS[name].observe(place, manifest, self.batch) as seen,
         ):
             outputs = engine.run(self.batch)
-        device = engine.spec.device
-        checks = self._steps(outputs.tensors, device)
+        # Asked for, standard attention rounds scores too, as the reference does.
+        skipped = (STEPS[SOFT],) if engine.spec.attention == "standard" else ()
+        checks = self._steps(outputs.tensors, engine.spec.device, skipped)
         if seen.attended:
             checks.append(self._rotated(seen, manifest.dtype))
         return checks
 
     @contextmanager
-    def _beside(self, folder: Path, dtype: str) -> Iterator[Path]:
-        """The artifact in ``folder`` with these weights."""
+    def _beside(self, folder: Path, manifest: Manifest, name: str) -> Iterator[Path]:
+        """An artifact of the engine in ``folder`` with these weights."""
         # The frequencies stay the artifact's.
         parameters = PackedESM2(self.reference.model).named_parameters()
-        state = {name: tensor.to(getattr(torch, dtype)) for name, tensor in parameters}
+        dtype = getattr(torch, manifest.dtype)
+        state = {parameter: tensor.to(dtype) for parameter, tensor in parameters}
         with folder_beside(folder) as place:
-            for path in sorted(folder.rglob("*")):
-                target = place / path.relative_to(folder)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if path.name == WEIGHTS_FILE:
-                    shutil.copyfile(path, target)
-                elif path.is_file():
-                    link_or_copy(path.resolve(), target)
+            entry = manifest.engines[name]
+            needed = {manifests.FILE_NAME, manifest.golden.file, entry.file, *entry.files}
+            for file in needed - {WEIGHTS_FILE}:
+                (place / file).parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy((folder / file).resolve(), place / file)
+            shutil.copyfile(folder / WEIGHTS_FILE, place / WEIGHTS_FILE)
             shared_weights.overwrite(place / WEIGHTS_FILE, state)
             yield place
 
-    def _steps(self, got: dict[str, Floats], device: str) -> list[Check]:
+    def _steps(self, got: dict[str, Floats], device: str, skipped: Collection[str]) -> list[Check]:
         found: dict[Budget, list[tuple[float, str]]] = {}
         for step in shown(self.reference.architecture):
-            if step.output not in self.once:  # no LM head
+            if step.output not in self.once or step.step in skipped:  # no LM head
                 continue
             measured = arithmetic.step_rounding(*(
                 tensors[step.output][:, step.columns]
@@ -134,7 +136,9 @@ class Probe:
         positions = np.concatenate([np.arange(n) for n in np.diff(self.batch.cu_seqlens)])
         inv_freq = model.layers[0].self_attn.rot_emb.inv_freq.float().numpy()
         problems = []
-        for layer, (q, k, *_) in zip(model.layers, seen.attended, strict=True):
+        if len(seen.attended) != len(model.layers):
+            problems.append(f"attention runs {len(seen.attended)} times, not in each layer once")
+        for layer, (q, k, *_) in zip(model.layers, seen.attended, strict=False):
             attention = layer.self_attn
             for what, tensor, bias in (("q", q, attention.q_proj), ("k", k, attention.k_proj)):
                 x = bias.bias.view(attention.num_heads, attention.head_dim).numpy()

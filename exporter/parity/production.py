@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import numpy as np
 from click.testing import CliRunner, Result
@@ -20,6 +21,8 @@ from exporter.parity.rules.metrics import compare
 from exporter.parity.rules.rows import Row
 from exporter.parity.truth.packs import STREAM, Pack
 from runtime import cli
+from runtime.attention import Attention
+from runtime.interruption import leaving_it_to_the_caller
 from runtime.manifest import EMBEDDING, Manifest, Rows
 from runtime.pooling import residue_rows
 from runtime.runner import Embedding
@@ -30,6 +33,8 @@ from runtime.writers.writing import FORMATS
 
 # Some 20 packs in two windows, and proteins above the budget.
 MAX_TOKENS = 128
+# Exit statuses of a command that a signal ended are above it.
+BY_SIGNAL = 128
 # Ids may repeat.
 NUM_IDS = 20
 
@@ -45,7 +50,7 @@ class _File:
 
 def rows_of_command(
     folder: Path, manifest: Manifest, name: str, *, pack: Pack, truth: Answers, eager: Answers,
-    device: str, threads: int | None,
+    device: str, threads: int | None, attention: Attention = "auto",
 ) -> list[Row]:  # fmt: skip
     """Each way to run the command, with what it wrote compared.
 
@@ -58,6 +63,10 @@ def rows_of_command(
         eager: eager fair-esm's in the engine's dtype.
         device: where the engine runs.
         threads: of the engine; two packs at once take two, on one core too.
+        attention: ``"standard"`` in each way, else in one of them.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: Ctrl-C or a signal while the command ran.
     """
     ids = [f"protein-{i % NUM_IDS}" for i in range(len(pack))]
     rows = []
@@ -65,13 +74,19 @@ def rows_of_command(
         fasta = workspace / "stream.fasta"
         lines = (f">{id_}\n{p.sequence}\n" for id_, p in zip(ids, pack, strict=True))
         fasta.write_text("".join(lines))
-        for suffix, own, what in _ways(manifest):
+        for suffix, own, what in _ways(manifest, name, attention):
             output = workspace / f"out{suffix}"
-            said = CliRunner().invoke(cli.main, [
+            command = [
                 "embed", str(folder), str(fasta), "-o", str(output), "--engine", name, "--device",
                 device, "--max-tokens", str(MAX_TOKENS), "--threads",
                 str(max(threads or default_threads(), 2)), *own,
-            ])  # fmt: skip
+            ]  # fmt: skip
+            with leaving_it_to_the_caller():
+                said = CliRunner().invoke(cli.main, command, standalone_mode=False)
+            if isinstance(said.exception, click.Abort):
+                raise KeyboardInterrupt
+            if isinstance(said.exception, SystemExit) and said.exit_code > BY_SIGNAL:
+                raise said.exception
             row = Row(
                 pack=f"{STREAM}, by esm2-run embed -o OUT{suffix} {' '.join(own)}",
                 tensor=EMBEDDING
@@ -84,11 +99,16 @@ def rows_of_command(
     return rows
 
 
-def _ways(manifest: Manifest) -> Iterator[tuple[str, list[str], Rows]]:
+def _ways(
+    manifest: Manifest, name: str, attention: Attention
+) -> Iterator[tuple[str, list[str], Rows]]:
     """The suffix of the output, options of the command, and what it has a row for each of."""
-    yield ".npz", ["--pool", manifest.pool or "mean", "--concurrency", "2"], "proteins"
+    # A plan was built with an attention, and takes no other.
+    standard = [] if manifest.engines[name].plans else ["--v1-attention"]
+    always = standard if attention == "standard" else []
+    yield ".npz", ["--pool", manifest.pool or "mean", "--concurrency", "2", *always], "proteins"
     suffix = ".parquet" if find_spec("pyarrow") else ".npz"
-    yield suffix, ["--pool", "none", "--v1-attention"], "tokens"
+    yield suffix, ["--pool", "none", *standard], "tokens"
 
 
 def _row_of(
@@ -96,7 +116,9 @@ def _row_of(
 ) -> Row:
     """What was written, compared with the oracle."""
     if said.exit_code:
-        lines = said.output.strip().splitlines() or [repr(said.exception)]
+        lines = said.output.strip().splitlines()
+        if not lines or not isinstance(said.exception, SystemExit):
+            lines = [repr(said.exception)]
         return msgspec.structs.replace(row, problem=lines[-1])
     file = _read(output)
     if problem := _problem(file, output, ids, np.diff(truth.cu_seqlens)):
@@ -109,7 +131,11 @@ def _row_of(
         tokens = np.arange(truth.cu_seqlens[-1])
         kept = np.concatenate([tokens[residue_rows(*span)] for span in spans])
         expected, rounded = expected[kept], rounded[kept]
-    eager_error = compare(rounded, expected, bounds)
+    try:
+        eager_error = compare(rounded, expected, bounds)
+    except ValueError as wrong:
+        problem = f"eager fair-esm in this dtype gives {wrong}, so there is no measure"
+        return msgspec.structs.replace(row, problem=problem)
     try:
         error = compare(np.concatenate(proteins), expected, bounds)
     except ValueError as wrong:

@@ -17,13 +17,12 @@ from exporter.parity.rules.arithmetic import OF_STEPS
 from exporter.parity.rules.budgets import Budget, budgets_for
 from exporter.parity.rules.verdict import EngineVerdict
 from exporter.parity.truth.cache import Cache
-from exporter.parity.truth.device import arithmetic_of, reference_device
+from exporter.parity.truth.device import arithmetic_of, memory_of, reference_device
 from exporter.parity.truth.oracle import layer_norm_of
 from exporter.parity.truth.packs import LONGEST, Pack, as_batch, longest_pack, parity_packs
 from exporter.weights import shared as shared_weights
 from runtime.attention import Attention
 from runtime.manifest import Manifest
-from runtime.threads import usable_memory
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 
 
@@ -86,7 +85,9 @@ def verify(
     packs = {**parity_packs(seed), **(own_packs or {})}
     if longest > LONGEST:
         heads = manifest.architecture.num_heads
-        packs[f"{longest} tokens of a protein"] = longest_pack(longest, heads, usable_memory())
+        packs[f"{longest} tokens of a protein"] = longest_pack(
+            longest, heads, memory_of(reference_device(device))
+        )
     gate = Gate.prepare(reference, manifest, packs, cache, device)
     verdicts = [gate.judge(folder, manifest, name, attention) for name in chosen]
     faults: list[FaultVerdict] = []

@@ -117,3 +117,35 @@ def test_a_probe_says_why_there_is_none(tiny: Reference, tiny_artifact: Path) ->
     manifest = manifests.read(tiny_artifact)
     manifest.layers.remove(2)
     assert "last layer is not exported" in str(Probe.prepare(tiny, manifest, None, "cpu"))
+
+
+class TestRotation:
+    POSITIONS = np.arange(300)
+    FREQUENCIES = (10000.0 ** (-np.arange(8) / 8)).astype(np.float32)
+
+    def rotated(self, dtype: str, tables: torch.dtype = torch.float32) -> tuple[np.ndarray, ...]:
+        x = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+        x = x.to(getattr(torch, dtype)).float()
+        angles = torch.from_numpy(self.POSITIONS).float()[:, None] * torch.from_numpy(
+            self.FREQUENCIES
+        )
+        cos, sin = (table.to(tables).float()[:, None] for table in (angles.cos(), angles.sin()))
+        a, b = x.chunk(2, -1)
+        rotated = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+        return rotated.to(getattr(torch, dtype)).double().numpy(), x.numpy()
+
+    def problem(self, got: np.ndarray, x: np.ndarray, dtype: str) -> str:
+        return arithmetic.rotation_problem(got, x, self.POSITIONS, self.FREQUENCIES, dtype)
+
+    @pytest.mark.parametrize("dtype", HALF)
+    def test_of_float32_tables_there_is_none(self, dtype: str) -> None:
+        assert self.problem(*self.rotated(dtype), dtype) == ""
+
+    @pytest.mark.parametrize("dtype", HALF)
+    def test_of_others_there_is(self, dtype: str) -> None:
+        assert "rounded once" in self.problem(*self.rotated(dtype, torch.float16), dtype)
+
+    def test_nan_is_one(self) -> None:
+        got, x = self.rotated("bfloat16")
+        got[7, 1, 2] = np.nan
+        assert "position 7, head 2, column 3 is nan" in self.problem(got, x, "bfloat16")

@@ -114,7 +114,7 @@ def rotation_problem(
     size = np.tile(np.hypot(first, second), 2)
     allowed = spacing(exact, dtype) / 2 + FLOAT32_ROUNDING * size
     excess = np.abs(got - exact) / allowed
-    if not excess.max() > 1:
+    if excess.max() <= 1:  # which NaN is not
         return ""
     token, head, column = np.unravel_index(excess.argmax(), excess.shape)
     return (

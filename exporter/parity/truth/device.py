@@ -3,6 +3,7 @@
 import torch
 
 from exporter.errors import ExportError
+from runtime.threads import usable_memory
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -27,6 +28,14 @@ def reference_device(device: str) -> str:
             "Install a CUDA build and driver, or take device 'cpu'"
         )
     return device
+
+
+def memory_of(device: str) -> int | None:
+    """Bytes that eager fair-esm may take there; None where that is unknown."""
+    if device == "cpu":
+        return usable_memory()
+    free, _ = torch.cuda.mem_get_info()
+    return int(free)
 
 
 def arithmetic_of(device: str) -> str:
