@@ -36,8 +36,11 @@ ENGINES = ("torchscript", "onnx")
 
 # What no output can show, and so must be rejected by the check that looks inside.
 INVISIBLE = {"max_seqlen baked from tracing": INTERNALS, "positions do not restart": INTERNALS}
-# No output shows the first two. The last two are manifests that agree with the folder beside them.
-UNSEEN_AT_RUNTIME = {*INVISIBLE, "digest of another checkpoint", "names another dtype"}
+# No output shows the first three. The last two are manifests that agree with the folder beside them.
+ONE_BIT = "one weight off by its last bit"
+UNSEEN_AT_RUNTIME = {
+    *INVISIBLE, ONE_BIT, "digest of another checkpoint", "names another dtype",
+}  # fmt: skip
 # Planted around what the gate loads, or between an engine and the file.
 NOT_FOR_THE_SELFTEST = ("state", "production")
 REFUSALS = "failed its selftest|was changed after it was built|has schema version|SHA-256 differs"
@@ -120,7 +123,7 @@ def test_every_fault_is_rejected(planter: Planter, fault: Fault, engine: str) ->
         assert REPEATED in named or "relative L2" in named
     if fault.group == "manifest":
         assert REASONS[fault.name] in named
-    if fault.group in ("graph", "token dropout", "weights"):
+    if fault.group in ("graph", "token dropout", "weights") and fault.name != ONE_BIT:
         # By a number too, well over its limit: no exact check is needed to see these.
         assert found.margin is not None
         assert found.margin > 2

@@ -255,6 +255,14 @@ def _bias_zeroed(state: State, architecture: Architecture) -> dict[str, Tensor]:
     return {name: torch.zeros_like(state[name])}
 
 
+def _one_bit(state: State, architecture: Architecture) -> dict[str, Tensor]:
+    name = f"{_middle(architecture)}.fc2.weight"
+    tensor = state[name].clone()
+    bits = {2: torch.int16, 4: torch.int32}[tensor.itemsize]
+    tensor.view(bits)[-1, -1] ^= 1
+    return {name: tensor}
+
+
 def _rounded(state: State, architecture: Architecture) -> dict[str, Tensor]:
     return {name: tensor.half().float() for name, tensor in state.items() if name != "inv_freq"}
 
@@ -267,6 +275,7 @@ def _weights_faults() -> Iterable[Fault]:
         WeightsFault("one tensor of another seed", "weights", _another_seed),
         WeightsFault("two rows of a tensor swapped", "weights", _row_swapped),
         WeightsFault("a LayerNorm bias zeroed", "weights", _bias_zeroed),
+        WeightsFault("one weight off by its last bit", "weights", _one_bit),
         WeightsFault("weights rounded to float16", "weights", _rounded, applies=_needs_float32),
     ]
 
