@@ -36,7 +36,7 @@ ENGINES = ("torchscript", "onnx")
 
 # What no output can show, and so must be rejected by the check that looks inside.
 INVISIBLE = {"max_seqlen baked from tracing": INTERNALS, "positions do not restart": INTERNALS}
-# No output shows the first three. The last two are manifests that agree with the folder beside them.
+# No output shows the first three. The last two are manifests that agree with their folder.
 ONE_BIT = "one weight off by its last bit"
 UNSEEN_AT_RUNTIME = {
     *INVISIBLE, ONE_BIT, "digest of another checkpoint", "names another dtype",
