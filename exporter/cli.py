@@ -13,6 +13,7 @@ import click
 from exporter.errors import ExportError
 from exporter.formats.table import FORMATS
 from exporter.model.architectures import DTYPES
+from exporter.parity.truth.packs import LONGEST
 from exporter.proof_options import device_option, longest_option, seed_option
 from exporter.source_options import source_of, source_options
 from runtime.errors import Esm2Error
@@ -76,7 +77,7 @@ def main() -> None:
 )
 @click.option(
     "--max-seqlen",
-    default=2_050,
+    default=LONGEST,
     show_default=True,
     type=click.IntRange(min=1),
     help="Tokens of the longest protein that a TensorRT plan takes.",

@@ -113,8 +113,9 @@ def packs_of(golden: Golden) -> Iterator[GoldenPack]:
     """All proteins, the first alone, more than a thousand in a whole block, and single tokens."""
     yield _pack(golden, "all proteins", range(len(golden.sequences)))
     yield _pack(golden, "the first alone", [0])
-    if members := _block(golden.lengths.tolist()):
-        yield _pack(golden, f"{BLOCK} tokens of {len(members)} proteins", members)
+    shortest = int(golden.lengths.argmin())
+    if members := _block(golden.lengths.tolist(), shortest):
+        yield _pack(golden, f"{BLOCK} tokens of {len(members)} proteins", members, shortest)
     for count in range(1, len(golden.bare) + 1):
         tokens = [tokenizer.encode(token) for token in golden.bare[:count]]
         yield GoldenPack(
@@ -129,11 +130,10 @@ def packs_of(golden: Golden) -> Iterator[GoldenPack]:
         )
 
 
-def _block(lengths: list[int]) -> list[int]:
+def _block(lengths: list[int], shortest: int) -> list[int]:
     """The first protein before and after the shortest over and over, ``BLOCK`` tokens to the last;
     empty where none of these fit.
     """
-    shortest = lengths.index(min(lengths))
     for count in (1, 2, 3):
         left = BLOCK - count * lengths[0]
         if left > 0 and left % lengths[shortest] == 0:
@@ -141,13 +141,14 @@ def _block(lengths: list[int]) -> list[int]:
     return []
 
 
-def _pack(golden: Golden, name: str, members: Sequence[int]) -> GoldenPack:
+def _pack(
+    golden: Golden, name: str, members: Sequence[int], copied: int | None = None
+) -> GoldenPack:
+    """``copied`` is the member whose copies are compared with one another."""
     chosen = np.array(members)
     lengths = golden.lengths[chosen]
     starts = np.cumsum([0, *lengths[:-1]])
-    shortest = int(golden.lengths.argmin())
-    # Not where each is there once.
-    is_copy = (chosen == shortest) & (len(chosen) > len(golden.lengths))
+    is_copy = np.array([member == copied for member in members])
     proteins = np.flatnonzero(~is_copy)
     stored, rows = [], []
     for member, start in zip(chosen[proteins], starts[proteins], strict=True):
@@ -167,5 +168,5 @@ def _pack(golden: Golden, name: str, members: Sequence[int]) -> GoldenPack:
             tensor: values[chosen[proteins] if tensor in PER_PROTEIN else by_token]
             for tensor, values in golden.answers.items()
         },
-        starts[is_copy, None] + np.arange(golden.lengths[shortest]),
+        _NO_COPIES if copied is None else starts[is_copy, None] + np.arange(golden.lengths[copied]),
     )

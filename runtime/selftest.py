@@ -5,14 +5,13 @@ fair-esm and without the exporter.
 """
 
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime import manifest as manifests
-from runtime import pooling
+from runtime import pooling, repeats
 from runtime.engine import Engine, Outputs
 from runtime.errors import Esm2Error
 from runtime.golden import GoldenPack, packs_of, read_golden
@@ -76,7 +75,7 @@ class SelfTest:
 def selftest(
     engine: Engine, folder: Path, manifest: Manifest, check_files: bool = True
 ) -> SelfTest:
-    """Runs the golden proteins through ``engine``, together and the first of them alone.
+    """Runs the golden proteins through ``engine``, in the packs of ``runtime.golden.packs_of``.
 
     Args:
         engine: loaded from ``folder``.
@@ -94,7 +93,7 @@ def selftest(
     golden = read_golden(folder, manifest)
     limits = manifest.golden.own_limits.get(engine.spec.format, manifest.golden.limits)
     comparisons: list[Comparison] = []
-    ran: dict[str, tuple[PackedBatch, Outputs]] = {}
+    ran: dict[str, repeats.First] = {}
     for pack in packs_of(golden):
         batch = PackedBatch.from_tokens(pack.tokens)
         if ran and engine.unsupported_reasons(batch):
@@ -153,37 +152,20 @@ def _compare_copies(
     )
 
 
-def _repeated(engine: Engine, ran: dict[str, tuple[PackedBatch, Outputs]]) -> list[Comparison]:
-    """Small packs again, from two threads at once and in two orders: on a CPU the same numbers."""
+def _repeated(engine: Engine, ran: dict[str, repeats.First]) -> list[Comparison]:
+    """Small packs again: on a CPU the same numbers."""
     small = {name: pack for name, pack in ran.items() if pack[0].num_tokens <= REPEATED_TOKENS}
     if engine.spec.device != "cpu" or not small:
         return []
-
-    def again(names: list[str]) -> list[str]:
-        return [
-            name
-            for _ in range(REPETITIONS)
-            for name in names
-            if not _is_same(engine.run(small[name][0]), small[name][1])
-        ]
-
-    with ThreadPoolExecutor(2) as threads:
-        names = list(small)
-        found = threads.map(again, (names, names[::-1]))
-        others = list(dict.fromkeys(name for one in found for name in one))
-    problem = f"other answers than at first: {', '.join(others)}" if others else ""
+    found = repeats.problems(engine, small, REPETITIONS)
     return [
         Comparison(
-            pack="small packs again", tensor="all outputs", passed=not others, problem=problem
+            pack="small packs again",
+            tensor="all outputs",
+            passed=not found,
+            problem="; ".join(found),
         )
     ]
-
-
-def _is_same(again: Outputs, before: Outputs) -> bool:
-    return all(
-        np.array_equal(again.tensors[name], values, equal_nan=True)
-        for name, values in before.tensors.items()
-    )
 
 
 def all_outputs(

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 import runtime
-from exporter.parity import repeats
+from exporter.parity.gate import ROUNDS
 from exporter.parity.prove.state_faults import _KeepsByBounds, _SharesItsInput, _WrongNowAndThen
-from exporter.parity.repeats import First
 from exporter.parity.truth.packs import as_batch, parity_packs
+from runtime import repeats
 from runtime.engine import Engine, EngineSpec, Outputs
 from runtime.packing import PackedBatch
+from runtime.repeats import First
 
 pytestmark = pytest.mark.slow
 
@@ -34,13 +35,13 @@ def first(engine: Engine) -> dict[str, First]:
 @pytest.mark.parametrize("name", ["onnx", "torchscript"])
 def test_a_good_engine_gives_the_same_bits(tiny_artifact: Path, name: str) -> None:
     with runtime.load(tiny_artifact, name, "cpu", threads=2) as engine:
-        assert repeats.problems(engine, first(engine)) == []
+        assert repeats.problems(engine, first(engine), ROUNDS) == []
 
 
 @pytest.mark.parametrize("faulty", [_WrongNowAndThen, _SharesItsInput])
 def test_others_do_not(tiny_artifact: Path, faulty: type[_KeepsByBounds]) -> None:
     with faulty(runtime.load(tiny_artifact, "onnx", "cpu")) as engine:
-        found = repeats.problems(engine, {**first(engine), **first(engine)})  # type: ignore[arg-type]
+        found = repeats.problems(engine, {**first(engine), **first(engine)}, ROUNDS)  # type: ignore[arg-type]
     assert found
     assert all("gets other answers when it is run again" in problem for problem in found)
 
@@ -63,4 +64,4 @@ def test_a_card_may_add_in_its_own_order(tiny_artifact: Path, change: float, is_
     rows = before[1].tensors["representations.2"]
     card = OnACard(spec, rows * (1 + change))
     answered = {"every token": (before[0], Outputs({"representations.2": rows}))}
-    assert (repeats.problems(card, answered) == []) is is_same  # type: ignore[arg-type]
+    assert (repeats.problems(card, answered, ROUNDS) == []) is is_same  # type: ignore[arg-type]

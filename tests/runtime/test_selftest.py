@@ -11,15 +11,39 @@ import pytest
 from click.testing import CliRunner
 
 import runtime
+from exporter.parity.prove.state_faults import _Faulty, _SharesItsInput, _WrongNowAndThen
 from exporter.publish import writable_copy
 from runtime import manifest as manifests
 from runtime.cli import main
+from runtime.engine import Outputs
 from runtime.files import file_entry
 from runtime.golden import read_golden
 from runtime.manifest import EMBEDDING
 from runtime.selftest import selftest
 
 ENGINES = ("torchscript", "onnx")
+
+
+class _WrongBeyondAThousand(_Faulty):
+    """The last tokens of many proteins."""
+
+    def run(self, batch: runtime.PackedBatch) -> Outputs:
+        outputs = self._engine.run(batch)
+        if batch.num_proteins > 1000:
+            rows = slice(*batch.cu_seqlens[1000:1002])
+            for values in outputs.tensors.values():
+                if len(values) == batch.num_tokens:
+                    values[rows] *= 1.001
+        return outputs
+
+
+class _WrongAlone(_Faulty):
+    """A pack of one token."""
+
+    def run(self, batch: runtime.PackedBatch) -> Outputs:
+        outputs = self._engine.run(batch)
+        factor = 1.001 if batch.num_tokens == 1 else 1
+        return Outputs({name: x * factor for name, x in outputs.tensors.items()})
 
 
 class TestGolden:
@@ -81,6 +105,23 @@ class TestGoodEngines:
         # Logits, three layers, pooled by the graph and by the runtime, in five packs; and copies.
         assert len(measured) == 34
         assert 0 < max(c.measured for c in measured) <= 2e-6
+
+    @pytest.mark.parametrize(
+        ("make", "where"),
+        [
+            (_WrongNowAndThen, "small packs again"),
+            (_SharesItsInput, "small packs again"),
+            (_WrongBeyondAThousand, "copies in"),
+            (_WrongAlone, "a single token"),
+        ],
+    )
+    def test_others_fail(self, artifact: Path, make: type, where: str) -> None:
+        """What no golden protein in its own pack shows."""
+        with runtime.load(artifact, "onnx") as loaded:
+            result = selftest(make(loaded), artifact, manifests.read(artifact))
+        failed = {c.pack for c in result.comparisons if not c.passed}
+        assert failed
+        assert all(where in pack for pack in failed)
 
     def test_validate(self, artifact: Path) -> None:
         with runtime.load(artifact, "onnx", validate=True) as engine:

@@ -4,19 +4,18 @@ from collections import Counter
 from collections.abc import Sequence
 
 from exporter.parity.report.schema import Report
-from exporter.parity.rules.verdict import Check, EngineVerdict, describe
+from exporter.parity.rules.verdict import Check, EngineVerdict, describe, domain_of
 
 
 def summary(report: Report, grown: Sequence[str] = ()) -> list[str]:
     """About ten lines: each engine, its nearest limits, what is wrong, and the verdict."""
-    sizes = report.packs.values()
-    proteins, tokens = map(sum, zip(*sizes, strict=True))
-    longest = max((row.longest for v in report.engines for row in v.rows), default=0)
+    proteins, tokens = map(sum, zip(*report.packs.values(), strict=True))
+    domain = domain_of((row for v in report.engines for row in v.rows), report.packs)
     lines = [
         f"{report.artifact}, {report.dtype}: {len(report.packs)} packs, {proteins:,} proteins, "
         f"{tokens:,} tokens, against eager fair-esm in float64",
-        f"  proven for proteins of up to {longest:,} tokens, packs of up to "
-        f"{max(t for _, t in sizes):,} tokens and {max(n for n, _ in sizes):,} proteins"
+        f"  proven for proteins of up to {domain.longest:,} tokens, packs of up to "
+        f"{domain.tokens:,} tokens and {domain.proteins:,} proteins"
         + (f"; seed {report.seed}" if report.seed else ""),
     ]
     for verdict in report.engines:

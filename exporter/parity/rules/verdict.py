@@ -1,6 +1,6 @@
 """Passed or failed: an engine's error on every output of every pack against its budgets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -103,12 +103,17 @@ class EngineVerdict(msgspec.Struct, frozen=True):
             worst_relative_l2=self.worst_relative_l2,
             worst_ratio_to_eager=self.worst_ratio_to_eager,
             packs=len(packs),
-            domain=Domain(
-                longest=max((row.longest for row in self.rows), default=0),
-                tokens=max(tokens for _, tokens in packs.values()),
-                proteins=max(proteins for proteins, _ in packs.values()),
-            ),
+            domain=domain_of(self.rows, packs),
         )
+
+
+def domain_of(rows: Iterable[Row], packs: Mapping[str, tuple[int, int]]) -> Domain:
+    """The largest that was compared: ``packs`` says proteins and tokens of each."""
+    return Domain(
+        longest=max((row.longest for row in rows), default=0),
+        tokens=max(tokens for _, tokens in packs.values()),
+        proteins=max(proteins for proteins, _ in packs.values()),
+    )
 
 
 def verdict_of(

@@ -12,36 +12,33 @@ import numpy as np
 from runtime.engine import Engine, Outputs
 from runtime.packing import PackedBatch
 
-# Tokens of a pack that is run again; state does not ask how large a pack is.
-MAX_TOKENS = 200
-# Of each of the two threads: a race that shows in a run of 40 is then met more likely than not.
-ROUNDS = 3
 # Cards add in an order of their own (atomics): what float16 rounds to its neighbour is no fault.
 RELATIVE_L2_ON_A_CARD = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
 
 First = tuple[PackedBatch, Outputs]
 
 
-def problems(engine: Engine, first: Mapping[str, First]) -> list[str]:
+def problems(engine: Engine, first: Mapping[str, First], rounds: int) -> list[str]:
     """Which packs got other answers than at first, in sentences; each pack once.
 
     Args:
         engine: that gave the first answers, one pack after the other.
-        first: packs of at most ``MAX_TOKENS`` with their answers, by name.
+        first: packs with their answers, by name.
+        rounds: of each of the two threads.
     """
     names = list(first)
     with ThreadPoolExecutor(2) as threads:
-        found = threads.map(lambda order: _again(engine, first, order), (names, names[::-1]))
+        orders = names, names[::-1]
+        found = threads.map(lambda order: _again(engine, first, order * rounds), orders)
         return list(dict.fromkeys(problem for one in found for problem in one))
 
 
 def _again(engine: Engine, first: Mapping[str, First], names: Sequence[str]) -> list[str]:
     found = []
-    for _ in range(ROUNDS):
-        for name in names:
-            batch, before = first[name]
-            if not _is_same(engine, engine.run(batch), before):
-                found.append(f"pack {name!r} gets other answers when it is run again")
+    for name in names:
+        batch, before = first[name]
+        if not _is_same(engine, engine.run(batch), before):
+            found.append(f"pack {name!r} gets other answers when it is run again")
     return found
 
 
