@@ -76,11 +76,8 @@ class Probe:
             reference, {"probe": pack}, last, "mean", torch.float64, cache, device=device
         )["probe"]
         batch = as_batch(pack)
-        model = Rounded(reference.model, getattr(torch, manifest.dtype))
-        proteins = torch.from_numpy(batch.input_ids).split(np.diff(batch.cu_seqlens).tolist())
-        answers = [model(tokens) for tokens in proteins]
-        once = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
-        return cls(reference, batch, oracle, once)
+        rounded = Rounded(reference.model, getattr(torch, manifest.dtype), device)
+        return cls(reference, batch, oracle, rounded(batch))
 
     def judge(self, folder: Path, manifest: Manifest, name: str, load: Load) -> list[Check]:
         """What the probe says of engine ``name``; ``load`` opens it in a folder."""

@@ -6,70 +6,83 @@ dtype, once. An engine that does any of them in half precision itself rounds mor
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from exporter.model.packed_forward import NoLMHead
 from exporter.parity.answers import Floats
+from runtime.packing import PackedBatch
 
 
 class Rounded:
-    """fair-esm's ``ESM2`` (esm/model/esm2.py, esm/modules.py), one protein at a time.
+    """fair-esm's ``ESM2`` (esm/model/esm2.py, esm/modules.py), packed.
 
     Args:
         model: fair-esm's, whose parameters are numbers of ``dtype`` already.
         dtype: to which results are rounded; float64 rounds nothing.
+        device: where it computes. The model stays where it is: of a large one, a linear at a time
+            is turned into float64.
     """
 
-    def __init__(self, model: Any, dtype: torch.dtype):
+    def __init__(self, model: Any, dtype: torch.dtype, device: str = "cpu"):
         self._model = model
         self._dtype = dtype
+        self._device = device
 
     @torch.no_grad()
-    def __call__(self, tokens: Tensor) -> dict[str, Floats]:
-        """The last representation ``[L, E]`` and logits ``[L, 33]`` of ``[L]`` without masks."""
+    def __call__(self, batch: PackedBatch) -> dict[str, Floats]:
+        """The last representation ``[T, E]`` and logits ``[T, 33]`` of a pack without masks."""
         model = self._model
-        x = model.embed_tokens.weight.double()[tokens]
+        lengths = np.diff(batch.cu_seqlens).tolist()
+        x = self._exact(model.embed_tokens.weight)[torch.from_numpy(batch.input_ids)]
         if model.token_dropout:
             x = self._round(x * (1 - 0.15 * 0.8))
         for layer in model.layers:
             normed = self._norm(layer.self_attn_layer_norm, x)
-            x = self._round(x + self._attention(layer.self_attn, normed))
+            x = self._round(x + self._attention(layer.self_attn, normed, lengths))
             normed = self._norm(layer.final_layer_norm, x)
             inner = self._round(functional.gelu(self._linear(layer.fc1, normed)))
             x = self._round(x + self._linear(layer.fc2, inner))
         x = self._norm(model.emb_layer_norm_after, x)
-        outputs = {f"representations.{model.num_layers}": x.numpy()}
+        outputs = {f"representations.{model.num_layers}": x.cpu().numpy()}
         if isinstance(model.lm_head, NoLMHead):
             return outputs
         head = model.lm_head
         inner = self._norm(
             head.layer_norm, self._round(functional.gelu(self._linear(head.dense, x)))
         )
-        logits = functional.linear(inner, model.embed_tokens.weight.double(), head.bias.double())
-        return {"logits": self._round(logits).numpy(), **outputs}
+        table, bias = self._exact(model.embed_tokens.weight), self._exact(head.bias)
+        logits = self._round(functional.linear(inner, table, bias))
+        return {"logits": logits.cpu().numpy(), **outputs}
 
-    def _attention(self, attention: Any, x: Tensor) -> Tensor:
-        heads = (len(x), attention.num_heads, attention.head_dim)
-        q, k, v = (
-            self._linear(projection, x).view(heads).transpose(0, 1)
-            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
+    def _attention(self, attention: Any, x: Tensor, lengths: list[int]) -> Tensor:
         # As float32 has them: an angle of hundreds of radians is rounded before its cosine.
-        positions = torch.arange(len(x), dtype=torch.float32)
-        angles = torch.outer(positions, attention.rot_emb.inv_freq.float()).double()
-        q, k = (self._round(_rotate(x, angles.cos(), angles.sin())) for x in (q, k))
-        weights = torch.softmax(q @ k.mT * attention.head_dim**-0.5, -1)
-        attended = self._round(weights @ v).transpose(0, 1).flatten(1)
-        return self._linear(attention.out_proj, attended)
+        positions = torch.arange(max(lengths), dtype=torch.float32)
+        angles = self._exact(torch.outer(positions, attention.rot_emb.inv_freq.float()))
+        cos, sin = angles.cos(), angles.sin()
+        heads = (-1, attention.num_heads, attention.head_dim)
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        projected = [self._linear(projection, x).view(heads) for projection in projections]
+        attended = []
+        for q, k, v in zip(*(tensor.split(lengths) for tensor in projected), strict=True):
+            q, k, v = (tensor.transpose(0, 1) for tensor in (q, k, v))
+            q, k = (self._round(_rotate(x, cos[: x.shape[1]], sin[: x.shape[1]])) for x in (q, k))
+            weights = torch.softmax(q @ k.mT * attention.head_dim**-0.5, -1)
+            attended.append(self._round(weights @ v).transpose(0, 1).flatten(1))
+        return self._linear(attention.out_proj, torch.cat(attended))
 
     def _norm(self, norm: Any, x: Tensor) -> Tensor:
-        weight, bias = norm.weight.double(), norm.bias.double()
+        weight, bias = self._exact(norm.weight), self._exact(norm.bias)
         return self._round(functional.layer_norm(x, tuple(weight.shape), weight, bias, norm.eps))
 
     def _linear(self, linear: Any, x: Tensor) -> Tensor:
-        return self._round(functional.linear(x, linear.weight.double(), linear.bias.double()))
+        weight, bias = self._exact(linear.weight), self._exact(linear.bias)
+        return self._round(functional.linear(x, weight, bias))
+
+    def _exact(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, torch.float64)
 
     def _round(self, x: Tensor) -> Tensor:
         return x.to(self._dtype).double()
