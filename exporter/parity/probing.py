@@ -25,7 +25,7 @@ from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.oracle import run_eager
 from exporter.parity.truth.packs import as_batch
 from exporter.parity.truth.probe import SOFT, STEPS, SUMS, probe_of, probe_pack, shown
-from exporter.parity.truth.rounded import Rounded
+from exporter.parity.truth.rounded import FUSED, Rounded
 from exporter.publish import link_or_copy
 from exporter.weights import shared as shared_weights
 from runtime import manifest as manifests
@@ -116,10 +116,12 @@ class Probe:
         for step in shown(self.reference.architecture):
             if step.output not in self.once or step.step in skipped:  # no LM head
                 continue
-            measured = arithmetic.step_rounding(*(
-                tensors[step.output][:, step.columns]
-                for tensors in (got, self.oracle.tensors, self.once)
-            ))  # fmt: skip
+            of_got, exact = (x[step.output][:, step.columns] for x in (got, self.oracle.tensors))
+            allowed = ("logits", FUSED) if step.output == "logits" else (step.output,)
+            measured = min(
+                arithmetic.step_rounding(of_got, exact, self.once[output][:, step.columns])
+                for output in allowed
+            )
             budget = arithmetic.STEP
             if step.step == STEPS[SOFT]:
                 budget = arithmetic.SOFTMAX_STEP

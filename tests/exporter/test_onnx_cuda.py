@@ -158,7 +158,7 @@ def values_of_the_first_layer_everywhere(model: onnx.ModelProto) -> None:
 
 
 def an_op_that_nobody_knows(model: onnx.ModelProto) -> None:
-    next(node for node in model.graph.node if node.op_type == "Gelu").op_type = "Gelo"
+    next(node for node in model.graph.node if node.op_type == "BiasGelu").op_type = "Gelo"
 
 
 class TestGate:
@@ -305,7 +305,12 @@ class TestEngine:
     ) -> None:
         manifest = read(cuda_artifact)
         onnx_cuda.load(cuda_artifact, manifest, "cuda", Settings(tf32=tf32))
-        wanted = {"device_id": "0", "use_tf32": "1" if tf32 else "0", "sdpa_kernel": "19"}
+        wanted = {
+            "device_id": "0",
+            "use_tf32": "1" if tf32 else "0",
+            "sdpa_kernel": "19",
+            "enable_skip_layer_norm_strict_mode": "1",
+        }
         assert asked == [wanted]
 
     @pytest.mark.parametrize("engine", [onnx_cuda, onnx_cuda.onnx])

@@ -19,7 +19,7 @@ import runtime
 from exporter.cli import main
 from exporter.formats.onnx import triton as onnx_model
 from exporter.formats.onnx.attention import ONNX_DTYPES
-from exporter.formats.onnx.packed_attention import with_reference_attention
+from exporter.formats.onnx.packed_attention import without_vendor_ops
 from exporter.formats.table import FORMATS
 from exporter.model.packed_forward import PackedESM2
 from exporter.model.reference import WeightsSource, load_reference
@@ -275,7 +275,7 @@ class TestOtherEngines:
         manifest = manifests.read(cuda_artifact)
         heads = manifest.architecture.num_heads, manifest.architecture.head_dim
         graph = onnx.load(model / "1/model.onnx", load_external_data=False)
-        onnx.save(with_reference_attention(graph, ONNX_DTYPES["float32"], *heads),
+        onnx.save(without_vendor_ops(graph, ONNX_DTYPES["float32"], *heads),
                   model / "1/model.onnx")  # fmt: skip
         compare(run_model(model, "onnx-cuda", batched(proteins)), tiny_artifact, "onnx", proteins)
 

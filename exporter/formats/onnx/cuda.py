@@ -9,15 +9,18 @@ from exporter.errors import ExportError
 from exporter.formats.onnx import export as onnx_cpu
 from exporter.formats.onnx.packed_attention import (
     PACKED_OP_TYPE,
-    VENDOR,
     share_rotary_tables,
     use_packed_attention,
 )
+from exporter.formats.onnx.vendor_ops import VENDOR, fuse
 from exporter.model.packed_forward import PackedESM2
 from runtime.manifest import EngineEntry
 
 FILE_NAME = "model.ort-cuda.onnx"
-LOWERING = f"{VENDOR}::{PACKED_OP_TYPE}, token_offset computed once in the graph"
+LOWERING = (
+    f"{VENDOR}::{PACKED_OP_TYPE}, token_offset computed once in the graph; fused kernels for "
+    "rotary, bias and GELU, residual and LayerNorm"
+)
 
 
 def export(packed: PackedESM2, folder: Path) -> EngineEntry:
@@ -46,6 +49,7 @@ def lower(packed: PackedESM2, folder: Path) -> onnx.ModelProto:
     """The graph with its parameters left in ``weights.safetensors``."""
     model = onnx_cpu.export_graph(packed)
     share_rotary_tables(model)
+    model = fuse(model, packed.num_heads, packed.head_dim)
     function = use_packed_attention(model, packed.num_heads, packed.head_dim)
     proto = onnx_cpu.finish(model, packed, folder)
     proto.functions.append(function)

@@ -13,8 +13,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from exporter.formats.onnx.attention import DOMAIN, OP_TYPE, OPSET, VERSION, attention_function
 from exporter.formats.onnx.fusion import of_one_head
+from exporter.formats.onnx.vendor_ops import VENDOR, reference_functions
 
-VENDOR, PACKED_OP_TYPE = "com.microsoft", "PackedMultiHeadAttention"
+PACKED_OP_TYPE = "PackedMultiHeadAttention"
 TOKEN_OFFSET = "token_offset"
 
 # place of a token: its index in the pack; of padding: T and the padding before it. Inverting these
@@ -150,25 +151,26 @@ def share_rotary_tables(model: ir.Model) -> None:
     RemoveUnusedNodesPass()(model)
 
 
-def with_reference_attention(
+def without_vendor_ops(
     model: ModelProto, onnx_dtype: int, num_heads: int, head_dim: int
 ) -> ModelProto:
-    """The model as ONNX Runtime runs it without CUDA; all but the attention kernel is the same.
+    """The model in standard ops, as ONNX Runtime runs it without CUDA; all else is the same.
 
     Args:
-        model: as ``use_packed_attention`` left it; changed in place.
+        model: as ``lower`` of ``exporter.formats.onnx.cuda`` made it; changed in place.
         onnx_dtype: of its activations.
         num_heads: H.
         head_dim: D.
     """
     for node in model.graph.node:
-        if node.op_type == PACKED_OP_TYPE:
+        if node.domain == VENDOR:
             # Another domain: a runtime that knows the vendor's op takes no function for it.
             node.domain = DOMAIN
     text = _REFERENCE.format(
         opset=OPSET, domain=DOMAIN, version=VERSION,
         num_heads=num_heads, head_dim=head_dim, width=num_heads * head_dim,
     )  # fmt: skip
+    model.functions.extend(reference_functions(num_heads, head_dim))
     attention = attention_function(onnx_dtype, num_heads, head_dim)
     model.functions.extend([onnx.parser.parse_function(text), attention])
     return model

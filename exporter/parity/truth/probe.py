@@ -34,8 +34,11 @@ SHARP, SOFT, SECOND_NORM, GELU, SUMS = range(len(STEPS))
 
 # 0.88 times 25 k is the whole number 22 k: token dropout rounds nothing, in whatever order.
 EMBEDDINGS = 25 * np.array([1, 3, 5, 7, 9]) / 64
-# Where the two forms of GELU differ by a tenth, and 1 + erf has not cancelled in float32.
-TAIL = np.arange(-48, -35) / 16
+# Where the two forms of GELU differ by 0.2 %, and 1 + erf has not cancelled in float32.
+TAIL = np.arange(-36, -23) / 16
+# Scale of what is shown, where it is not small already: the rounding of a step must not move the
+# variances of the layers after it, or numbers that lie between two of half precision turn over.
+ASIDE = 2.0**-6
 # Of the fastest frequencies: queries that see their own token alone.
 SHARP_BIAS, SHARP_FREQUENCIES = 32.0, 3
 
@@ -53,11 +56,11 @@ class Shown:
 def shown(architecture: Architecture) -> list[Shown]:
     """Every step of every layer; none where the model is too narrow for that."""
     layout = _Layout(architecture)
-    if not layout.pairs:
+    if not layout.each:
         return []
     last = f"representations.{architecture.num_layers}"
     found = [
-        Shown(step, f"layer {layer + 1}", last, layout.columns(layer, number).ravel())
+        Shown(step, f"layer {layer + 1}", last, layout.columns(layer, number))
         for layer in range(architecture.num_layers)
         for number, step in enumerate(STEPS)
     ]
@@ -92,21 +95,20 @@ def probe_of(reference: Reference) -> Reference:
 
 
 class _Layout:
-    """Which columns are whose: first the embeddings' own, then pairs for each layer and step."""
+    """Which columns are whose: first the embeddings' own, then ``each`` of a layer's steps."""
 
     def __init__(self, architecture: Architecture):
         self._shape = architecture
-        per_pair = 2 * len(STEPS) * architecture.num_layers
-        self.pairs = max(1, architecture.embed_dim // 2 // per_pair)
-        self.num_own = architecture.embed_dim - per_pair * self.pairs
-        # Columns for the steps to read, and an even number.
-        if self.num_own < max(8, 4 * self.pairs) or self.num_own % 2:
-            self.pairs = 0
+        steps = len(STEPS) * architecture.num_layers
+        self.each = max(1, architecture.embed_dim // 2 // steps)
+        # An even number: what is added to one column is taken from the next, so means stay small.
+        self.num_own = (architecture.embed_dim - steps * self.each) // 2 * 2
+        if self.num_own < max(8, 2 * self.each):  # too few for the steps to read
+            self.each = 0
 
     def columns(self, layer: int, step: int) -> NDArray[np.int64]:
-        """``[pairs, 2]``: what is added to the one is taken from the other, so means stay 0."""
-        first = self.num_own + 2 * self.pairs * (layer * len(STEPS) + step)
-        return first + np.arange(2 * self.pairs).reshape(-1, 2)
+        """``[each]``."""
+        return self.num_own + self.each * (layer * len(STEPS) + step) + np.arange(self.each)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """By fair-esm's names, a layer at a time; every number is bfloat16's and float16's too."""
@@ -146,32 +148,34 @@ class _Layout:
         is_of_tail = np.arange(width) % 2 == GELU_WINDOW
         return {
             # Small, so that what GELU makes of the tail is as large.
-            "lm_head.dense.weight": np.diag(np.where(is_of_tail, 0.0, 1 / 64)),
+            "lm_head.dense.weight": np.eye(width) / 64,
             "lm_head.dense.bias": np.where(is_of_tail, random.choice(TAIL, width), 0.0),
         }
 
     def _layer(self, random: np.random.Generator, layer: int) -> dict[str, NDArray[np.float64]]:
         width, hidden = self._shape.embed_dim, 4 * self._shape.embed_dim
-        of_tail, *read = np.split(random.permutation(self.num_own), [self.pairs])
+        of_tail, *read = np.split(random.permutation(self.num_own), [self.each])
         of_tail, normed = np.sort(of_tail), np.sort(read[0])
         # GELU of positive numbers passes rounding on; of negative ones it enlarges it.
         second_norm = {"weight": _mantissas(random, width), "bias": random.uniform(1, 2, width)}
-        second_norm["weight"][of_tail] = 0.0
-        second_norm["bias"][of_tail] = random.choice(TAIL, self.pairs)
-        rows = np.arange(3 * self.pairs).reshape(3, -1)
+        second_norm["weight"][of_tail] = 1 / 16
+        second_norm["bias"][of_tail] = random.choice(TAIL, self.each)
+        rows = np.arange(3 * self.each).reshape(3, -1)
         fc1, fc2, out = np.zeros((hidden, width)), np.zeros((width, hidden)), np.zeros((width,) * 2)
-        fc1[rows[0], random.choice(normed, self.pairs)] = 1.0
+        fc1[rows[0], random.choice(normed, self.each, replace=False)] = 1.0
         fc1[rows[1], of_tail] = 1.0
+        # LayerNorm makes the embeddings' own columns as large as all columns together would be.
+        squares = len(normed) * width / self.num_own
         for row in rows[2]:
             signs = random.choice([-1.0, 1.0], len(normed))
-            fc1[row, normed] = signs * 2.0 ** -np.round(np.log2(len(normed)) / 2)
+            fc1[row, normed] = signs * 2.0 ** -np.round(np.log2(squares) / 2)
         for step, row in zip((SECOND_NORM, GELU, SUMS), rows, strict=True):
-            for (plus, minus), source in zip(self.columns(layer, step), row, strict=True):
-                fc2[plus, source], fc2[minus, source] = 1.0, -1.0
+            fc2[self.columns(layer, step), row] = 1.0 if step == GELU else ASIDE
         for step in (SHARP, SOFT):
-            sources = random.choice(self._of_heads(step), self.pairs)
-            for (plus, minus), source in zip(self.columns(layer, step), sources, strict=True):
-                out[plus, source], out[minus, source] = 1.0, -1.0
+            out[
+                self.columns(layer, step),
+                random.choice(self._of_heads(step), self.each, replace=False),
+            ] = ASIDE
         state = {
             "self_attn_layer_norm.weight": _mantissas(random, width),
             "self_attn_layer_norm.bias": random.normal(size=width) / 4,
@@ -201,11 +205,11 @@ class _Layout:
         return biases.ravel()
 
     def _of_heads(self, step: int) -> NDArray[np.int64]:
-        """The embeddings' own columns that heads of a kind attend to; all where there are none."""
+        """The embeddings' own columns that heads of a kind attend to; all if those are too few."""
         own = np.arange(self.num_own)
         is_sharp = own // self._shape.head_dim % 2 == 0
         chosen = own[is_sharp if step == SHARP else ~is_sharp]
-        return chosen if len(chosen) else own
+        return chosen if len(chosen) >= self.each else own
 
 
 def _mantissas(random: np.random.Generator, size: int) -> NDArray[np.float64]:

@@ -15,6 +15,8 @@ from exporter.model.packed_forward import NoLMHead
 from exporter.parity.answers import Floats
 from runtime.packing import PackedBatch
 
+FUSED = "logits of fused ops"
+
 
 class Rounded:
     """fair-esm's ``ESM2`` (esm/model/esm2.py, esm/modules.py), packed.
@@ -33,7 +35,11 @@ class Rounded:
 
     @torch.no_grad()
     def __call__(self, batch: PackedBatch) -> dict[str, Floats]:
-        """The last representation ``[T, E]`` and logits ``[T, 33]`` of a pack without masks."""
+        """The last representation ``[T, E]`` and logits ``[T, 33]`` of a pack without masks.
+
+        Logits twice: ``FUSED`` are those of an engine that does not round between the LM head's
+        GELU and LayerNorm, as compilers fuse them.
+        """
         model = self._model
         lengths = np.diff(batch.cu_seqlens).tolist()
         x = self._exact(model.embed_tokens.weight)[torch.from_numpy(batch.input_ids)]
@@ -50,12 +56,12 @@ class Rounded:
         if isinstance(model.lm_head, NoLMHead):
             return outputs
         head = model.lm_head
-        inner = self._norm(
-            head.layer_norm, self._round(functional.gelu(self._linear(head.dense, x)))
-        )
+        inner = functional.gelu(self._linear(head.dense, x))
         table, bias = self._exact(model.embed_tokens.weight), self._exact(head.bias)
-        logits = self._round(functional.linear(inner, table, bias))
-        return {"logits": logits.cpu().numpy(), **outputs}
+        for name, normed in (("logits", self._round(inner)), (FUSED, inner)):
+            logits = functional.linear(self._norm(head.layer_norm, normed), table, bias)
+            outputs[name] = self._round(logits).cpu().numpy()
+        return outputs
 
     def _attention(self, attention: Any, x: Tensor, lengths: list[int]) -> Tensor:
         # As float32 has them: an angle of hundreds of radians is rounded before its cosine.

@@ -47,6 +47,8 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> "
     cuda = {
         **onnx.provider_options(device, settings),
         "sdpa_kernel": str(SDPA_KERNELS[settings.attention]),
+        # SkipLayerNormalization adds up in float32, whatever the number of columns.
+        "enable_skip_layer_norm_strict_mode": "1",
     }
     session = onnx.open_session(folder / manifest.engines[FORMAT].file, options, cuda)
     names = [output.name for output in manifest.signature.outputs]
