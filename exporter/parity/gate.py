@@ -327,7 +327,7 @@ def judge(
             given = Answer(truth.input_ids, outputs.logits, tensors[EMBEDDING])
             pairs.append((given, expected))
             eager_pairs.append((_answer(eager[name]), expected))
-    tasks = compare_tasks(pairs) if pairs else None
+    tasks = compare_tasks(pairs, eager_pairs) if pairs else None
     checks = [
         exact(TOKENS, [f"pack {name!r}" for name in tokens]),
         exact(INTERNALS, inside),
@@ -343,7 +343,7 @@ def judge(
         manifest.architecture.num_layers,
         found,
         tasks,
-        compare_tasks(eager_pairs) if eager_pairs else None,
+        compare_tasks(eager_pairs, eager_pairs) if eager_pairs else None,
         checks,
     )
 

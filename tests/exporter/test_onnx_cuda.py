@@ -8,23 +8,35 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
+import torch
+from esm.model.esm2 import ESM2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import runtime
 from exporter.build import BuildOptions, build
 from exporter.errors import ExportError
+from exporter.formats.onnx import cuda as onnx_cuda_export
 from exporter.formats.onnx.attention import DOMAIN, OPSET
-from exporter.formats.onnx.packed_attention import PACKED_OP_TYPE, token_offset_function
+from exporter.formats.onnx.packed_attention import (
+    PACKED_OP_TYPE,
+    token_offset_function,
+    without_vendor_ops,
+)
 from exporter.formats.onnx.stand_in import stand_in
+from exporter.formats.onnx.vendor_ops import VENDOR
+from exporter.model.packed_forward import PackedESM2
+from exporter.model.precision import cast_copy
 from exporter.model.reference import WeightsSource, load_reference
 from exporter.parity.rules.observed import token_offset_of
 from exporter.parity.rules.verdict import EngineVerdict
 from exporter.parity.truth.cache import Cache
 from exporter.parity.verify import verify
 from exporter.publish import writable_copy
+from exporter.weights import shared as shared_weights
 from runtime.engine import Settings
 from runtime.engines.base import spec_of
 from runtime.engines.onnx import cuda as onnx_cuda
@@ -103,6 +115,85 @@ class TestGraph:
 
 
 @pytest.fixture(scope="module")
+def wide() -> ESM2:
+    """Of head dim 64, as 650M; no two parameters are alike, or the graph would share them."""
+    torch.manual_seed(0)
+    model = ESM2(num_layers=2, embed_dim=128, attention_heads=2).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    return model
+
+
+class TestFusedKernels:
+    """ONNX Runtime's, each with its standard ops beside it."""
+
+    def lowered(self, model: ESM2, dtype: torch.dtype, folder: Path) -> onnx.ModelProto:
+        packed = cast_copy(PackedESM2(model, (1, 2), "mean").eval(), dtype)
+        shared_weights.write(packed, folder)
+        return onnx_cuda_export.lower(packed, folder)
+
+    def kinds(self, graph: onnx.ModelProto) -> list[str]:
+        return [node.op_type for node in graph.graph.node if node.domain == VENDOR]
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+    def test_each_layer_is_fused(self, wide: ESM2, dtype: torch.dtype, tmp_path: Path) -> None:
+        model = self.lowered(wide, dtype, tmp_path)
+        kinds = self.kinds(model)
+        assert kinds.count("RotaryEmbedding") == kinds.count("SkipLayerNormalization") == 4
+        left = [node.op_type for node in model.graph.node if not node.domain]
+        assert left.count("LayerNormalization") == 2  # the first, and the LM head's
+        assert left.count("Split") == 0
+
+    def test_they_compute_what_their_standard_ops_do(
+        self, wide: ESM2, tmp_path: Path, batch: PackedBatch, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fused = self.outputs(self.lowered(wide, torch.float32, tmp_path), tmp_path, batch)
+        monkeypatch.setattr(onnx_cuda_export, "fuse", lambda model, *heads: model)
+        plain = self.lowered(wide, torch.float32, tmp_path)
+        assert set(self.kinds(plain)) == {PACKED_OP_TYPE}
+        for got, expected in zip(fused, self.outputs(plain, tmp_path, batch), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=2e-5)
+
+    def outputs(
+        self, model: onnx.ModelProto, folder: Path, batch: PackedBatch
+    ) -> list[np.ndarray[Any, Any]]:
+        without_vendor_ops(model, onnx.TensorProto.FLOAT, 2, 64)
+        onnx.save(model, folder / "model.onnx")
+        session = onnxruntime.InferenceSession(
+            folder / "model.onnx", providers=["CPUExecutionProvider"]
+        )
+        feeds = {
+            "input_ids": batch.input_ids,
+            "cu_seqlens": batch.cu_seqlens,
+            "max_seqlen": np.array(batch.max_seqlen),
+        }
+        return list(session.run(None, feeds))
+
+    def test_small_heads_are_rotated_by_standard_ops(self, graph: onnx.ModelProto) -> None:
+        kinds = self.kinds(graph)
+        assert "RotaryEmbedding" not in kinds
+        assert kinds.count("SkipLayerNormalization") == 4
+
+    def test_another_layer_norm_is_left_alone(
+        self, wide: ESM2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What does not do just what the kernel does must reach the gate as it is."""
+        exported = onnx_cuda_export.onnx_cpu.export_graph
+
+        def in_half(packed: PackedESM2) -> Any:
+            model = exported(packed)
+            for node in model.graph:
+                if node.op_type == "LayerNormalization":
+                    node.attributes.add(ir.AttrInt64("stash_type", 10))
+            return model
+
+        monkeypatch.setattr(onnx_cuda_export.onnx_cpu, "export_graph", in_half)
+        kinds = self.kinds(self.lowered(wide, torch.float16, tmp_path))
+        assert "SkipLayerNormalization" not in kinds
+
+
+@pytest.fixture(scope="module")
 def token_offset_session() -> onnxruntime.InferenceSession:
     model = onnx.parser.parse_model(
         f'<ir_version: 10, opset_import: ["": {OPSET}, "{DOMAIN}": 1]>\n'
@@ -158,7 +249,7 @@ def values_of_the_first_layer_everywhere(model: onnx.ModelProto) -> None:
 
 
 def an_op_that_nobody_knows(model: onnx.ModelProto) -> None:
-    next(node for node in model.graph.node if node.op_type == "BiasGelu").op_type = "Gelo"
+    next(node for node in model.graph.node if node.op_type == "Gelu").op_type = "Gelo"
 
 
 class TestGate:

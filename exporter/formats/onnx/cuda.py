@@ -19,7 +19,7 @@ from runtime.manifest import EngineEntry
 FILE_NAME = "model.ort-cuda.onnx"
 LOWERING = (
     f"{VENDOR}::{PACKED_OP_TYPE}, token_offset computed once in the graph; fused kernels for "
-    "rotary, bias and GELU, residual and LayerNorm"
+    "residual and LayerNorm, and for rotary of head dims from 64"
 )
 
 

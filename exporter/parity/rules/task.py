@@ -10,8 +10,10 @@ from runtime.tokenizer import MASK_ID
 
 Floats = NDArray[np.floating]
 
-# A position is confident where the oracle's first choice leads the second by this probability.
-CONFIDENT_LEAD = 0.1
+# A position is confident where the oracle's first choice leads the second by this probability, and
+# its logit by so many times what eager fair-esm's logits are off by in the engine's dtype. Two of
+# those differ by 1.4 times that, so 5 are 3.5 deviations, and 2.9 where an engine is 1.2 x as bad.
+CONFIDENT_LEAD, CONFIDENT_ERRORS = 0.1, 5.0
 
 # Of the linear classifier: a fixed random one, for no other is at hand for every checkpoint.
 NUM_CLASSES, CLASSIFIER_SEED = 10, 0
@@ -23,8 +25,8 @@ ROUNDING = 1e-12
 NO_LM_HEAD = "the checkpoint has no LM head, so there are no predictions; embeddings are compared"
 NEVER_CONFIDENT = (
     "eager fair-esm in float64 is confident at none of {} masked positions (its first choice never "
-    "leads by {}): a weak LM head. Do not rely on this model's predictions; its logits and "
-    "embeddings are compared by the other rules"
+    "leads by {}, or by no more than rounding): a weak LM head. Do not rely on this model's "
+    "predictions; its logits and embeddings are compared by the other rules"
 )
 CONSTANT_CONFIDENCE = (
     "the classifier is equally sure of every protein in float64; labels and embeddings are "
@@ -74,8 +76,14 @@ class Answer(msgspec.Struct, frozen=True):
     pooled: Floats
 
 
-def compare_tasks(pairs: Iterable[tuple[Answer, Answer]]) -> TaskMetrics:
+def compare_tasks(
+    pairs: Iterable[tuple[Answer, Answer]], eager: Iterable[tuple[Answer, Answer]] = ()
+) -> TaskMetrics:
     """Measures ``(actual, expected)`` answers of the same packs against each other.
+
+    Args:
+        pairs: an engine's answers, and eager fair-esm's in float64.
+        eager: the same, of eager fair-esm in the engine's dtype.
 
     Raises:
         ValueError: no pack.
@@ -84,7 +92,8 @@ def compare_tasks(pairs: Iterable[tuple[Answer, Answer]]) -> TaskMetrics:
     if not pairs:
         raise ValueError("no pack: nothing was compared")
     has_logits = all(expected.logits is not None for _, expected in pairs)
-    predictions = [_predictions(*pair) for pair in pairs] if has_logits else []
+    needed = CONFIDENT_ERRORS * logit_error(eager) if has_logits else 0.0
+    predictions = [_predictions(*pair, needed) for pair in pairs] if has_logits else []
     same, confident, divergence = (
         (np.concatenate(parts) for parts in zip(*predictions, strict=True))
         if predictions
@@ -115,18 +124,33 @@ def compare_tasks(pairs: Iterable[tuple[Answer, Answer]]) -> TaskMetrics:
     )
 
 
+def logit_error(pairs: Iterable[tuple[Answer, Answer]]) -> float:
+    """Root mean square of what logits at masked positions are off by; 0 without any."""
+    errors = [
+        (actual.logits.astype(np.float64) - expected.logits)[expected.input_ids == MASK_ID].ravel()
+        for actual, expected in pairs
+        if actual.logits is not None and expected.logits is not None
+    ]
+    squares = np.concatenate(errors) ** 2 if errors else np.empty(0)
+    return float(np.sqrt(squares.mean())) if len(squares) else 0.0
+
+
 def _predictions(
-    actual: Answer, expected: Answer
+    actual: Answer, expected: Answer, needed: float
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], Floats]:
-    """Same first choice and confident, of each masked position; divergence of each token."""
+    """Same first choice and confident, of each masked position; divergence of each token.
+
+    Confident where the first logit leads by ``needed`` too.
+    """
     if actual.logits is None or expected.logits is None:
         raise ValueError("logits on one side alone: they cannot be compared")
     got, truth = probabilities(actual.logits), probabilities(expected.logits)
     masked = expected.input_ids == MASK_ID
     second, first = np.sort(truth[masked], axis=1)[:, -2:].T
+    second_logit, first_logit = np.sort(expected.logits[masked], axis=1)[:, -2:].T
     return (
         got[masked].argmax(axis=1) == truth[masked].argmax(axis=1),
-        first - second >= CONFIDENT_LEAD,
+        (first - second >= CONFIDENT_LEAD) & (first_logit - second_logit >= needed),
         jensen_shannon(got, truth),
     )
 
