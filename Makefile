@@ -37,7 +37,7 @@ BENCH_FULL := $(BENCH) esm2_t30_150M_UR50D
 PARITY := parity-float32 parity-float16 parity-bfloat16
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export verify parity $(PARITY) test test-all bench bench-full bench-install gpu-check native-check images docs release lint clean
+.PHONY: help setup export verify parity $(PARITY) test test-all bench bench-full bench-install gpu-check native-check cuda-check images docs release lint clean
 
 help:    ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,9 @@ gpu-check:    ## Prove and measure every engine on this machine's GPU; no networ
 
 native-check: $(READY)    ## Check the C++ kernels against float64, on each instruction set, under sanitizers
 	$(BIN)/python -m tests.native.check $(if $(SEED),--seed $(SEED))
+
+cuda-check: $(READY)    ## Count what onnx-cuda asks of a card, without one: launches, copies, waits
+	$(BIN)/python -m tests.cuda.check
 
 images: $(READY)    ## Build and try the images with buildah, without a daemon; as root, on Debian
 	$(BIN)/python -m pytest tests/deploy -rs
