@@ -24,7 +24,7 @@ from tests.cuda.forward import BEGIN, END
 
 OLDEST = ".".join(map(str, OLDEST_ON_CUDA)) + ".0"
 NEWEST = "1.31.1"
-HEADERS = "nvidia-cuda-runtime==13.0.96"
+HEADERS = ("nvidia-cuda-runtime==13.0.96", "nvidia-cuda-crt==13.0.88")
 # Layers, columns, heads: head dims 64, with every kernel that we ask for, and 16, without rotary's.
 MODELS = {"head dim 64": (2, 128, 2), "head dim 16": (2, 64, 4)}
 DTYPES = ("float16", "float32")
@@ -97,7 +97,7 @@ def library(version: str, cache: Path) -> Path:
         wheels = aside / "wheels"
         subprocess.check_call([
             sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", wheels,
-            f"onnxruntime-gpu=={version}", HEADERS,
+            f"onnxruntime-gpu=={version}", *HEADERS,
         ])  # fmt: skip
         for wheel in wheels.glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:
