@@ -1,21 +1,25 @@
 """How the gate sees steps in half precision: its rounding, its probe, and what they are made of."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from exporter.model.precision import cast_copy
 from exporter.model.reference import Reference, WeightsSource, load_reference
-from exporter.parity.probing import Probe
+from exporter.parity.answers import Floats
+from exporter.parity.probing import WAYS, Probe
 from exporter.parity.rules import arithmetic
 from exporter.parity.truth.oracle import run_eager
 from exporter.parity.truth.packs import as_batch
 from exporter.parity.truth.probe import probe_of, probe_pack, shown
-from exporter.parity.truth.rounded import Rounded
+from exporter.parity.truth.rounded import Rounded, Step
 from runtime import manifest as manifests
 from runtime.manifest import Architecture
+from runtime.packing import PackedBatch
 
 HALF = ("float16", "bfloat16")
 BOUNDS = np.array([0, 1, 8, 40], dtype=np.int32)
@@ -68,6 +72,56 @@ def test_every_model_of_esm2_is_wide_enough(shape: tuple[int, int, int]) -> None
     assert len(set(columns)) == len(columns) >= width - 1
     assert set(columns) <= set(range(width))
     assert len(steps) == 5 * layers + 3
+
+
+class OneNormInHalf(Rounded):
+    """One of all LayerNorms, by its place, rounds each of its own steps."""
+
+    place = 0
+
+    def __call__(self, batch: PackedBatch) -> dict[str, Floats]:
+        self.left = self.place
+        return super().__call__(batch)
+
+    def _norm(self, norm: Any, x: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left != -1:
+            return super()._norm(norm, x)
+        centred = self._round(x - self._round(x.mean(-1, keepdim=True)))
+        variance = self._round(self._round(centred * centred).mean(-1, keepdim=True))
+        normed = self._round(centred * self._round(torch.rsqrt(variance + norm.eps)))
+        return self._round(self._round(normed * self._exact(norm.weight)) + self._exact(norm.bias))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+class TestSteps:
+    """Of engines that are models of rounding themselves."""
+
+    @pytest.fixture
+    def probe(self, tiny: Reference, dtype: str) -> Probe:
+        reference, pack = probe_of(tiny), probe_pack()
+        oracle = run_eager(reference, {"probe": pack}, (2,), "mean", torch.float64)["probe"]
+        batch = as_batch(pack)
+        rounding = getattr(torch, dtype)
+        return Probe(
+            reference,
+            batch,
+            oracle,
+            lambda kept: Rounded(reference.model, rounding, kept=kept)(batch),
+        )
+
+    @pytest.mark.parametrize("kept", WAYS, ids=str)
+    def test_an_engine_may_round_less(self, probe: Probe, kept: tuple[Step, ...]) -> None:
+        got = probe.once(kept)
+        assert not [check for check in probe._steps(got, "cpu", ()) if check.failed]
+
+    # The fifth is the one at the end, the sixth the LM head's.
+    @pytest.mark.parametrize("place", range(6))
+    def test_any_norm_in_half_precision_is_seen(self, probe: Probe, dtype: str, place: int) -> None:
+        engine = OneNormInHalf(probe.reference.model, getattr(torch, dtype))
+        engine.place = place
+        failed = [check for check in probe._steps(engine(probe.batch), "cpu", ()) if check.failed]
+        assert arithmetic.STEP.name in [check.name for check in failed]
 
 
 def test_a_narrow_model_shows_nothing() -> None:
