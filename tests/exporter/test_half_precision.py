@@ -93,31 +93,29 @@ class OneNormInHalf(Rounded):
         return self._round(self._round(normed * self._exact(norm.weight)) + self._exact(norm.bias))
 
 
-@pytest.mark.parametrize("dtype", HALF)
+@pytest.fixture(scope="module", params=HALF)
+def probe(request: pytest.FixtureRequest, tiny: Reference) -> Probe:
+    reference, pack = probe_of(tiny), probe_pack()
+    oracle = run_eager(reference, {"probe": pack}, (2,), "mean", torch.float64)["probe"]
+    batch, dtype = as_batch(pack), getattr(torch, request.param)
+    ways = {kept: Rounded(reference.model, dtype, kept=kept)(batch) for kept in WAYS}
+    return Probe(reference, batch, oracle, ways.__getitem__)
+
+
 class TestSteps:
     """Of engines that are models of rounding themselves."""
 
-    @pytest.fixture
-    def probe(self, tiny: Reference, dtype: str) -> Probe:
-        reference, pack = probe_of(tiny), probe_pack()
-        oracle = run_eager(reference, {"probe": pack}, (2,), "mean", torch.float64)["probe"]
-        batch = as_batch(pack)
-        rounding = getattr(torch, dtype)
-        return Probe(
-            reference,
-            batch,
-            oracle,
-            lambda kept: Rounded(reference.model, rounding, kept=kept)(batch),
-        )
-
     @pytest.mark.parametrize("kept", WAYS, ids=str)
     def test_an_engine_may_round_less(self, probe: Probe, kept: tuple[Step, ...]) -> None:
-        got = probe.once(kept)
-        assert not [check for check in probe._steps(got, "cpu", ()) if check.failed]
+        found = probe._steps(probe.once(kept), "cpu", ())
+        assert not [check for check in found if check.failed]
 
     # The fifth is the one at the end, the sixth the LM head's.
     @pytest.mark.parametrize("place", range(6))
-    def test_any_norm_in_half_precision_is_seen(self, probe: Probe, dtype: str, place: int) -> None:
+    def test_any_norm_in_half_precision_is_seen(
+        self, probe: Probe, request: pytest.FixtureRequest, place: int
+    ) -> None:
+        dtype = request.node.callspec.params["probe"]
         engine = OneNormInHalf(probe.reference.model, getattr(torch, dtype))
         engine.place = place
         failed = [check for check in probe._steps(engine(probe.batch), "cpu", ()) if check.failed]
