@@ -91,6 +91,15 @@ FLOAT32_ANY_DEPTH = Budget(
     "rounding grows with depth; a hard stop beside the relative rule",
 )
 
+# In every dtype: where its rounding can change the choice, no position counts as confident.
+CONFIDENT_CHOICES = Budget(
+    "first choice at confident masked positions, agreement",
+    "top1_agreement_confident",
+    0.995,
+    "at least",
+    "a confident prediction must not change by rounding",
+)
+
 # Measured for 8M in bfloat16, the coarsest: residues 0.99985, pooled 0.99995, agreement 1.
 TASK_RULES = (
     Budget(
@@ -107,13 +116,7 @@ TASK_RULES = (
         "at least",
         "bfloat16 rounding alone leaves 0.99995",
     ),
-    Budget(
-        "first choice at confident masked positions, agreement",
-        "top1_agreement_confident",
-        0.995,
-        "at least",
-        "a confident prediction must not change by rounding",
-    ),
+    CONFIDENT_CHOICES,
 )
 
 
@@ -152,7 +155,7 @@ INT8_RULES = (
         "at least",
         "int8 rounding alone leaves 0.99974",
     ),
-    TASK_RULES[2],
+    CONFIDENT_CHOICES,
     Budget(
         "Jensen-Shannon divergence of predictions, mean, in nats",
         "jensen_shannon_mean",
