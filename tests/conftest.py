@@ -25,7 +25,7 @@ from exporter.formats.aoti.export import OPTIONS
 from exporter.formats.tensorrt.options import PlanOptions
 from exporter.model.packed_forward import PackedESM2
 from exporter.model.precision import cast_copy
-from exporter.model.reference import Reference, WeightsSource, load_reference
+from exporter.model.reference import Reference, WeightsSource, WithoutMemory, load_reference
 from exporter.model.synthetic import synthetic_state
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.packs import Pack, parity_packs, with_names
@@ -200,7 +200,7 @@ def save_checkpoint(path: Path, shape: tuple[int, int, int], seed: int = 0) -> P
     from esm.model.esm2 import ESM2
 
     num_layers, embed_dim, num_heads = shape
-    with torch.device("meta"):
+    with WithoutMemory():
         model = ESM2(*shape, esm.data.Alphabet.from_architecture("ESM-1b"), token_dropout=True)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     state = synthetic_state(shapes, seed)

@@ -15,6 +15,7 @@ import esm.pretrained
 import torch
 from esm.model.esm2 import ESM2
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from exporter.errors import CheckpointError
 from exporter.model.architectures import Shape, architecture_name, known_architecture
@@ -116,7 +117,7 @@ def _ask_the_formats_own_loader(model: ESM2, weights: Weights, has_lm_head: bool
     """
     asked = "fair-esm"
     if weights.contents is not None:
-        with torch.device("meta"):
+        with WithoutMemory():
             theirs, _, state = esm.pretrained._load_model_and_alphabet_core_v2(weights.contents)
         compare = partial(unlike_fair_esms, model, theirs, state)
     elif weights.folder is not None:
@@ -195,11 +196,32 @@ def fair_esm_version() -> str:
 # --- fair-esm's model ---------------------------------------------------------------------------
 
 
+class WithoutMemory(TorchFunctionMode):
+    """Inside, modules are made with parameters that hold nothing.
+
+    ``torch.device("meta")`` would take all else along, and import PyTorch's compiler for it.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty:
+            kwargs["device"] = "meta"
+        if func is nn.init.normal_:
+            return kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def _empty_model(shape: Shape, token_dropout: bool) -> tuple[ESM2, Any]:
     """fair-esm's ``ESM2`` without memory for its parameters."""
     num_layers, embed_dim, num_heads = shape
     alphabet = esm.data.Alphabet.from_architecture("ESM-1b")
-    with torch.device("meta"):
+    with WithoutMemory():
         model = ESM2(num_layers, embed_dim, num_heads, alphabet, token_dropout)
     return model, alphabet
 

@@ -1,7 +1,9 @@
 import argparse
 import json
 import shutil
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -338,3 +340,19 @@ class TestTheFormatsOwnLoader:
         monkeypatch.setattr("exporter.model.sources.fair_esm.bool", lambda _: False, raising=False)
         with pytest.raises(CheckpointError, match="token_dropout differ"):
             load(tiny_checkpoint)
+
+
+COMPILER_IMPORTED = """
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from exporter.model.reference import WeightsSource, load_reference
+load_reference(WeightsSource("checkpoint", sys.argv[1]))
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_loading_does_not_import_pytorchs_compiler(
+    tiny_checkpoint: Path, fresh_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    assert fresh_python(COMPILER_IMPORTED, tiny_checkpoint).stdout == "False\n"
