@@ -206,7 +206,6 @@ def verify(
             f"{', '.join(manifest.engines)}"
         )
     from exporter.model.reference import load_original
-    from exporter.parity.report.files import write_report
     from exporter.parity.report.junit import as_junit
     from exporter.parity.report.schema import encode, grown_errors, read
     from exporter.parity.report.terminal import summary
@@ -238,6 +237,8 @@ def verify(
     )
     grown = grown_errors(result, older) if older else []
     if report:
+        from exporter.parity.report.files import write_report
+
         write_report(result, report)
     if junit:
         junit.parent.mkdir(parents=True, exist_ok=True)

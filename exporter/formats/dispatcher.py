@@ -22,6 +22,10 @@ class Spy(TorchDispatchMode):
         self.first_queries: torch.Tensor | None = None
         self._num_frequencies = num_frequencies
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # there is nothing to skip, and to skip it PyTorch would import its compiler
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.esm2.varlen_attention.default:
             self.seen.calls.append((args[3].tolist(), int(args[4])))

@@ -13,8 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from exporter.formats.native import ONNXRUNTIME_LIBRARY, compile_libraries
-from exporter.formats.onnx.attention import OPSET, QUERY_BLOCK, attention_function, register_schema
-from exporter.formats.onnx.fusion import ROTARY_OP_TYPE, fuse_rotary
+from exporter.formats.onnx.attention import (
+    OPSET,
+    QUERY_BLOCK,
+    ROTARY_OP_TYPE,
+    attention_function,
+    register_schema,
+)
+from exporter.formats.onnx.fusion import fuse_rotary
 from runtime.ops import varlen_attention
 
 Arrays = dict[str, NDArray[Any]]

@@ -21,9 +21,8 @@ import runtime
 from exporter.build import BuildOptions, build
 from exporter.errors import ExportError
 from exporter.formats.onnx import cuda as onnx_cuda_export
-from exporter.formats.onnx.attention import DOMAIN, ONNX_DTYPES, OPSET
+from exporter.formats.onnx.attention import DOMAIN, ONNX_DTYPES, OPSET, PACKED_OP_TYPE
 from exporter.formats.onnx.packed_attention import (
-    PACKED_OP_TYPE,
     token_offset_function,
     without_vendor_ops,
 )

@@ -9,6 +9,10 @@ import onnx.parser
 from onnx.defs import OpSchema
 
 DOMAIN, OP_TYPE, VERSION = "esm2", "VarlenAttention", 1
+# What may stand in its place: with rotary before it (``fusion``), and ONNX Runtime's own for CUDA
+# (``packed_attention``).
+ROTARY_OP_TYPE = "VarlenRotaryAttention"
+PACKED_OP_TYPE = "PackedMultiHeadAttention"
 # The first opset with Attention.
 OPSET = 23
 

@@ -7,8 +7,8 @@ import torch
 
 from exporter.errors import ExportError
 from exporter.formats.onnx import export as onnx_cpu
+from exporter.formats.onnx.attention import PACKED_OP_TYPE
 from exporter.formats.onnx.packed_attention import (
-    PACKED_OP_TYPE,
     share_rotary_tables,
     use_packed_attention,
 )

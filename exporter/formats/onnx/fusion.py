@@ -10,9 +10,7 @@ import onnx_ir as ir
 from onnx import FunctionProto
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from exporter.formats.onnx.attention import DOMAIN, OP_TYPE, OPSET, VERSION
-
-ROTARY_OP_TYPE = "VarlenRotaryAttention"
+from exporter.formats.onnx.attention import DOMAIN, OP_TYPE, OPSET, ROTARY_OP_TYPE, VERSION
 
 # cos and sin: [T, 1, D], of all heads; the sine of the first half of D is negative.
 _BODY = """

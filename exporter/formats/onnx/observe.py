@@ -13,9 +13,7 @@ import onnx
 import onnxruntime
 
 from exporter.formats.format import Observed
-from exporter.formats.onnx.attention import OP_TYPE
-from exporter.formats.onnx.fusion import ROTARY_OP_TYPE
-from exporter.formats.onnx.packed_attention import PACKED_OP_TYPE
+from exporter.formats.onnx.attention import OP_TYPE, PACKED_OP_TYPE, ROTARY_OP_TYPE
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
 

@@ -11,11 +11,17 @@ import onnx_ir as ir
 from onnx import FunctionProto, ModelProto
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from exporter.formats.onnx.attention import DOMAIN, OP_TYPE, OPSET, VERSION, attention_function
+from exporter.formats.onnx.attention import (
+    DOMAIN,
+    OP_TYPE,
+    OPSET,
+    PACKED_OP_TYPE,
+    VERSION,
+    attention_function,
+)
 from exporter.formats.onnx.fusion import of_one_head
 from exporter.formats.onnx.vendor_ops import VENDOR, reference_functions
 
-PACKED_OP_TYPE = "PackedMultiHeadAttention"
 TOKEN_OFFSET = "token_offset"
 
 # place of a token: its index in the pack; of padding: T and the padding before it. Inverting these
