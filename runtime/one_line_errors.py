@@ -1,6 +1,8 @@
 """How commands end on errors: one line, and an exit status."""
 
+import atexit
 import functools
+import gc
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +22,9 @@ def one_line_errors(*roots: type[Exception]) -> Callable[[Callable[..., Any]], C
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
+            # Python would look through all that PyTorch made for circles, a second or two, before
+            # the process is gone.
+            atexit.register(gc.freeze)
             with orderly_end():
                 try:
                     return command(*args, **kwargs)
