@@ -3,8 +3,7 @@
 import dataclasses
 import json
 import sys
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +19,11 @@ from runtime.readers.record_options import record_options
 from runtime.terminal import say
 
 if TYPE_CHECKING:
-    from runtime.engine import EngineSpec
+    from runtime.embed_files import Summary
     from runtime.manifest import Manifest
-    from runtime.readers.records import Record
-    from runtime.runner import Embedding, Totals
-    from runtime.writers.rejected_file import RejectedFile
 
-SOME_REJECTED = 3
+MB = 1_000_000
+SOME_REJECTED = UNFINISHED = 3
 FAILED_SELFTEST = 1
 
 
@@ -58,8 +55,18 @@ def info(artifact: Path, as_json: bool) -> None:
     "-o",
     "--output",
     required=True,
-    type=click.Path(path_type=Path),
-    help="Where to write: .npz, .parquet or .h5.",
+    help="Where to write: a .npz, .parquet or .h5 file, or a folder of Parquet files, which a run "
+    "that was killed goes on with.",
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on with the folder as far as it got; begin where it is new."
+)
+@click.option(
+    "--part-mb",
+    type=click.FloatRange(min=0, min_open=True),
+    default=256,
+    show_default=True,
+    help="Vectors in a file of a folder, in MB.",
 )
 @click.option(
     "--engine",
@@ -102,77 +109,73 @@ def info(artifact: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @one_line_errors(Esm2Error, OSError)
 def embed(
-    artifact: Path, fasta: tuple[str, ...], output: Path, engine: str, device: str, pool: Any,
-    layer: int | None, max_tokens: int | None, on_error: str, unknown: Any, upper: bool,
-    strip_stop: bool, attention: Any, v1_attention: bool, tf32: bool, cuda_graphs: bool,
-    threads: int | None, concurrency: int | None, debug: bool, as_json: bool,
+    artifact: Path, fasta: tuple[str, ...], output: str, resume: bool, part_mb: float, engine: str,
+    device: str, pool: Any, layer: int | None, max_tokens: int | None, on_error: str, unknown: Any,
+    upper: bool, strip_stop: bool, attention: Any, v1_attention: bool, tf32: bool,
+    cuda_graphs: bool, threads: int | None, concurrency: int | None, debug: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Embed the proteins of FASTA files.
 
     FASTA may be compressed (.gz, .zst, .bz2, .xz); - is standard input.
 
     Exits with 0 if every record was embedded, 3 if some were rejected (--on-error skip: they are
-    listed in OUTPUT.rejected.tsv), 2 if nothing was written.
+    listed in OUTPUT.rejected.tsv, or in the folder's _rejected/rejected.parquet), 2 if nothing was
+    written or the run did not come to its end.
     """
-    from runtime import manifest as manifests
-    from runtime.concurrency import packing_for
-    from runtime.loading import load
-    from runtime.progress import with_progress
-    from runtime.readers.fasta import check_readable, read_fasta
-    from runtime.readers.nucleotides import watch_for_nucleotides
+    from runtime.dataset.folder import is_dataset
+    from runtime.embed_files import EmbedOptions, embed_dataset, embed_file
     from runtime.readers.records import RecordOptions
-    from runtime.readers.scan import scan
-    from runtime.runner import AsyncInferenceRunner
-    from runtime.writers import check_output, write_embeddings
-    from runtime.writers.rejected_file import rejected_file
 
     if debug:
         import logging
 
         logging.basicConfig(format="%(message)s", stream=sys.stderr)
         logging.getLogger("runtime").setLevel(logging.DEBUG)  # not the libraries
-    check_output(output)
-    check_readable(fasta)
-    started = time.perf_counter()
-    chosen = attention_of(attention, v1_attention)
-    manifest = manifests.read(artifact, check_files=False)  # before files that may be large
-    skip = on_error == "skip"
-    found = scan(fasta, RecordOptions(unknown, upper, strip_stop))
-    found.check(skip)
-    embed_dim = manifest.architecture.embed_dim
-    on_cpu = max_tokens or default_max_tokens("cpu")
-    packing = packing_for(found, embed_dim, on_cpu, threads, concurrency)
-    loaded = load(artifact, engine, device, chosen, threads, packing.concurrency, tf32, cuda_graphs)
-    with loaded, rejected_file(output, len(fasta) > 1) as rejected:
-        most = max_tokens or default_max_tokens(loaded.spec.device)
-        # Smaller packs are for engines that share their cores among them.
-        budget = packing.max_tokens if loaded.concurrency > 1 else most
-        runner = AsyncInferenceRunner(
-            loaded, budget, pool, layer, unknown, upper, strip_stop,
-            on_rejected=rejected.add if skip else None,
-        )  # fmt: skip
-        spec = loaded.spec
-        _say(
-            f"{spec.artifact}: {spec.format} ({spec.library}) on {spec.device}, {spec.dtype}, "
-            f"attention: {spec.attention}"
-            + (f" ({spec.attention_reason})" if spec.attention_reason else "")
-        )
-        if spec.synthetic:
-            _warn("this artifact's weights are random: its embeddings mean nothing")
-        seen = _Ids()
-        records = watch_for_nucleotides(read_fasta(fasta), _warn)
-        total = found.num_tokens if found.is_whole else None
-        embeddings = with_progress(runner.run(seen.watch(records)), runner.totals, total, _say)
-        metadata = {
-            "artifact": spec.artifact, "engine": spec.format, "pool": pool,
-            "layer": str(spec.layers[-1] if layer is None else layer),
-        }  # fmt: skip
-        write_embeddings(output, _unless_empty(embeddings, runner.totals, rejected), metadata)
-    _report_oddities(runner.totals, seen, most)
-    seconds = time.perf_counter() - started
-    _summarise(output, spec, runner.totals, rejected, seconds, as_json)
-    if rejected.count:
+    options = EmbedOptions(
+        artifact=artifact,
+        inputs=fasta,
+        engine=engine,
+        device=device,
+        attention=attention_of(attention, v1_attention),
+        tf32=tf32,
+        cuda_graphs=cuda_graphs,
+        threads=threads,
+        concurrency=concurrency,
+        pool=pool,
+        layer=layer,
+        max_tokens=max_tokens,
+        skip=on_error == "skip",
+        records=RecordOptions(unknown, upper, strip_stop),
+    )
+    path = Path(output)
+    if is_dataset(output):
+        summary = embed_dataset(options, path, resume, round(part_mb * MB), _say, _warn)
+    elif resume:
+        raise InputError(f"--resume is for folders, and {path} is a file. Give -o {path.stem}/")
+    else:
+        summary = embed_file(options, path, _say, _warn)
+    _summarise(path, summary, as_json)
+    if summary.rejected:
         sys.exit(SOME_REJECTED)
+
+
+@main.command(epilog="Example: esm2-run status embeddings/")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@one_line_errors(Esm2Error, OSError)
+def status(folder: Path, as_json: bool) -> None:
+    """Show how far the run is that writes FOLDER, or was when it ended.
+
+    Exits with 0 if it is finished, 3 if it is not.
+    """
+    from runtime.dataset.status import status_of
+
+    found = status_of(folder)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found), indent=2))
+    else:
+        say("\n".join(found.lines()))
+    sys.exit(0 if found.state == "finished" else UNFINISHED)
 
 
 @main.command(epilog="Example: esm2-run selftest artifacts/NAME")
@@ -234,74 +237,38 @@ def selftest(
     sys.exit(0 if all_passed else FAILED_SELFTEST)
 
 
-class _Ids:
-    """Watches a stream for ids that occur twice; keeps 8 bytes of each, not the ids."""
-
-    def __init__(self) -> None:
-        self.repeated: list[str] = []
-
-    def watch(self, records: "Iterable[Record]") -> "Iterator[Record]":
-        seen: set[int] = set()
-        for record in records:
-            digest = hash(record.id)
-            if digest in seen:
-                self.repeated.append(record.id)
-            seen.add(digest)
-            yield record
-
-
-def _unless_empty(
-    embeddings: "Iterable[Embedding]", totals: "Totals", rejected: "RejectedFile"
-) -> "Iterator[Embedding]":
-    """Raises at the end where there was none: then nothing is written."""
-    from runtime.readers.scan import all_rejected
-
-    yield from embeddings
-    if totals.proteins == 0:
-        if rejected.first:
-            raise all_rejected(rejected.count, rejected.first)
-        raise InputError("the input holds no proteins")
-
-
-def _report_oddities(totals: "Totals", seen: _Ids, max_tokens: int) -> None:
-    for names, what, consequence in (
-        (seen.repeated, "repeated ids", "every record is kept, in input order"),
-        (totals.without_residues, "records without residues", "their mean embedding is NaN"),
-        (totals.over_budget, f"proteins longer than {max_tokens} tokens", "each ran alone"),
-    ):
-        if names:
-            examples = ", ".join(dict.fromkeys(names[:3])) + (", ..." if len(names) > 3 else "")
-            _warn(f"{what}: {len(names)} ({examples}); {consequence}")
-
-
-def _summarise(
-    output: Path,
-    spec: "EngineSpec",
-    totals: "Totals",
-    rejected: "RejectedFile",
-    seconds: float,
-    as_json: bool,
-) -> None:
+def _summarise(output: Path, summary: "Summary", as_json: bool) -> None:
+    totals = summary.totals
     if as_json:
-        summary = {
-            "output": str(output), "proteins": totals.proteins, "tokens": totals.tokens,
-            "packs": totals.packs, "rejected": rejected.count,
-            "rejected_file": str(rejected.path) if rejected.count else None,
-            "lower_case": totals.lower_case, "stops": totals.stops, "unknown": totals.unknown,
-            "seconds": round(seconds, 3), "engine": dataclasses.asdict(spec),
-        }  # fmt: skip
-        click.echo(json.dumps(summary, indent=2))
+        click.echo(
+            json.dumps(
+                {
+                    "output": str(output), "proteins": summary.proteins, "tokens": summary.tokens,
+                    "packs": totals.packs, "rejected": summary.rejected,
+                    "rejected_file": str(summary.rejected_path) if summary.rejected else None,
+                    "lower_case": totals.lower_case, "stops": totals.stops,
+                    "unknown": totals.unknown, "seconds": round(summary.seconds, 3),
+                    "engine": dataclasses.asdict(summary.spec) if summary.spec else None,
+                },
+                indent=2,
+            )
+        )  # fmt: skip
+        return
+    if summary.spec is None:
+        say(f"{output}: finished before with {summary.proteins:,} proteins, nothing is left to do")
         return
     say(
-        f"{output}: {totals.proteins:,} proteins, {totals.tokens:,} tokens in {seconds:.1f} s "
-        f"({totals.tokens / seconds:,.0f} tokens/s, loading included), "
-        f"{output.stat().st_size / 1e6:.1f} MB"
+        f"{output}: {totals.proteins:,} proteins, {totals.tokens:,} tokens in "
+        f"{summary.seconds:.1f} s ({totals.tokens / summary.seconds:,.0f} tokens/s, loading "
+        f"included), {summary.bytes / MB:.1f} MB"
     )
+    if before := summary.proteins - totals.proteins:
+        say(f"  with those of before: {before + totals.proteins:,}")
     for count, what in (
         (totals.lower_case, "lower case taken as upper case, in proteins"),
         (totals.stops, "a * at the end removed, in proteins"),
         (totals.unknown, "characters outside the alphabet replaced, in proteins"),
-        (rejected.count, f"records rejected, listed in {rejected.path}"),
+        (summary.rejected, f"records rejected, listed in {summary.rejected_path}"),
     ):
         if count:
             say(f"  {what}: {count:,}")

@@ -35,7 +35,7 @@ def file_entry(path: Path) -> FileEntry:
     whole = (0, size)
     spans = list(_blocks(size)) if size > BLOCK_BYTES else []
     with _pool() as pool:
-        digest, *blocks = pool.map(lambda span: _sha256(path, *span), [whole, *spans])
+        digest, *blocks = pool.map(lambda span: sha256(path, *span), [whole, *spans])
     return FileEntry(size, digest, blocks)
 
 
@@ -91,7 +91,7 @@ def problem_with_files(folder: Path, files: Mapping[str, FileEntry]) -> list[str
 
 def _problem_with_block(path: Path, span: tuple[int, int], expected: str) -> str | None:
     try:
-        found = _sha256(path, *span)
+        found = sha256(path, *span)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return None if found == expected else "was changed after it was built (SHA-256 differs)"
@@ -103,7 +103,8 @@ def _blocks(size: int) -> Iterator[tuple[int, int]]:
         yield begin, min(begin + BLOCK_BYTES, size)
 
 
-def _sha256(path: Path, begin: int, end: int) -> str:
+def sha256(path: Path, begin: int, end: int) -> str:
+    """Hexadecimal digest of some bytes of a file."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(min(_READ_BYTES, max(end - begin, 1))))
     with path.open("rb", buffering=0) as file:

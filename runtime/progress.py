@@ -17,6 +17,7 @@ def with_progress(
     totals: Totals,
     num_tokens: int | None,
     say: Callable[[str], None],
+    tokens_before: int = 0,
 ) -> Iterator[Embedding]:
     """Yields ``embeddings``.
 
@@ -25,16 +26,21 @@ def with_progress(
         totals: of that runner.
         num_tokens: that will have been run in the end, or None where that is not known.
         say: receives each line.
+        tokens_before: that an earlier run has run of them.
     """
     is_terminal = sys.stderr.isatty()
     started = said = time.perf_counter()
-    with tqdm(total=num_tokens, unit=" tokens", unit_scale=True, disable=not is_terminal) as bar:
+    with tqdm(
+        total=num_tokens, initial=tokens_before, unit=" tokens", unit_scale=True,
+        disable=not is_terminal,
+    ) as bar:  # fmt: skip
         for embedding in embeddings:
             bar.update(embedding.num_tokens)
             bar.set_postfix_str(f"{totals.proteins} proteins", refresh=False)
             now = time.perf_counter()
             if not is_terminal and now - said >= LINE_SECONDS:
-                of_all = f" ({totals.tokens / num_tokens:.0%})" if num_tokens else ""
+                tokens = tokens_before + totals.tokens
+                of_all = f" ({tokens / num_tokens:.0%})" if num_tokens else ""
                 say(
                     f"{totals.proteins:,} proteins, {totals.tokens:,} tokens{of_all} "
                     f"after {now - started:.0f} s"

@@ -9,7 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,11 +44,13 @@ class Embedding:
         id: of the record.
         num_tokens: tokens that were run, BOS and EOS included.
         values: ``[E]``, or ``[L, E]`` for its residues where pooling is ``"none"``.
+        row: of the record in the input, from 0; those that were rejected count.
     """
 
     id: str
     num_tokens: int
     values: NDArray[np.floating]
+    row: int = 0
 
 
 @dataclass
@@ -77,6 +79,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class _Window:
+    rows: list[int]
     names: list[str]
     tokens: list[NDArray[np.int64]]
     packs: list[list[int]]
@@ -84,9 +87,10 @@ class _Window:
 
 @dataclass(frozen=True)
 class _Pack:
-    """A batch and the places of its proteins in the stream."""
+    """A batch, the places of its proteins in the stream, and their rows in the input."""
 
     places: list[int]
+    rows: list[int]
     batch: PackedBatch
 
 
@@ -104,6 +108,11 @@ class AsyncInferenceRunner:
         strip_stop: remove a single ``*`` at the end of a sequence.
         on_rejected: gets each record that cannot be tokenized, in the thread that reads, and the
             others go on. None raises InputError at the first.
+
+    Attributes:
+        totals: what was done so far.
+        window_ends: of each window that was read, the row of the input behind its last. Who begins
+            at such a row gets the same packs, and the same bits, as who came through it.
 
     Raises:
         InputError: a layer that the artifact does not export, an unknown pooling or ``unknown``.
@@ -134,6 +143,7 @@ class AsyncInferenceRunner:
                 f"Export it with 'esm2-export build --layers {layer}'"
             )
         self.totals = Totals()
+        self.window_ends: deque[int] = deque()
         self._engine = engine
         self._max_tokens = max_tokens
         self._pool: Pool = pool
@@ -142,15 +152,19 @@ class AsyncInferenceRunner:
         self._on_rejected = on_rejected
         self._warned = False
 
-    def run(self, records: Iterable[Record]) -> Iterator[Embedding]:
+    def run(self, records: Iterable[Record], first_row: int = 0) -> Iterator[Embedding]:
         """Yields one embedding for each record, in input order.
+
+        Args:
+            records: to run.
+            first_row: of the first of them in the input.
 
         Raises:
             InputError: a record that cannot be tokenized, if there is no ``on_rejected``.
             NonFiniteError: the engine returned NaN or Inf.
             EngineError: the engine failed.
         """
-        stream = iter(records)
+        stream = enumerate(records, first_row)
         workers = ThreadPoolExecutor(self._engine.concurrency, "esm2-engine")
         wait = True
         try:
@@ -162,23 +176,29 @@ class AsyncInferenceRunner:
             # The reading is not waited for: a pipe may stay silent.
             workers.shutdown(wait=wait, cancel_futures=True)
 
-    def _next_window(self, stream: Iterator[Record]) -> _Window:
+    def _next_window(self, stream: Iterator[tuple[int, Record]]) -> _Window:
+        rows: list[int] = []
         names: list[str] = []
         tokens: list[NDArray[np.int64]] = []
         budget = self._window_tokens()
-        while budget > 0 and (record := next(stream, None)) is not None:
+        row = None
+        while budget > 0 and (numbered := next(stream, None)) is not None:
+            row, record = numbered
             prepared = prepare(record, self._options)
             if isinstance(prepared, Rejection):
-                self._reject(prepared)
+                self._reject(replace(prepared, row=row))
                 continue
+            rows.append(row)
             names.append(record.id)
             tokens.append(prepared.tokens)
             budget -= len(prepared.tokens)
             self.totals.lower_case += prepared.was_lower
             self.totals.stops += prepared.had_stop
             self.totals.unknown += prepared.had_unknown
+        if row is not None:
+            self.window_ends.append(row + 1)
         lengths = [len(protein) for protein in tokens]
-        return _Window(names, tokens, even_packs(lengths, self._max_tokens))
+        return _Window(rows, names, tokens, even_packs(lengths, self._max_tokens))
 
     def _reject(self, rejection: Rejection) -> None:
         if self._on_rejected is None:
@@ -198,7 +218,7 @@ class AsyncInferenceRunner:
         return max(WINDOW_BYTES // row_bytes, self._max_tokens)
 
     def _running(
-        self, stream: Iterator[Record], workers: Executor
+        self, stream: Iterator[tuple[int, Record]], workers: Executor
     ) -> Iterator[tuple[_Pack, "Future[list[Embedding]]"]]:
         """Yields packs in the order in which they were submitted; later ones run meanwhile.
 
@@ -216,7 +236,7 @@ class AsyncInferenceRunner:
         while upcoming or to_run or running:
             if to_run and len(running) < at_once + ahead:
                 pack = to_run.popleft()
-                running.append((pack, workers.submit(self._embed, pack.batch)))
+                running.append((pack, workers.submit(self._embed, pack)))
             elif upcoming and not to_run and (not running or _is_there(upcoming)):
                 window = upcoming.result()
                 to_run.extend(_packs_of(window, records_before))
@@ -238,7 +258,8 @@ class AsyncInferenceRunner:
                 yield finished.pop(to_yield)
                 to_yield += 1
 
-    def _embed(self, batch: PackedBatch) -> list[Embedding]:
+    def _embed(self, pack: _Pack) -> list[Embedding]:
+        batch = pack.batch
         if reasons := self._engine.unsupported_reasons(batch):
             raise EngineError(
                 f"engine {self._engine.spec.format!r} cannot run this pack: {'; '.join(reasons)}"
@@ -256,7 +277,7 @@ class AsyncInferenceRunner:
         else:
             values = list(rows)
         return [
-            Embedding(batch.name(i), bounds[i + 1] - bounds[i], values[i])
+            Embedding(batch.name(i), bounds[i + 1] - bounds[i], values[i], pack.rows[i])
             for i in range(batch.num_proteins)
         ]
 
@@ -301,7 +322,7 @@ def _packs_of(window: _Window, records_before: int) -> Iterator[_Pack]:
     for members in window.packs:
         tokens = [window.tokens[i] for i in members]
         batch = PackedBatch.from_tokens(tokens, [window.names[i] for i in members])
-        yield _Pack([records_before + i for i in members], batch)
+        yield _Pack([records_before + i for i in members], [window.rows[i] for i in members], batch)
 
 
 def check_finite(batch: PackedBatch, rows: NDArray[np.floating], how: Pool) -> None:

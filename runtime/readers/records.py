@@ -97,6 +97,7 @@ class Rejection:
         position: in the sequence, from 1; None where the header is wrong.
         reason: in a phrase.
         advice: in a sentence without its stop.
+        row: of the record in the input, from 0; 0 where that is not known.
     """
 
     record: str
@@ -105,6 +106,7 @@ class Rejection:
     position: int | None
     reason: str
     advice: str
+    row: int = 0
 
     def __str__(self) -> str:
         """One line: what, where, why, and what to do."""

@@ -27,12 +27,14 @@ class Block:
         num_tokens: ``[N]`` int64.
         rows: ``[N, E]`` little-endian; ``[sum(L), E]`` where there is one row a residue.
         ends: ``[N]`` int64, where each protein ends in ``rows``; None where it has one row.
+        numbers: ``[N]`` int64, the row of each protein's record in the input.
     """
 
     ids: list[str]
     num_tokens: NDArray[np.int64]
     rows: NDArray[np.floating]
     ends: NDArray[np.int64] | None
+    numbers: NDArray[np.int64]
 
 
 def blocks(embeddings: Iterable[Embedding]) -> Iterator[Block]:
@@ -82,6 +84,7 @@ def _joined(embeddings: list[Embedding]) -> Block:
         np.array([embedding.num_tokens for embedding in embeddings], np.int64),
         np.ascontiguousarray(rows, rows.dtype.newbyteorder("<")),
         np.array(list(accumulate(map(len, values))), np.int64) if per_residue else None,
+        np.array([embedding.row for embedding in embeddings], np.int64),
     )
     embeddings.clear()
     return block

@@ -12,13 +12,15 @@ from runtime.writers.blocks import Block
 
 
 class Writer:
-    """See ``writing.Writer``."""
+    """See ``writing.Writer``; ``numbered`` adds the column ``row``, the record's in the input."""
 
-    def __init__(self, path: Path, metadata: dict[str, str]):
+    def __init__(self, path: Path, metadata: dict[str, str], numbered: bool = False):
         self.proteins = 0
         self._path = path
         self._metadata = metadata
+        self._numbered = numbered
         self._file: Any = None
+        self._sink: Any = None
 
     def write(self, block: Block) -> None:  # noqa: D102
         # A row group that fails midway takes the file along: memory runs out here, or nowhere.
@@ -31,22 +33,28 @@ class Writer:
             starts = pyarrow.array([0, *block.ends], pyarrow.int64())
             vectors = pyarrow.LargeListArray.from_arrays(starts, vectors)
         table = pyarrow.table(
-            {
+            ({"row": block.numbers} if self._numbered else {})
+            | {
                 "ids": pyarrow.array(block.ids, pyarrow.string()),
                 "num_tokens": block.num_tokens,
                 "embeddings": vectors,
             }
         ).replace_schema_metadata(self._metadata)
         if self._file is None:
-            self._file = parquet.ParquetWriter(self._path, table.schema, use_dictionary=["ids"])
+            # Opened here: the writer's own stays open, and its space taken, where the disk is full.
+            self._sink = pyarrow.OSFile(str(self._path), "wb")
+            self._file = parquet.ParquetWriter(self._sink, table.schema, use_dictionary=["ids"])
         self._file.write_table(table)
         self.proteins += len(block.ids)
 
     def finish(self) -> None:  # noqa: D102
         self._file.close()
+        self._sink.close()
 
     def close(self) -> None:  # noqa: D102
         # Of a file that failed, whatever it says: it was said before.
-        with contextlib.suppress(Exception):
-            if self._file is not None:
-                self._file.close()
+        if self._file is None:
+            return
+        for each in (self._file, self._sink):
+            with contextlib.suppress(Exception):
+                each.close()

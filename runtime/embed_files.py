@@ -1,0 +1,338 @@
+"""What ``esm2-run embed`` does: files of proteins in, one file or a dataset out.
+
+The data's path: scan -> packing -> engine -> (records -> runner -> progress) -> writer. A dataset
+asks first where it stands, and begins there.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from runtime import __version__
+from runtime import manifest as manifests
+from runtime.attention import Attention
+from runtime.concurrency import Packing, packing_for
+from runtime.dataset.folder import Dataset, opened
+from runtime.dataset.records import SCHEMA_VERSION, Input, Resolved, Run
+from runtime.device import default_max_tokens, kind_of
+from runtime.engine import Engine, EngineSpec
+from runtime.errors import InputError
+from runtime.files import sha256
+from runtime.loading import load
+from runtime.manifest import Manifest
+from runtime.progress import with_progress
+from runtime.readers.fasta import check_readable, is_regular, read_fasta
+from runtime.readers.nucleotides import watch_for_nucleotides
+from runtime.readers.records import Record, RecordOptions, Rejection
+from runtime.readers.scan import Scan, all_rejected, scan
+from runtime.runner import AsyncInferenceRunner, Embedding, Totals
+from runtime.threads import default_threads
+from runtime.writers import check_output, write_embeddings
+from runtime.writers.rejected_file import RejectedFile, rejected_file
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """What the command was asked for; None where nothing was said.
+
+    Attributes:
+        artifact, inputs: what to run, on which files.
+        engine, device, attention, tf32, cuda_graphs, threads, concurrency: as in ``runtime.load``.
+        pool, layer, max_tokens: as in ``AsyncInferenceRunner``.
+        skip: leave records out that cannot be run.
+        records: what is taken beyond ESM-2's alphabet.
+    """
+
+    artifact: Path
+    inputs: tuple[str, ...]
+    engine: str
+    device: str
+    attention: Attention | None
+    tf32: bool
+    cuda_graphs: bool
+    threads: int | None
+    concurrency: int | None
+    pool: Any
+    layer: int | None
+    max_tokens: int | None
+    skip: bool
+    records: RecordOptions
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was done.
+
+    Attributes:
+        spec: of the engine; None where nothing was left to run.
+        totals: of this run.
+        proteins, tokens: in the output, those of earlier runs too.
+        rejected: records that were left out, those of earlier runs too.
+        rejected_path: where they are listed.
+        seconds: that this run took.
+        bytes: of the output.
+    """
+
+    spec: EngineSpec | None
+    totals: Totals
+    proteins: int
+    tokens: int
+    rejected: int
+    rejected_path: Path
+    seconds: float
+    bytes: int
+
+
+def embed_file(options: EmbedOptions, output: Path, say: Say, warn: Say) -> Summary:
+    """Embeds into one file, which appears when it is whole.
+
+    Args:
+        options: what to do.
+        output: ends in .npz, .parquet or .h5.
+        say: receives what is to be told.
+        warn: receives what is odd.
+    """
+    started = time.perf_counter()
+    check_output(output)
+    manifest, found = _looked_at(options)
+    packing = _packing(options, manifest, found)
+    with (
+        _loaded(options, options.engine, options.threads, packing) as engine,
+        rejected_file(output, len(options.inputs) > 1) as rejected,
+    ):
+        budget = _budget(options, engine, packing)
+        runner = _runner(options, engine, budget, rejected.add)
+        _introduce(engine.spec, say, warn)
+        stream = _Stream(options, runner, warn)
+        embeddings = with_progress(stream.embeddings(0), runner.totals, _total(found), say)
+        write_embeddings(
+            output, _unless_empty(embeddings, runner.totals, rejected), _metadata(options, engine)
+        )
+    stream.report_oddities(options.max_tokens or default_max_tokens(engine.spec.device))
+    return Summary(
+        spec=engine.spec,
+        totals=runner.totals,
+        proteins=runner.totals.proteins,
+        tokens=runner.totals.tokens,
+        rejected=rejected.count,
+        rejected_path=rejected.path,
+        seconds=time.perf_counter() - started,
+        bytes=output.stat().st_size,
+    )
+
+
+def embed_dataset(
+    options: EmbedOptions, output: Path, resume: bool, part_bytes: int, say: Say, warn: Say
+) -> Summary:
+    """Embeds into a folder of Parquet files, or goes on with one.
+
+    Args:
+        options: what to do.
+        output: the folder.
+        resume: go on with an unfinished run.
+        part_bytes: of vectors in a file.
+        say: receives what is to be told.
+        warn: receives what is odd.
+    """
+    started = time.perf_counter()
+    manifest, found = _looked_at(options)
+    run = _run(options, manifest, found)
+    with opened(output, run, resume) as dataset:
+        if dataset.is_finished:
+            return _summary(None, Totals(), dataset, started)
+        before = dataset.before.resolved if dataset.before else None
+        if before:
+            say(f"{output}: goes on behind {dataset.proteins:,} proteins")
+            packing = Packing(before.concurrency, before.max_tokens)
+            loading = _loaded(options, before.engine, before.threads, packing)
+        else:
+            packing = _packing(options, manifest, found)
+            loading = _loaded(options, options.engine, options.threads, packing)
+        with loading as engine:
+            budget = before.max_tokens if before else _budget(options, engine, packing)
+            threads = before.threads if before else options.threads or default_threads()
+            dataset.begin(run, _resolved(engine, threads, packing.concurrency, budget))
+            runner = _runner(options, engine, budget, dataset.reject)
+            _introduce(engine.spec, say, warn)
+            stream = _Stream(options, runner, warn)
+            embeddings = with_progress(
+                stream.embeddings(dataset.next_row), runner.totals, _total(found), say,
+                dataset.tokens,
+            )  # fmt: skip
+            dataset.write(embeddings, runner.window_ends, _metadata(options, engine), part_bytes)
+    stream.report_oddities(budget)
+    return _summary(engine.spec, runner.totals, dataset, started)
+
+
+def _looked_at(options: EmbedOptions) -> tuple[Manifest, Scan]:
+    """What can be told before a model is loaded; raises InputError for what cannot be run."""
+    check_readable(options.inputs)
+    manifest = manifests.read(options.artifact, check_files=False)  # before files that may be large
+    found = scan(options.inputs, options.records)
+    found.check(options.skip)
+    return manifest, found
+
+
+def _packing(options: EmbedOptions, manifest: Manifest, found: Scan) -> Packing:
+    return packing_for(
+        found, manifest.architecture.embed_dim, options.max_tokens or default_max_tokens("cpu"),
+        options.threads, options.concurrency,
+    )  # fmt: skip
+
+
+def _loaded(options: EmbedOptions, engine: str, threads: int | None, packing: Packing) -> Engine:
+    return load(
+        options.artifact, engine, options.device, options.attention, threads, packing.concurrency,
+        options.tf32, options.cuda_graphs,
+    )  # fmt: skip
+
+
+def _budget(options: EmbedOptions, engine: Engine, packing: Packing) -> int:
+    """Smaller packs are for engines that share their cores among them."""
+    if engine.concurrency > 1:
+        return packing.max_tokens
+    return options.max_tokens or default_max_tokens(engine.spec.device)
+
+
+def _runner(
+    options: EmbedOptions, engine: Engine, budget: int, reject: Callable[[Rejection], None]
+) -> AsyncInferenceRunner:
+    return AsyncInferenceRunner(
+        engine, budget, options.pool, options.layer, **asdict(options.records),
+        on_rejected=reject if options.skip else None,
+    )  # fmt: skip
+
+
+def _introduce(spec: EngineSpec, say: Say, warn: Say) -> None:
+    reason = f" ({spec.attention_reason})" if spec.attention_reason else ""
+    say(
+        f"{spec.artifact}: {spec.format} ({spec.library}) on {spec.device}, {spec.dtype}, "
+        f"attention: {spec.attention}{reason}"
+    )
+    if spec.synthetic:
+        warn("this artifact's weights are random: its embeddings mean nothing")
+
+
+def _total(found: Scan) -> int | None:
+    return found.num_tokens if found.is_whole else None
+
+
+def _metadata(options: EmbedOptions, engine: Engine) -> dict[str, str]:
+    spec = engine.spec
+    layer = spec.layers[-1] if options.layer is None else options.layer
+    return {
+        "artifact": spec.artifact, "engine": spec.format, "pool": options.pool, "layer": str(layer)
+    }  # fmt: skip
+
+
+# --- datasets -----------------------------------------------------------------------------------
+
+
+def _run(options: EmbedOptions, manifest: Manifest, found: Scan) -> Run:
+    given = asdict(options)
+    records = given.pop("records")
+    for name in ("artifact", "inputs"):
+        del given[name]
+    given["device"] = kind_of(options.device)
+    given["on_error"] = "skip" if given.pop("skip") else "stop"
+    return Run(
+        schema_version=SCHEMA_VERSION,
+        artifact=manifest.name,
+        manifest_sha256=manifest.manifest_sha256,
+        inputs=[_input(path) for path in options.inputs],
+        options={**given, **records},
+        proteins=found.num_proteins if found.is_whole else None,
+        tokens=_total(found),
+    )
+
+
+def _input(path: str) -> Input:
+    if not is_regular(path):
+        return Input(path, None, None)
+    size = Path(path).stat().st_size
+    return Input(path, size, sha256(Path(path), 0, size))
+
+
+def _resolved(engine: Engine, threads: int, concurrency: int, budget: int) -> Resolved:
+    spec = engine.spec
+    return Resolved(
+        engine=spec.format,
+        device=kind_of(spec.device),
+        dtype=spec.dtype,
+        attention=spec.attention,
+        library=spec.library,
+        threads=threads,
+        concurrency=concurrency,
+        max_tokens=budget,
+        esm2_engines=__version__,
+    )
+
+
+def _summary(spec: EngineSpec | None, totals: Totals, dataset: Dataset, started: float) -> Summary:
+    return Summary(
+        spec=spec,
+        totals=totals,
+        proteins=dataset.proteins,
+        tokens=dataset.tokens,
+        rejected=dataset.num_rejected,
+        rejected_path=dataset.rejected_path,
+        seconds=time.perf_counter() - started,
+        bytes=sum(part.bytes for part in dataset.parts),
+    )
+
+
+# --- the stream ---------------------------------------------------------------------------------
+
+
+class _Stream:
+    """Records of files to embeddings, watched for what is odd."""
+
+    def __init__(self, options: EmbedOptions, runner: AsyncInferenceRunner, warn: Say):
+        self._options = options
+        self._runner = runner
+        self._warn = warn
+        self._repeated: list[str] = []
+
+    def embeddings(self, first_row: int) -> Iterator[Embedding]:
+        """From a row of the input on."""
+        records = islice(read_fasta(self._options.inputs), first_row, None)
+        watched = watch_for_nucleotides(self._watched_ids(records), self._warn)
+        return self._runner.run(watched, first_row)
+
+    def report_oddities(self, budget: int) -> None:
+        """Says what was seen, a line for each kind."""
+        totals = self._runner.totals
+        for names, what, consequence in (
+            (self._repeated, "repeated ids", "every record is kept, in input order"),
+            (totals.without_residues, "records without residues", "their mean embedding is NaN"),
+            (totals.over_budget, f"proteins longer than {budget} tokens", "each ran alone"),
+        ):
+            if names:
+                examples = ", ".join(dict.fromkeys(names[:3])) + (", ..." if len(names) > 3 else "")
+                self._warn(f"{what}: {len(names)} ({examples}); {consequence}")
+
+    def _watched_ids(self, records: Iterable[Record]) -> Iterator[Record]:
+        # 8 bytes of each, not the ids.
+        seen: set[int] = set()
+        for record in records:
+            digest = hash(record.id)
+            if digest in seen:
+                self._repeated.append(record.id)
+            seen.add(digest)
+            yield record
+
+
+def _unless_empty(
+    embeddings: Iterable[Embedding], totals: Totals, rejected: RejectedFile
+) -> Iterator[Embedding]:
+    """Raises at the end where there was none: then nothing is written."""
+    yield from embeddings
+    if totals.proteins == 0:
+        if rejected.first:
+            raise all_rejected(rejected.count, rejected.first)
+        raise InputError("the input holds no proteins")

@@ -1,0 +1,131 @@
+"""Runs that are killed, again and again, until they are finished; then every bit is compared.
+
+make torture                     60 disturbances
+python -m tests.dataset.torture --disturbances 500 --seed 7
+"""
+
+import gzip
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from runtime.dataset.folder import PART_FILES, REJECTED_FILE
+from tests.conftest import STORED_SCHEMAS, random_sequence, stored_artifact
+from tests.dataset.saboteur import HARMS
+
+# From outside, at any time.
+KILLED_OUTSIDE = "killed from outside"
+# Small packs, small parts: some 25 windows and a part every second one.
+OPTIONS = (
+    "--engine", "onnx", "--on-error", "skip", "--max-tokens", "64", "--threads", "2",
+    "--concurrency", "2", "--part-mb", "0.006",
+)  # fmt: skip
+LAST_MOMENT = 160
+OK, SOME_REJECTED = 0, 3
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a dataset holds; equal where every bit is."""
+
+    rows: pa.Table
+    rejected: pa.Table
+
+
+def write_input(path: Path, count: int) -> Path:
+    """Proteins of all lengths, ids that repeat, records that cannot be run."""
+    drawn = np.random.default_rng(5)
+    records = []
+    for i in range(count):
+        sequence = "MK*J1" if i % 31 == 7 else random_sequence(drawn, int(drawn.integers(1, 90)))
+        records.append(f">p{i % (count // 2)} of {count}\n{sequence}\n")
+    data = "".join(records).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def command(artifact: Path, fasta: Path, out: Path) -> list[str]:
+    return ["embed", str(artifact), str(fasta), "-o", f"{out}/", "--resume", *OPTIONS]
+
+
+def read(out: Path) -> Rows:
+    tables = [parquet.read_table(file) for file in sorted(out.glob(PART_FILES))]
+    return Rows(pa.concat_tables(tables), parquet.read_table(out / REJECTED_FILE))
+
+
+def disturbed(rng: random.Random, arguments: list[str], seconds: float) -> str:
+    """Runs the command once, with harm at a random moment; says what was done."""
+    harm = rng.choice([*HARMS, KILLED_OUTSIDE])
+    if harm == KILLED_OUTSIDE:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "runtime.cli", *arguments],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(rng.uniform(0.3, seconds))
+        process.kill()
+        process.wait()
+        return harm
+    number = rng.randrange(LAST_MOMENT)
+    subprocess.run(
+        [sys.executable, "-m", "tests.dataset.saboteur", harm, str(number), *arguments],
+        capture_output=True, timeout=300,
+    )  # fmt: skip
+    return harm
+
+
+def torture(folder: Path, fasta: Path, disturbances: int, seed: int) -> Counter[str]:
+    """What was done, and how often a dataset was finished and compared.
+
+    Raises:
+        AssertionError: a row is missing, there twice, elsewhere, or has another bit.
+    """
+    rng = random.Random(seed)
+    artifact = stored_artifact(max(STORED_SCHEMAS), folder)
+    begun = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-m", "runtime.cli", *command(artifact, fasta, folder / "whole")],
+        check=False, capture_output=True,
+    )  # fmt: skip
+    seconds = time.monotonic() - begun
+    expected = read(folder / "whole")
+    done: Counter[str] = Counter()
+    number = 0
+    while done.total() - done["compared"] < disturbances:
+        arguments = command(artifact, fasta, folder / f"out{number}")
+        for _ in range(rng.randrange(1, 8)):
+            done[disturbed(rng, arguments, seconds)] += 1
+        ended = subprocess.run(
+            [sys.executable, "-m", "runtime.cli", *arguments], capture_output=True, text=True
+        )
+        assert ended.returncode in (OK, SOME_REJECTED), ended.stderr
+        assert read(folder / f"out{number}") == expected, f"out{number} differs, seed {seed}"
+        done["compared"] += 1
+        number += 1
+    return done
+
+
+@click.command()
+@click.option("--disturbances", default=60, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--proteins", default=600, show_default=True)
+def main(disturbances: int, seed: int, proteins: int) -> None:
+    for name in ("input.fasta", "input.fasta.gz"):
+        with tempfile.TemporaryDirectory() as folder:
+            fasta = write_input(Path(folder) / name, proteins)
+            done = torture(Path(folder), fasta, disturbances // 2, seed)
+        said = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in done.items())
+        click.echo(f"{name}: {said}: every bit is the same")
+
+
+if __name__ == "__main__":
+    main()
