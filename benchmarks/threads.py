@@ -91,7 +91,7 @@ def _work(
     import runtime
 
     random = np.random.default_rng(0)
-    sequence = "".join(random.choice(list(AMINO_ACIDS), load.length))
+    residues = np.array(list(AMINO_ACIDS))
     with runtime.load(
         artifact, engine, "cpu", threads=threads, concurrency=concurrency, check_files=False
     ) as loaded:
@@ -100,7 +100,11 @@ def _work(
         size = 1 if load.num_proteins == 1 else None
         started = False
         while True:  # streams: of one protein, or endless
-            stream = (runtime.Record(str(i), sequence) for i in itertools.islice(records, size))
+            # Equal proteins would be run once.
+            stream = (
+                runtime.Record(str(i), "".join(random.choice(residues, load.length)))
+                for i in itertools.islice(records, size)
+            )
             for _ in runner.run(stream):
                 if not started:
                     print("embedding", flush=True)

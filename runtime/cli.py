@@ -244,7 +244,8 @@ def _summarise(output: Path, summary: "Summary", as_json: bool) -> None:
             json.dumps(
                 {
                     "output": str(output), "proteins": summary.proteins, "tokens": summary.tokens,
-                    "packs": totals.packs, "rejected": summary.rejected,
+                    "packs": totals.packs,
+                    "equal": totals.equal, "rejected": summary.rejected,
                     "rejected_file": str(summary.rejected_path) if summary.rejected else None,
                     "lower_case": totals.lower_case, "stops": totals.stops,
                     "unknown": totals.unknown, "seconds": round(summary.seconds, 3),
@@ -268,6 +269,7 @@ def _summarise(output: Path, summary: "Summary", as_json: bool) -> None:
         (totals.lower_case, "lower case taken as upper case, in proteins"),
         (totals.stops, "a * at the end removed, in proteins"),
         (totals.unknown, "characters outside the alphabet replaced, in proteins"),
+        (totals.equal, "equal to another protein near by, and computed once with it"),
         (summary.rejected, f"records rejected, listed in {summary.rejected_path}"),
     ):
         if count:

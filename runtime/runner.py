@@ -2,7 +2,8 @@
 
 The data's path: ``_next_window`` reads and tokenizes records and packs them, in a thread of its own
 while the engine works on the window before; ``_running`` keeps the engine busy with as many packs
-at once as it was loaded for, across windows; ``_embed`` runs one pack and pools.
+at once as it was loaded for, across windows; ``_embed`` runs one pack and pools. Equal proteins of
+a window are run once.
 """
 
 import logging
@@ -25,6 +26,8 @@ from runtime.readers.records import Record, RecordOptions, Rejection, prepare
 from runtime.tokenizer import Unknown
 
 logger = logging.getLogger(__name__)
+
+Values = NDArray[np.floating]
 
 # Even packs want many proteins to choose from, and order is restored window by window.
 WINDOW_PACKS = 16
@@ -60,6 +63,7 @@ class Totals:
     Attributes:
         proteins, tokens, packs: that were run.
         rejected: records that were left out.
+        equal: proteins whose vectors are those of an equal one, and were not computed again.
         lower_case, stops, unknown: proteins in which lower case was taken as upper case, a ``*`` at
             the end removed, characters outside the alphabet replaced.
         without_residues: ids of proteins of BOS and EOS alone.
@@ -70,6 +74,7 @@ class Totals:
     tokens: int = 0
     packs: int = 0
     rejected: int = 0
+    equal: int = 0
     lower_case: int = 0
     stops: int = 0
     unknown: int = 0
@@ -79,18 +84,36 @@ class Totals:
 
 @dataclass(frozen=True)
 class _Window:
+    """Records, each distinct protein among them once, and packs of those.
+
+    Attributes:
+        rows, names: of each record.
+        records: of each distinct protein, the records that hold it.
+        tokens: of each distinct protein.
+        packs: of distinct proteins.
+    """
+
     rows: list[int]
     names: list[str]
+    records: list[list[int]]
     tokens: list[NDArray[np.int64]]
     packs: list[list[int]]
 
 
 @dataclass(frozen=True)
-class _Pack:
-    """A batch, the places of its proteins in the stream, and their rows in the input."""
+class _Of:
+    """A record: its place among those that are run, its row in the input, and its name."""
 
-    places: list[int]
-    rows: list[int]
+    place: int
+    row: int
+    name: str
+
+
+@dataclass(frozen=True)
+class _Pack:
+    """A batch, and the records that each of its proteins is of."""
+
+    records: list[list[_Of]]
     batch: PackedBatch
 
 
@@ -179,6 +202,7 @@ class AsyncInferenceRunner:
     def _next_window(self, stream: Iterator[tuple[int, Record]]) -> _Window:
         rows: list[int] = []
         names: list[str] = []
+        records: dict[bytes, list[int]] = {}
         tokens: list[NDArray[np.int64]] = []
         budget = self._window_tokens()
         row = None
@@ -188,9 +212,12 @@ class AsyncInferenceRunner:
             if isinstance(prepared, Rejection):
                 self._reject(replace(prepared, row=row))
                 continue
+            equal = records.setdefault(prepared.tokens.tobytes(), [])
+            if not equal:
+                tokens.append(prepared.tokens)
+            equal.append(len(rows))
             rows.append(row)
             names.append(record.id)
-            tokens.append(prepared.tokens)
             budget -= len(prepared.tokens)
             self.totals.lower_case += prepared.was_lower
             self.totals.stops += prepared.had_stop
@@ -198,7 +225,8 @@ class AsyncInferenceRunner:
         if row is not None:
             self.window_ends.append(row + 1)
         lengths = [len(protein) for protein in tokens]
-        return _Window(rows, names, tokens, even_packs(lengths, self._max_tokens))
+        packs = even_packs(lengths, self._max_tokens)
+        return _Window(rows, names, list(records.values()), tokens, packs)
 
     def _reject(self, rejection: Rejection) -> None:
         if self._on_rejected is None:
@@ -219,7 +247,7 @@ class AsyncInferenceRunner:
 
     def _running(
         self, stream: Iterator[tuple[int, Record]], workers: Executor
-    ) -> Iterator[tuple[_Pack, "Future[list[Embedding]]"]]:
+    ) -> Iterator[tuple[_Pack, "Future[list[Values]]"]]:
         """Yields packs in the order in which they were submitted; later ones run meanwhile.
 
         The next window enters when it is there and this one is submitted, and is waited for only
@@ -230,13 +258,13 @@ class AsyncInferenceRunner:
         if self._pool == "none":
             ahead = min(ahead, self._held_tokens() // self._max_tokens)
         to_run: deque[_Pack] = deque()
-        running: deque[tuple[_Pack, Future[list[Embedding]]]] = deque()
+        running: deque[tuple[_Pack, Future[list[Values]]]] = deque()
         records_before = 0
         upcoming: Future[_Window] | None = in_background(self._next_window, stream)
         while upcoming or to_run or running:
             if to_run and len(running) < at_once + ahead:
                 pack = to_run.popleft()
-                running.append((pack, workers.submit(self._embed, pack)))
+                running.append((pack, workers.submit(self._embed, pack.batch)))
             elif upcoming and not to_run and (not running or _is_there(upcoming)):
                 window = upcoming.result()
                 to_run.extend(_packs_of(window, records_before))
@@ -246,20 +274,19 @@ class AsyncInferenceRunner:
                 yield running.popleft()
 
     def _in_order(
-        self, running: Iterator[tuple[_Pack, "Future[list[Embedding]]"]]
+        self, running: Iterator[tuple[_Pack, "Future[list[Values]]"]]
     ) -> Iterator[Embedding]:
         finished: dict[int, Embedding] = {}
         to_yield = 0
         for pack, future in running:
-            embeddings = future.result()
-            self._account_for(pack.batch)
-            finished.update(zip(pack.places, embeddings, strict=True))
+            values = future.result()
+            self._account_for(pack)
+            finished.update(_embeddings(pack, values))
             while to_yield in finished:
                 yield finished.pop(to_yield)
                 to_yield += 1
 
-    def _embed(self, pack: _Pack) -> list[Embedding]:
-        batch = pack.batch
+    def _embed(self, batch: PackedBatch) -> list[Values]:
         if reasons := self._engine.unsupported_reasons(batch):
             raise EngineError(
                 f"engine {self._engine.spec.format!r} cannot run this pack: {'; '.join(reasons)}"
@@ -267,18 +294,13 @@ class AsyncInferenceRunner:
         self._warn_beyond_the_proof(batch)
         rows = self._engine.embed(batch, self._layer, self._pool)
         check_finite(batch, rows, self._pool)
+        if self._pool != "none":
+            return list(rows)
         bounds = batch.cu_seqlens.tolist()
-        if self._pool == "none":
-            # Copies: a view would keep the whole pack alive for as long as one protein's rows.
-            values = [
-                rows[residue_rows(start, end)].copy()
-                for start, end in zip(bounds[:-1], bounds[1:], strict=True)
-            ]
-        else:
-            values = list(rows)
+        # Copies: a view would keep the whole pack alive for as long as one protein's rows.
         return [
-            Embedding(batch.name(i), bounds[i + 1] - bounds[i], values[i], pack.rows[i])
-            for i in range(batch.num_proteins)
+            rows[residue_rows(start, end)].copy()
+            for start, end in zip(bounds[:-1], bounds[1:], strict=True)
         ]
 
     def _warn_beyond_the_proof(self, batch: PackedBatch) -> None:
@@ -295,15 +317,16 @@ class AsyncInferenceRunner:
                 spec.format, spec.artifact, ", ".join(sizes),
             )  # fmt: skip
 
-    def _account_for(self, batch: PackedBatch) -> None:
-        totals = self.totals
+    def _account_for(self, pack: _Pack) -> None:
+        batch, totals = pack.batch, self.totals
         totals.packs += 1
-        totals.proteins += batch.num_proteins
-        totals.tokens += batch.num_tokens
-        lengths = np.diff(batch.cu_seqlens)
-        totals.without_residues += [batch.name(i) for i in np.flatnonzero(lengths == 2).tolist()]
-        if batch.num_tokens > self._max_tokens:
-            totals.over_budget.append(batch.name(0))
+        for length, records in zip(np.diff(batch.cu_seqlens).tolist(), pack.records, strict=True):
+            totals.proteins += len(records)
+            totals.tokens += length * len(records)
+            totals.equal += len(records) - 1
+            names = [record.name for record in records]
+            totals.without_residues += names if length == 2 else []
+            totals.over_budget += names if length > self._max_tokens else []
         logger.debug(
             "pack %d: %d proteins, %d tokens, longest %d, packing efficiency %.1f %%",
             totals.packs,
@@ -320,9 +343,22 @@ def _is_there(upcoming: "Future[_Window]") -> bool:
 
 def _packs_of(window: _Window, records_before: int) -> Iterator[_Pack]:
     for members in window.packs:
-        tokens = [window.tokens[i] for i in members]
-        batch = PackedBatch.from_tokens(tokens, [window.names[i] for i in members])
-        yield _Pack([records_before + i for i in members], [window.rows[i] for i in members], batch)
+        records = [
+            [_Of(records_before + i, window.rows[i], window.names[i]) for i in window.records[each]]
+            for each in members
+        ]
+        tokens = [window.tokens[each] for each in members]
+        names = [first.name for first, *_ in records]
+        yield _Pack(records, PackedBatch.from_tokens(tokens, names))
+
+
+def _embeddings(pack: _Pack, values: "list[Values]") -> Iterator[tuple[int, Embedding]]:
+    """With their places; equal proteins get copies, which their owner may change."""
+    lengths = np.diff(pack.batch.cu_seqlens).tolist()
+    for records, length, vector in zip(pack.records, lengths, values, strict=True):
+        for i, record in enumerate(records):
+            own = vector.copy() if i else vector
+            yield record.place, Embedding(record.name, length, own, record.row)
 
 
 def check_finite(batch: PackedBatch, rows: NDArray[np.floating], how: Pool) -> None:

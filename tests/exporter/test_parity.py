@@ -165,6 +165,19 @@ class TestTaskMetrics:
         assert other.jensen_shannon_mean > 0.1
         assert other.label_agreement < 1
 
+    def test_copies_of_a_protein_count_once(self) -> None:
+        """A pack of a thousand copies, one bit off, does not decide for the others."""
+        drawn = np.random.default_rng(0)
+        truth = drawn.standard_normal((50, 8))
+        given = truth.copy()
+        given[0] = -given[0]  # another label for one of 50
+        copies = np.r_[np.zeros(950, int), np.arange(50)]
+        ids = np.zeros(len(copies), np.int64)
+        tasks = compare_tasks(
+            [(Answer(ids, None, given[copies]), Answer(ids, None, truth[copies]))]
+        )
+        assert (tasks.proteins, tasks.label_agreement) == (50, 0.98)
+
     def test_divergence_is_bounded_by_ln_2(self) -> None:
         one, other = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
         assert jensen_shannon(one, other) == pytest.approx(np.log(2))

@@ -56,7 +56,7 @@ def test_a_crash_is_named(stream, monkeypatch: pytest.MonkeyPatch) -> None:  # t
     def crash(*_: object) -> None:
         raise ZeroDivisionError("by nothing")
 
-    monkeypatch.setattr("runtime.readers.scan.scan", crash)
+    monkeypatch.setattr("runtime.embed_files.scan", crash)
     assert all(row.problem == "ZeroDivisionError('by nothing')" for row in stream())
 
 
@@ -65,7 +65,7 @@ def test_it_ends_with_the_command(stream, monkeypatch, interruption) -> None:  #
     def interrupted(*_: object) -> None:
         raise interruption
 
-    monkeypatch.setattr("runtime.readers.scan.scan", interrupted)
+    monkeypatch.setattr("runtime.embed_files.scan", interrupted)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         stream()
 

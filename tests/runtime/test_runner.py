@@ -29,6 +29,11 @@ def records() -> list[Record]:
     return [Record(f"p{i}", random_sequence(random, int(n))) for i, n in enumerate(lengths)]
 
 
+def distinct(number: int, length: int) -> str:
+    """Residues that no other number has: equal proteins are run once."""
+    return random_sequence(np.random.default_rng(number), length)
+
+
 def alone(engine: runtime.Engine, record: Record) -> np.ndarray:
     batch = runtime.PackedBatch.from_sequences([record.sequence])
     return engine.run(batch).representations[2]
@@ -145,7 +150,7 @@ def test_reading_runs_ahead_of_the_engine_but_not_away(engine: runtime.Engine) -
         while True:
             read += 1
             threads.add(threading.current_thread().name)
-            yield Record(str(read), "MKTAY")
+            yield Record(str(read), distinct(read, 5))
 
     runner = runtime.AsyncInferenceRunner(engine, max_tokens=70)
     results = runner.run(endless())
@@ -249,7 +254,7 @@ def test_packs_are_larger_on_a_card(engine: runtime.Engine, device: str, budget:
     noting = Noting(engine, "")
     noting.spec = replace(engine.spec, device=device)
     runner = runtime.AsyncInferenceRunner(noting)
-    assert len(list(runner.run(Record(str(i), "M" * 62) for i in range(512)))) == 512
+    assert len(list(runner.run(Record(str(i), distinct(i, 62)) for i in range(512)))) == 512
     assert max(sizes) <= budget < 2 * max(sizes)
 
 
@@ -306,7 +311,7 @@ def test_what_is_held_is_bounded(engine: runtime.Engine, how: Pool) -> None:
         nonlocal read
         while True:
             read += 1
-            yield Record(str(read), "MKTAYIAK")
+            yield Record(str(read), distinct(read, 8))
 
     results = runner.run(endless())
     for _ in range(20):
@@ -329,7 +334,7 @@ def test_packs_are_full_however_much_a_row_takes(engine: runtime.Engine) -> None
     counting = Counting(engine, "")
     counting.spec = replace(engine.spec, embed_dim=1 << 21)  # 2 tokens fill WINDOW_BYTES
     runner = runtime.AsyncInferenceRunner(counting, max_tokens=30, pool="none")
-    assert len(list(runner.run(Record(str(i), "MKTAYIAK") for i in range(6)))) == 6
+    assert len(list(runner.run(Record(str(i), distinct(i, 8)) for i in range(6)))) == 6
     assert sizes == [30, 30]
 
 
@@ -367,6 +372,29 @@ def test_as_many_packs_at_once_as_the_engine_takes(engine: runtime.Engine) -> No
             return super().embed(batch, layer, how)
 
     runner = runtime.AsyncInferenceRunner(Waiting(engine, ""), max_tokens=10)
-    results = list(runner.run([Record(str(i), "MKTAYIAK") for i in range(4)]))
+    results = list(runner.run([Record(str(i), distinct(i, 8)) for i in range(4)]))
     assert [result.id for result in results] == ["0", "1", "2", "3"]
     assert runner.totals.packs == 4
+
+
+def test_equal_proteins_are_run_once(engine: runtime.Engine) -> None:
+    packs = []
+
+    class Noting(Poisoned):
+        def embed(self, batch: runtime.PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
+            packs.append(batch.num_proteins)
+            return super().embed(batch, layer, how)
+
+    runner = runtime.AsyncInferenceRunner(Noting(engine, ""), max_tokens=1000, upper=True)
+    sequences = ["MKT", "GGAVL", "mkt", "MKT", "W", "", "GGAVL", ""]
+    results = list(runner.run([Record(f"p{i}", each) for i, each in enumerate(sequences)]))
+    assert [(each.id, each.row) for each in results] == [(f"p{i}", i) for i in range(8)]
+    assert packs == [4]
+    for i, j in ((0, 2), (0, 3), (1, 6)):
+        assert np.array_equal(results[i].values, results[j].values)
+        assert results[i].num_tokens == results[j].num_tokens
+    assert not np.shares_memory(results[0].values, results[3].values)
+    assert not np.array_equal(results[0].values, results[4].values)
+    totals = runner.totals
+    assert (totals.proteins, totals.equal, totals.tokens) == (8, 4, 3 * 5 + 2 * 7 + 3 + 2 * 2)
+    assert totals.without_residues == ["p5", "p7"]

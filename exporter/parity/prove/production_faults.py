@@ -21,8 +21,9 @@ Plant = Callable[[], Any]
 def _in_order_of_packs() -> Any:
     def as_they_come(self: AsyncInferenceRunner, running: Any) -> Iterator[Embedding]:
         for pack, future in running:
-            self._account_for(pack.batch)
-            yield from future.result()
+            self._account_for(pack)
+            for _, embedding in runner._embeddings(pack, future.result()):
+                yield embedding
 
     return replaced(AsyncInferenceRunner, "_in_order", as_they_come)
 
@@ -32,8 +33,8 @@ def _next_window_forgets() -> Any:
 
     def mixing_up(window: Any, records_before: int) -> Any:
         for pack in original(window, records_before):
-            if records_before and len(pack.places) > 1:
-                pack.places[:2] = pack.places[1::-1]
+            if records_before and len(pack.records) > 1:
+                pack.records[:2] = pack.records[1::-1]
             yield pack
 
     return replaced(runner, "_packs_of", mixing_up)

@@ -45,7 +45,7 @@ class TaskMetrics(msgspec.Struct, frozen=True):
         jensen_shannon_mean: of the predicted distributions, in nats (at most ln 2), every token;
             None where there is no LM head.
         jensen_shannon_max: the largest of them.
-        proteins: that were classified.
+        proteins: that were classified; equal ones, of all packs, once.
         label_agreement: share of proteins with the same label by a fixed linear classifier.
         confidence_correlation: Pearson's, of that classifier's confidence; None if the oracle's is
             constant.
@@ -102,7 +102,11 @@ def compare_tasks(
     actual_pooled, expected_pooled = (
         np.concatenate([side.pooled for side in answers]) for answers in zip(*pairs, strict=True)
     )
-    agreement, correlation = compare_classifications(actual_pooled, expected_pooled)
+    # A pack of a thousand copies would otherwise decide: the oracle gives them the same bits.
+    _, distinct = np.unique(expected_pooled, axis=0, return_index=True)
+    agreement, correlation = compare_classifications(
+        actual_pooled[distinct], expected_pooled[distinct]
+    )
     silent = {}
     if not has_logits:
         silent = dict.fromkeys(("top1_agreement_confident", "jensen_shannon_mean"), NO_LM_HEAD)
@@ -117,7 +121,7 @@ def compare_tasks(
         top1_agreement_confident=_mean(same[confident]),
         jensen_shannon_mean=float(divergence.mean()) if len(divergence) else None,
         jensen_shannon_max=float(divergence.max()) if len(divergence) else None,
-        proteins=len(expected_pooled),
+        proteins=len(distinct),
         label_agreement=agreement,
         confidence_correlation=correlation,
         not_compared=silent,
