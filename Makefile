@@ -10,7 +10,7 @@ ARTIFACT ?= artifacts/esm2_t6_8M_UR50D-synthetic
 # For gpu-check: a folder with wheels of what is not installed, and options such as --with-3b.
 WHEELS   ?=
 GPU_ARGS ?=
-# For native-check: the seed of its packs; the time, if there is none.
+# For native-check, the seed of its packs (the time, if there is none); for torture, of its moments.
 SEED     ?=
 # For release: the oldest and the newest Python that are named in pyproject.toml.
 OLDEST   ?= python3.10
@@ -41,7 +41,7 @@ BENCH_FULL := $(BENCH) esm2_t30_150M_UR50D
 PARITY := parity-float32 parity-float16 parity-bfloat16
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export verify parity $(PARITY) test test-all bench bench-full bench-install gpu-check native-check cuda-check images docs release lint clean
+.PHONY: help setup export verify parity $(PARITY) test test-all bench bench-full bench-install gpu-check native-check cuda-check torture images docs release lint clean
 
 help:    ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -102,6 +102,9 @@ native-check: $(READY)    ## Check the C++ kernels against float64, on each inst
 
 cuda-check: $(READY)    ## Count what onnx-cuda asks of a card, without one: launches, copies, waits
 	$(BIN)/python -m tests.cuda.check
+
+torture: $(READY)    ## End runs at random moments, go on with them, compare every bit
+	$(BIN)/python -m tests.dataset.torture $(if $(SEED),--seed $(SEED))
 
 images: $(READY)    ## Build and try the images with buildah, without a daemon; as root, on Debian
 	$(BIN)/python -m pytest tests/deploy -rs
