@@ -15,7 +15,7 @@ from runtime.engines.table import FORMATS
 from runtime.errors import EngineError, Esm2Error, InputError, UnsupportedError
 from runtime.one_line_errors import one_line_errors
 from runtime.pooling import POOL_CHOICES
-from runtime.readers.record_options import record_options
+from runtime.readers.record_options import length_options, record_options
 from runtime.terminal import say
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def info(artifact: Path, as_json: bool) -> None:
     help="Budget of a pack; a longer protein gets a pack of its own.  [default: "
     f"{default_max_tokens('cpu')}, on a card {default_max_tokens('cuda')}]",
 )
+@length_options
 @record_options
 @attention_options
 @click.option("--tf32", is_flag=True, help="On CUDA, round float32 to TF32: fast, not exact.")
@@ -110,9 +111,10 @@ def info(artifact: Path, as_json: bool) -> None:
 @one_line_errors(Esm2Error, OSError)
 def embed(
     artifact: Path, fasta: tuple[str, ...], output: str, resume: bool, part_mb: float, engine: str,
-    device: str, pool: Any, layer: int | None, max_tokens: int | None, on_error: str, unknown: Any,
-    upper: bool, strip_stop: bool, attention: Any, v1_attention: bool, tf32: bool,
-    cuda_graphs: bool, threads: int | None, concurrency: int | None, debug: bool, as_json: bool,
+    device: str, pool: Any, layer: int | None, max_tokens: int | None, max_length: int | None,
+    long: Any, on_error: str, unknown: Any, upper: bool, strip_stop: bool, attention: Any,
+    v1_attention: bool, tf32: bool, cuda_graphs: bool, threads: int | None,
+    concurrency: int | None, debug: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Embed the proteins of FASTA files.
 
@@ -145,7 +147,7 @@ def embed(
         layer=layer,
         max_tokens=max_tokens,
         skip=on_error == "skip",
-        records=RecordOptions(unknown, upper, strip_stop),
+        records=RecordOptions(unknown, upper, strip_stop, max_length, long),
     )
     path = Path(output)
     if is_dataset(output):
@@ -248,7 +250,8 @@ def _summarise(output: Path, summary: "Summary", as_json: bool) -> None:
                     "equal": totals.equal, "rejected": summary.rejected,
                     "rejected_file": str(summary.rejected_path) if summary.rejected else None,
                     "lower_case": totals.lower_case, "stops": totals.stops,
-                    "unknown": totals.unknown, "seconds": round(summary.seconds, 3),
+                    "unknown": totals.unknown, "cut": totals.cut,
+                    "seconds": round(summary.seconds, 3),
                     "engine": dataclasses.asdict(summary.spec) if summary.spec else None,
                 },
                 indent=2,
@@ -269,6 +272,7 @@ def _summarise(output: Path, summary: "Summary", as_json: bool) -> None:
         (totals.lower_case, "lower case taken as upper case, in proteins"),
         (totals.stops, "a * at the end removed, in proteins"),
         (totals.unknown, "characters outside the alphabet replaced, in proteins"),
+        (totals.cut, "cut to --max-length, proteins"),
         (totals.equal, "equal to another protein near by, and computed once with it"),
         (summary.rejected, f"records rejected, listed in {summary.rejected_path}"),
     ):

@@ -99,7 +99,7 @@ def embed_file(options: EmbedOptions, output: Path, say: Say, warn: Say) -> Summ
     """
     started = time.perf_counter()
     check_output(output)
-    manifest, found = _looked_at(options)
+    manifest, found = _looked_at(options, say)
     packing = _packing(options, manifest, found)
     with (
         _loaded(options, options.engine, options.threads, packing) as engine,
@@ -140,7 +140,7 @@ def embed_dataset(
         warn: receives what is odd.
     """
     started = time.perf_counter()
-    manifest, found = _looked_at(options)
+    manifest, found = _looked_at(options, say)
     run = _run(options, manifest, found)
     with opened(output, run, resume) as dataset:
         if dataset.is_finished:
@@ -169,12 +169,17 @@ def embed_dataset(
     return _summary(engine.spec, runner.totals, dataset, started)
 
 
-def _looked_at(options: EmbedOptions) -> tuple[Manifest, Scan]:
+def _looked_at(options: EmbedOptions, say: Say) -> tuple[Manifest, Scan]:
     """What can be told before a model is loaded; raises InputError for what cannot be run."""
     check_readable(options.inputs)
     manifest = manifests.read(options.artifact, check_files=False)  # before files that may be large
     found = scan(options.inputs, options.records)
     found.check(options.skip)
+    if found.num_cut:
+        say(
+            f"{found.num_cut:,} proteins are longer than {options.records.max_length:,} residues: "
+            "their ends are cut off"
+        )
     return manifest, found
 
 
@@ -202,9 +207,15 @@ def _budget(options: EmbedOptions, engine: Engine, packing: Packing) -> int:
 def _runner(
     options: EmbedOptions, engine: Engine, budget: int, reject: Callable[[Rejection], None]
 ) -> AsyncInferenceRunner:
+
+    def reject_or_raise(rejection: Rejection) -> None:
+        if not (options.skip or rejection.asked):
+            raise InputError(str(rejection))
+        reject(rejection)
+
     return AsyncInferenceRunner(
         engine, budget, options.pool, options.layer, **asdict(options.records),
-        on_rejected=reject if options.skip else None,
+        on_rejected=reject_or_raise,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from runtime.engine import Engine
 from runtime.errors import EngineError, InputError, NonFiniteError
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool, check_pool, residue_rows
-from runtime.readers.records import Record, RecordOptions, Rejection, prepare
+from runtime.readers.records import Long, Record, RecordOptions, Rejection, prepare
 from runtime.tokenizer import Unknown
 
 logger = logging.getLogger(__name__)
@@ -64,8 +64,8 @@ class Totals:
         proteins, tokens, packs: that were run.
         rejected: records that were left out.
         equal: proteins whose vectors are those of an equal one, and were not computed again.
-        lower_case, stops, unknown: proteins in which lower case was taken as upper case, a ``*`` at
-            the end removed, characters outside the alphabet replaced.
+        lower_case, stops, unknown, cut: proteins in which lower case was taken as upper case, a
+            ``*`` at the end removed, characters outside the alphabet replaced, the end cut off.
         without_residues: ids of proteins of BOS and EOS alone.
         over_budget: ids of proteins with more tokens than a pack's budget.
     """
@@ -78,6 +78,7 @@ class Totals:
     lower_case: int = 0
     stops: int = 0
     unknown: int = 0
+    cut: int = 0
     without_residues: list[str] = field(default_factory=list)
     over_budget: list[str] = field(default_factory=list)
 
@@ -130,7 +131,9 @@ class AsyncInferenceRunner:
         upper: take lower case as upper case (soft-masked sequences).
         strip_stop: remove a single ``*`` at the end of a sequence.
         on_rejected: gets each record that cannot be tokenized, in the thread that reads, and the
-            others go on. None raises InputError at the first.
+            others go on. None raises InputError at the first, but for those that ``long`` skips.
+        max_length: residues of the longest protein; None takes all.
+        long: what becomes of longer ones (see ``RecordOptions``).
 
     Attributes:
         totals: what was done so far.
@@ -151,6 +154,8 @@ class AsyncInferenceRunner:
         upper: bool = False,
         strip_stop: bool = False,
         on_rejected: Callable[[Rejection], None] | None = None,
+        max_length: int | None = None,
+        long: Long = "error",
     ):
         check_pool(pool)
         if max_tokens is None:
@@ -171,7 +176,7 @@ class AsyncInferenceRunner:
         self._max_tokens = max_tokens
         self._pool: Pool = pool
         self._layer = layer
-        self._options = RecordOptions(unknown, upper, strip_stop)
+        self._options = RecordOptions(unknown, upper, strip_stop, max_length, long)
         self._on_rejected = on_rejected
         self._warned = False
 
@@ -222,6 +227,7 @@ class AsyncInferenceRunner:
             self.totals.lower_case += prepared.was_lower
             self.totals.stops += prepared.had_stop
             self.totals.unknown += prepared.had_unknown
+            self.totals.cut += prepared.was_cut
         if row is not None:
             self.window_ends.append(row + 1)
         lengths = [len(protein) for protein in tokens]
@@ -229,10 +235,11 @@ class AsyncInferenceRunner:
         return _Window(rows, names, list(records.values()), tokens, packs)
 
     def _reject(self, rejection: Rejection) -> None:
-        if self._on_rejected is None:
+        if self._on_rejected is None and not rejection.asked:
             raise InputError(str(rejection))
         self.totals.rejected += 1
-        self._on_rejected(rejection)
+        if self._on_rejected is not None:
+            self._on_rejected(rejection)
 
     def _window_tokens(self) -> float:
         packs = max(WINDOW_PACKS, WINDOW_PACKS_AT_ONCE * self._engine.concurrency)

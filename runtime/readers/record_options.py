@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 import click
 
+from runtime.readers.records import LONG_CHOICES
 from runtime.tokenizer import UNKNOWN_CHOICES
 
 OnError = Literal["stop", "skip"]
@@ -28,6 +29,29 @@ _OPTIONS = (
     click.option("--upper", is_flag=True, help="Take lower case as upper case (soft-masked)."),
     click.option("--strip-stop", is_flag=True, help="Remove a single * at a sequence's end."),
 )
+
+
+_LENGTH = (
+    click.option(
+        "--max-length",
+        type=click.IntRange(min=1),
+        help="Residues of the longest protein. ESM-2 was trained on 1,022.  [default: no limit]",
+    ),
+    click.option(
+        "--long",
+        default="error",
+        show_default=True,
+        type=click.Choice(LONG_CHOICES),
+        help="For longer ones. skip: leave them out and go on. truncate: run their first residues.",
+    ),
+)
+
+
+def length_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds ``max_length`` and ``long``."""
+    for option in reversed(_LENGTH):
+        command = option(command)
+    return command
 
 
 def record_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -4,7 +4,8 @@ The scan of files, the runner and ``--on-error skip`` all ask ``prepare``, so th
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ _CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _UPPER = {code: code - 32 for code in range(ord("a"), ord("z") + 1)}  # ASCII: "ß" has no upper case
 _TOKEN = re.compile(r"(<[a-z_0-9]+>)")
 _LONGEST_SHOWN = 60
+
+Long = Literal["error", "skip", "truncate"]
+LONG_CHOICES: tuple[str, ...] = get_args(Long)
 
 
 @dataclass(frozen=True)
@@ -48,16 +52,27 @@ class RecordOptions:
         unknown: see ``tokenizer.encode``.
         upper: lower case is taken as upper case: soft-masked sequences.
         strip_stop: a single ``*`` at the end is removed.
+        max_length: residues of the longest protein; None takes all.
+        long: what becomes of longer ones. ``"error"``: they cannot be run; ``"skip"``: they are
+            left out, whatever becomes of other records that cannot be run; ``"truncate"``: their
+            first ``max_length`` residues are run, between BOS and EOS, as fair-esm does it
+            (esm/data.py:268).
 
     Raises:
-        InputError: an ``unknown`` that is none of its choices.
+        InputError: an ``unknown`` or ``long`` that is none of its choices, or no length.
     """
 
     unknown: Unknown = "error"
     upper: bool = False
     strip_stop: bool = False
+    max_length: int | None = None
+    long: Long = "error"
 
     def __post_init__(self) -> None:
+        if self.long not in LONG_CHOICES:
+            raise InputError(f"long must be one of {', '.join(LONG_CHOICES)}, got {self.long!r}")
+        if self.max_length is not None and self.max_length < 1:
+            raise InputError(f"max_length must be at least 1, got {self.max_length}")
         if self.unknown not in UNKNOWN_CHOICES:
             raise InputError(
                 f"unknown must be one of {', '.join(UNKNOWN_CHOICES)}, got {self.unknown!r}"
@@ -73,16 +88,18 @@ class Prepared:
         was_lower: lower case was taken as upper case.
         had_stop: a ``*`` was removed.
         had_unknown: a character outside the alphabet was replaced.
+        was_cut: it was longer, and its end is left out.
     """
 
     tokens: NDArray[np.int64]
     was_lower: bool = False
     had_stop: bool = False
     had_unknown: bool = False
+    was_cut: bool = False
 
     def text(self, record: Record) -> str:
         """What was tokenized; the sequence as it was given where nothing was changed."""
-        changed = self.was_lower or self.had_stop or self.had_unknown
+        changed = self.was_lower or self.had_stop or self.had_unknown or self.was_cut
         return decode(self.tokens) if changed else record.sequence
 
 
@@ -98,6 +115,7 @@ class Rejection:
         reason: in a phrase.
         advice: in a sentence without its stop.
         row: of the record in the input, from 0; 0 where that is not known.
+        asked: it is left out because ``RecordOptions.long`` says so, which is no error.
     """
 
     record: str
@@ -107,6 +125,7 @@ class Rejection:
     reason: str
     advice: str
     row: int = 0
+    asked: bool = False
 
     def __str__(self) -> str:
         """One line: what, where, why, and what to do."""
@@ -139,7 +158,13 @@ def prepare(record: Record, options: RecordOptions) -> Prepared | Rejection:
             had_unknown = True
     except SequenceError as error:
         return _rejection(record, error.position, error.reason, error.advice)
-    return Prepared(tokens, upper != sequence, had_stop, had_unknown)
+    most = options.max_length
+    was_cut = most is not None and len(tokens) - 2 > most
+    if was_cut and options.long != "truncate":
+        return _too_long(record, len(tokens) - 2, options)
+    if most is not None and was_cut:
+        tokens = np.concatenate([tokens[: most + 1], tokens[-1:]])
+    return Prepared(tokens, upper != sequence, had_stop, had_unknown, was_cut)
 
 
 def printable(text: str) -> str:
@@ -179,6 +204,14 @@ def _bad_id(record: Record) -> Rejection | None:
         reason = f"its id holds the control character {found.group()!r}"
         return _rejection(record, None, reason, "Remove it")
     return None
+
+
+def _too_long(record: Record, length: int, options: RecordOptions) -> Rejection:
+    rejection = _rejection(
+        record, None, f"{length:,} residues are more than {options.max_length:,} (--max-length)",
+        "Cut such proteins with --long truncate, leave them out with --long skip",
+    )  # fmt: skip
+    return replace(rejection, asked=options.long == "skip")
 
 
 def _rejection(record: Record, position: int | None, reason: str, advice: str) -> Rejection:

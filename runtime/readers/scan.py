@@ -21,8 +21,11 @@ class Scan:
         num_proteins: that can be run.
         num_tokens: of all of them, BOS and EOS included.
         longest: tokens of the longest of them; 0 where there is none.
-        num_rejected: records that cannot be run.
+        num_rejected: records that cannot be run, or are not to be.
         first_rejected: the first of those.
+        num_errors: of those, the ones that nobody asked to leave out.
+        first_error: the first of those.
+        num_cut: proteins that are longer than they may be, and are cut.
         is_whole: every path was read. A pipe can be read only once, when its proteins are run.
     """
 
@@ -32,17 +35,18 @@ class Scan:
     num_rejected: int
     first_rejected: Rejection | None
     is_whole: bool
+    num_errors: int = 0
+    first_error: Rejection | None = None
+    num_cut: int = 0
 
     def check(self, skip: bool) -> None:
         """Raises InputError if a record cannot be run, with ``skip`` only if none can."""
-        if self.first_rejected is None:
-            return
-        if not skip:
-            more = self.num_rejected - 1
+        if self.first_error and not skip:
+            more = self.num_errors - 1
             raise InputError(
-                str(self.first_rejected) + (f". {more:,} more cannot be run" if more else "")
+                str(self.first_error) + (f". {more:,} more cannot be run" if more else "")
             )
-        if self.is_whole and not self.num_proteins:
+        if self.first_rejected and self.is_whole and not self.num_proteins:
             raise all_rejected(self.num_rejected, self.first_rejected)
 
 
@@ -60,7 +64,11 @@ def scan(paths: Iterable[str], options: RecordOptions) -> Scan:
     paths = list(paths)
     so_far = Scan(0, 0, 0, 0, None, all(is_regular(path) for path in paths))
     for pieces in read_pieces(path for path in paths if is_regular(path)):
-        so_far = _add_clean(so_far, pieces) or _add_each(so_far, pieces, options)
+        clean = _add_clean(so_far, pieces)
+        if clean and (options.max_length is None or clean.longest - 2 <= options.max_length):
+            so_far = clean
+        else:
+            so_far = _add_each(so_far, pieces, options)
     return so_far
 
 
@@ -85,8 +93,10 @@ def _add_clean(so_far: Scan, pieces: Pieces) -> Scan | None:
 
 def _add_each(so_far: Scan, pieces: Pieces, options: RecordOptions) -> Scan:
     results = [prepare(record, options) for record in pieces.records()]
-    lengths = [len(result.tokens) for result in results if isinstance(result, Prepared)]
+    prepared = [result for result in results if isinstance(result, Prepared)]
+    lengths = [len(result.tokens) for result in prepared]
     rejected = [result for result in results if isinstance(result, Rejection)]
+    errors = [result for result in rejected if not result.asked]
     return replace(
         so_far,
         num_proteins=so_far.num_proteins + len(lengths),
@@ -94,6 +104,9 @@ def _add_each(so_far: Scan, pieces: Pieces, options: RecordOptions) -> Scan:
         longest=max([so_far.longest, *lengths]),
         num_rejected=so_far.num_rejected + len(rejected),
         first_rejected=so_far.first_rejected or (rejected[0] if rejected else None),
+        num_errors=so_far.num_errors + len(errors),
+        first_error=so_far.first_error or (errors[0] if errors else None),
+        num_cut=so_far.num_cut + sum(result.was_cut for result in prepared),
     )
 
 

@@ -309,6 +309,62 @@ class TestBadRecords:
         assert "they seem to be nucleotides" in result.stderr
 
 
+class TestLongProteins:
+    """Of 32, 8 and 1 residues."""
+
+    def test_cut(self, artifact: Path, fasta: Path, tmp_path: Path) -> None:
+        result = run(
+            "embed", artifact, fasta, "-o", tmp_path / "x.npz", "--max-length", 8, "--long",
+            "truncate", "--json",
+        )  # fmt: skip
+        assert json.loads(result.stdout)["cut"] == 1
+        assert "1 proteins are longer than 8 residues: their ends are cut off" in result.stderr
+        with np.load(tmp_path / "x.npz") as cut:
+            assert cut["num_tokens"].tolist() == [10, 10, 3]
+            short = tmp_path / "short.fasta"
+            short.write_text(FASTA.replace("MKTAYIAKQRQISFVKSHFSRQ\nLEERLGLIEV", "MKTAYIAK"))
+            run("embed", artifact, short, "-o", tmp_path / "short.npz")
+            with np.load(tmp_path / "short.npz") as expected:
+                assert np.array_equal(cut["embeddings"], expected["embeddings"])
+
+    def test_an_error(self, artifact: Path, fasta: Path, tmp_path: Path) -> None:
+        result = run("embed", artifact, fasta, "-o", tmp_path / "x.npz", "--max-length", 8)
+        assert result.exit_code == 2
+        assert "32 residues are more than 8 (--max-length). Cut such proteins" in result.stderr
+
+    @pytest.mark.parametrize("output", ["x.npz", "folder"])
+    def test_left_out(self, artifact: Path, fasta: Path, tmp_path: Path, output: str) -> None:
+        options = ("--max-length", 8, "--long", "skip")
+        result = run("embed", artifact, fasta, "-o", tmp_path / output, *options)
+        assert result.exit_code == 3
+        assert "records rejected, listed in" in result.stdout
+
+    def test_skipping_them_skips_no_others(
+        self, artifact: Path, fasta: Path, tmp_path: Path
+    ) -> None:
+        fasta.write_text(FASTA + ">wrong\nMKJ\n")
+        options = ("--max-length", 8, "--long", "skip")
+        result = run("embed", artifact, fasta, "-o", tmp_path / "x.npz", *options)
+        assert result.exit_code == 2
+        assert "record 'wrong'" in result.stderr
+
+    def test_nor_where_a_pipe_is_read_when_it_is_run(self, artifact: Path, tmp_path: Path) -> None:
+        command = ["embed", artifact, "-", "-o", tmp_path / "x.npz", "--max-length", 8]
+        result = subprocess.run(
+            [sys.executable, "-m", "runtime.cli", *map(str, command), "--long", "skip"],
+            input=FASTA + ">wrong\nMKJ\n", capture_output=True, text=True,
+        )  # fmt: skip
+        assert result.returncode == 2
+        assert "record 'wrong'" in result.stderr
+        assert not (tmp_path / "x.npz").exists()
+
+    def test_none_is_left(self, artifact: Path, tmp_path: Path) -> None:
+        (tmp_path / "long.fasta").write_text(">a\nMKTAYIAKQR\n")
+        options = ("--max-length", 8, "--long", "skip")
+        result = run("embed", artifact, tmp_path / "long.fasta", "-o", tmp_path / "x.npz", *options)
+        assert "none of 1 records can be run" in result.stderr
+
+
 class TestUserErrors:
     def one_line(self, result: Result) -> str:
         assert result.exit_code == 2, result.output
