@@ -50,7 +50,15 @@ def info(artifact: Path, as_json: bool) -> None:
 
 @main.command(epilog="Example: esm2-run embed artifacts/NAME proteins.fasta -o embeddings.npz")
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.argument("fasta", nargs=-1, required=True)
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option(
+    "--sequence-column",
+    metavar="NAME",
+    help="INPUT are tables (CSV, TSV, Parquet), with sequences in this column.",
+)
+@click.option(
+    "--id-column", metavar="NAME", help="The tables' column of ids.  [default: record_N, by row]"
+)
 @click.option(
     "-o",
     "--output",
@@ -110,15 +118,16 @@ def info(artifact: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @one_line_errors(Esm2Error, OSError)
 def embed(
-    artifact: Path, fasta: tuple[str, ...], output: str, resume: bool, part_mb: float, engine: str,
+    artifact: Path, inputs: tuple[str, ...], sequence_column: str | None, id_column: str | None,
+    output: str, resume: bool, part_mb: float, engine: str,
     device: str, pool: Any, layer: int | None, max_tokens: int | None, max_length: int | None,
     long: Any, on_error: str, unknown: Any, upper: bool, strip_stop: bool, attention: Any,
     v1_attention: bool, tf32: bool, cuda_graphs: bool, threads: int | None,
     concurrency: int | None, debug: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Embed the proteins of FASTA files.
+    """Embed the proteins of FASTA files, or of tables.
 
-    FASTA may be compressed (.gz, .zst, .bz2, .xz); - is standard input.
+    FASTA, CSV and TSV may be compressed (.gz, .zst, .bz2, .xz); - is standard input.
 
     Exits with 0 if every record was embedded, 3 if some were rejected (--on-error skip: they are
     listed in OUTPUT.rejected.tsv, or in the folder's _rejected/rejected.parquet), 2 if nothing was
@@ -127,7 +136,10 @@ def embed(
     from runtime.dataset.folder import is_dataset
     from runtime.embed_files import EmbedOptions, embed_dataset, embed_file
     from runtime.readers.records import RecordOptions
+    from runtime.readers.tables import Columns
 
+    if id_column and not sequence_column:
+        raise InputError("--id-column is for tables: give --sequence-column too")
     if debug:
         import logging
 
@@ -135,7 +147,7 @@ def embed(
         logging.getLogger("runtime").setLevel(logging.DEBUG)  # not the libraries
     options = EmbedOptions(
         artifact=artifact,
-        inputs=fasta,
+        inputs=inputs,
         engine=engine,
         device=device,
         attention=attention_of(attention, v1_attention),
@@ -148,6 +160,7 @@ def embed(
         max_tokens=max_tokens,
         skip=on_error == "skip",
         records=RecordOptions(unknown, upper, strip_stop, max_length, long),
+        columns=Columns(sequence_column, id_column) if sequence_column else None,
     )
     path = Path(output)
     if is_dataset(output):

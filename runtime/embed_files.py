@@ -28,6 +28,7 @@ from runtime.readers.fasta import check_readable, is_regular, read_fasta
 from runtime.readers.nucleotides import watch_for_nucleotides
 from runtime.readers.records import Record, RecordOptions, Rejection
 from runtime.readers.scan import Scan, all_rejected, scan
+from runtime.readers.tables import Columns, read_tables
 from runtime.runner import AsyncInferenceRunner, Embedding, Totals
 from runtime.threads import default_threads
 from runtime.writers import check_output, write_embeddings
@@ -46,6 +47,7 @@ class EmbedOptions:
         pool, layer, max_tokens: as in ``AsyncInferenceRunner``.
         skip: leave records out that cannot be run.
         records: what is taken beyond ESM-2's alphabet.
+        columns: of tables; None where the inputs are FASTA.
     """
 
     artifact: Path
@@ -62,6 +64,7 @@ class EmbedOptions:
     max_tokens: int | None
     skip: bool
     records: RecordOptions
+    columns: Columns | None = None
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,7 @@ def _looked_at(options: EmbedOptions, say: Say) -> tuple[Manifest, Scan]:
     """What can be told before a model is loaded; raises InputError for what cannot be run."""
     check_readable(options.inputs)
     manifest = manifests.read(options.artifact, check_files=False)  # before files that may be large
-    found = scan(options.inputs, options.records)
+    found = scan(options.inputs, options.records, options.columns)
     found.check(options.skip)
     if found.num_cut:
         say(
@@ -247,6 +250,7 @@ def _metadata(options: EmbedOptions, engine: Engine) -> dict[str, str]:
 def _run(options: EmbedOptions, manifest: Manifest, found: Scan) -> Run:
     given = asdict(options)
     records = given.pop("records")
+    columns = given.pop("columns") or {"sequence": None, "id": None}
     for name in ("artifact", "inputs"):
         del given[name]
     given["device"] = kind_of(options.device)
@@ -256,7 +260,11 @@ def _run(options: EmbedOptions, manifest: Manifest, found: Scan) -> Run:
         artifact=manifest.name,
         manifest_sha256=manifest.manifest_sha256,
         inputs=[_input(path) for path in options.inputs],
-        options={**given, **records},
+        options={
+            **given,
+            **records,
+            **{f"{name}_column": column for name, column in columns.items()},
+        },  # fmt: skip
         proteins=found.num_proteins if found.is_whole else None,
         tokens=_total(found),
     )
@@ -311,7 +319,9 @@ class _Stream:
 
     def embeddings(self, first_row: int) -> Iterator[Embedding]:
         """From a row of the input on."""
-        records = islice(read_fasta(self._options.inputs), first_row, None)
+        inputs, columns = self._options.inputs, self._options.columns
+        all_records = read_tables(inputs, columns) if columns else read_fasta(inputs)
+        records = islice(all_records, first_row, None)
         watched = watch_for_nucleotides(self._watched_ids(records), self._warn)
         return self._runner.run(watched, first_row)
 

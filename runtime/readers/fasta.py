@@ -24,7 +24,7 @@ STDIN = "-"
 FilePath = str | os.PathLike[str]
 
 # Larger ones leave the processor's cache: 1 MiB is read at two thirds of the speed.
-_BLOCK_BYTES = 1 << 16
+BLOCK_BYTES = 1 << 16
 _MARK = "\n>"
 # Blank lines, and comments as in Pearson's FASTA and in many tools' output.
 _LEAD = re.compile(r"(?:[ \t]*\n|[#;][^\n]*\n)*")
@@ -108,8 +108,8 @@ def read_pieces(paths: Iterable[str]) -> Iterator[Pieces]:
         name = "standard input" if path == STDIN else printable(path)
         count = 0
         try:
-            with _open(path) as file:
-                blocks = iter(partial(file.read, _BLOCK_BYTES), b"")
+            with open_input(path) as file:
+                blocks = iter(partial(file.read, BLOCK_BYTES), b"")
                 for line, texts in _split(decoded(decompressed(blocks))):
                     yield Pieces(name, count + 1, line, texts)
                     count += len(texts)
@@ -129,7 +129,8 @@ def _check_standard_input() -> None:
         raise InputError(f"cannot read standard input (-): {what}. Give a file, or pipe one in")
 
 
-def _open(path: str) -> io.FileIO:
+def open_input(path: str) -> io.FileIO:
+    """A file, or standard input; raises InputError where that is a terminal."""
     if path != STDIN:
         return io.FileIO(path)
     _check_standard_input()

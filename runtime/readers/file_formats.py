@@ -14,7 +14,7 @@ _BINARY: tuple[tuple[bytes, str, str], ...] = (
     (b"\x1f\x8b", "compressed twice", "Decompress it once with 'gzip -dc'"),
     (b"\x1f\x9d", "a .Z file", "Decompress it with 'gzip -dc'"),
     (b"\x04\x22\x4d\x18", "an lz4 file", "Decompress it with 'lz4 -dc'"),
-    (b"PAR1", "a Parquet file", "Write its sequences as FASTA"),
+    (b"PAR1", "a Parquet file", "'esm2-run embed' reads it with --sequence-column NAME"),
     (b"\x89HDF", "an HDF5 file", "Write its sequences as FASTA"),
     (b"\x93NUMPY", "a NumPy file", "Write its sequences as FASTA"),
     (b"ARROW1", "an Arrow file", "Write its sequences as FASTA"),
@@ -59,7 +59,7 @@ _TEXT: tuple[tuple[str, str, str], ...] = (
      f"It holds places in a genome. {_PROTEINS}"),
     (r"(?:[^\t\n]*\t){10}", "a SAM file", f"It holds reads. {_PROTEINS}"),
     (r"[^\n]*([\t,;])[^\n]*\n[^\n]*\1", "a table (CSV or TSV)",
-     "Write a line '>name' and a line with the sequence for each row"),
+     "'esm2-run embed' reads it with --sequence-column NAME"),
     (r"[A-Za-z*.\-]+\s*(?:\n|$)", "sequences without headers",
      "Put a line '>name' before each sequence"),
 )  # fmt: skip

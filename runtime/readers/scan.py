@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from runtime.errors import InputError
 from runtime.readers.fasta import Pieces, is_regular, read_pieces
-from runtime.readers.records import Prepared, RecordOptions, Rejection, prepare
+from runtime.readers.records import Prepared, Record, RecordOptions, Rejection, prepare
+from runtime.readers.tables import Columns, read_tables
 from runtime.tokenizer import RESIDUES
 
+ROWS_AT_ONCE = 4096
 _SEQUENCE_BYTES = f"{RESIDUES}\n".encode()
 # Of a header that needs no look: ASCII without control characters, blanks and tabs aside.
 _HEADER_BYTES = bytes(range(0x20, 0x7F)) + b"\t\n"
@@ -55,20 +58,31 @@ def all_rejected(count: int, first: Rejection) -> InputError:
     return InputError(f"none of {count:,} records can be run, so nothing is written. {first}")
 
 
-def scan(paths: Iterable[str], options: RecordOptions) -> Scan:
+def scan(paths: Iterable[str], options: RecordOptions, columns: Columns | None = None) -> Scan:
     """Reads every regular file of ``paths`` once, as ``read_fasta`` and ``prepare`` will.
 
+    Args:
+        paths: of FASTA files, or of tables.
+        options: what is taken.
+        columns: of tables; None for FASTA.
+
     Raises:
-        InputError: as ``read_fasta``.
+        InputError: as ``read_fasta`` or ``read_tables``.
     """
     paths = list(paths)
     so_far = Scan(0, 0, 0, 0, None, all(is_regular(path) for path in paths))
-    for pieces in read_pieces(path for path in paths if is_regular(path)):
+    regular = [path for path in paths if is_regular(path)]
+    if columns is not None:
+        rows = read_tables(regular, columns)
+        while some := list(islice(rows, ROWS_AT_ONCE)):
+            so_far = _add_each(so_far, some, options)
+        return so_far
+    for pieces in read_pieces(regular):
         clean = _add_clean(so_far, pieces)
         if clean and (options.max_length is None or clean.longest - 2 <= options.max_length):
             so_far = clean
         else:
-            so_far = _add_each(so_far, pieces, options)
+            so_far = _add_each(so_far, pieces.records(), options)
     return so_far
 
 
@@ -91,8 +105,8 @@ def _add_clean(so_far: Scan, pieces: Pieces) -> Scan | None:
     )
 
 
-def _add_each(so_far: Scan, pieces: Pieces, options: RecordOptions) -> Scan:
-    results = [prepare(record, options) for record in pieces.records()]
+def _add_each(so_far: Scan, records: Iterable[Record], options: RecordOptions) -> Scan:
+    results = [prepare(record, options) for record in records]
     prepared = [result for result in results if isinstance(result, Prepared)]
     lengths = [len(result.tokens) for result in prepared]
     rejected = [result for result in results if isinstance(result, Rejection)]

@@ -45,17 +45,24 @@ class Rows:
 def write_input(path: Path, count: int) -> Path:
     """Proteins of all lengths, ids that repeat, records that cannot be run."""
     drawn = np.random.default_rng(5)
-    records = []
-    for i in range(count):
-        sequence = "MK*J1" if i % 31 == 7 else random_sequence(drawn, int(drawn.integers(1, 90)))
-        records.append(f">p{i % (count // 2)} of {count}\n{sequence}\n")
-    data = "".join(records).encode()
+    ids = [f"p{i % (count // 2)}" for i in range(count)]
+    sequences = [
+        "MK*J1" if i % 31 == 7 else random_sequence(drawn, int(drawn.integers(1, 90)))
+        for i in range(count)
+    ]
+    if path.suffix == ".parquet":
+        parquet.write_table(pa.table({"id": ids, "sequence": sequences}), path)
+        return path
+    pairs = zip(ids, sequences, strict=True)
+    data = "".join(f">{id_} of {count}\n{sequence}\n" for id_, sequence in pairs).encode()
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
     return path
 
 
-def command(artifact: Path, fasta: Path, out: Path) -> list[str]:
-    return ["embed", str(artifact), str(fasta), "-o", f"{out}/", "--resume", *OPTIONS]
+def command(artifact: Path, proteins: Path, out: Path) -> list[str]:
+    columns = ["--sequence-column", "sequence", "--id-column", "id"]
+    of_table = columns if proteins.suffix == ".parquet" else []
+    return ["embed", str(artifact), str(proteins), "-o", f"{out}/", "--resume", *OPTIONS, *of_table]
 
 
 def read(out: Path) -> Rows:
@@ -83,7 +90,7 @@ def disturbed(rng: random.Random, arguments: list[str], seconds: float) -> str:
     return harm
 
 
-def torture(folder: Path, fasta: Path, disturbances: int, seed: int) -> Counter[str]:
+def torture(folder: Path, proteins: Path, disturbances: int, seed: int) -> Counter[str]:
     """What was done, and how often a dataset was finished and compared.
 
     Raises:
@@ -93,7 +100,7 @@ def torture(folder: Path, fasta: Path, disturbances: int, seed: int) -> Counter[
     artifact = stored_artifact(max(STORED_SCHEMAS), folder)
     begun = time.monotonic()
     subprocess.run(
-        [sys.executable, "-m", "runtime.cli", *command(artifact, fasta, folder / "whole")],
+        [sys.executable, "-m", "runtime.cli", *command(artifact, proteins, folder / "whole")],
         check=False, capture_output=True,
     )  # fmt: skip
     seconds = time.monotonic() - begun
@@ -101,7 +108,7 @@ def torture(folder: Path, fasta: Path, disturbances: int, seed: int) -> Counter[
     done: Counter[str] = Counter()
     number = 0
     while done.total() - done["compared"] < disturbances:
-        arguments = command(artifact, fasta, folder / f"out{number}")
+        arguments = command(artifact, proteins, folder / f"out{number}")
         for _ in range(rng.randrange(1, 8)):
             done[disturbed(rng, arguments, seconds)] += 1
         ended = subprocess.run(
@@ -119,10 +126,11 @@ def torture(folder: Path, fasta: Path, disturbances: int, seed: int) -> Counter[
 @click.option("--seed", default=0, show_default=True)
 @click.option("--proteins", default=600, show_default=True)
 def main(disturbances: int, seed: int, proteins: int) -> None:
-    for name in ("input.fasta", "input.fasta.gz"):
+    names = ("input.fasta", "input.fasta.gz", "input.parquet")
+    for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            fasta = write_input(Path(folder) / name, proteins)
-            done = torture(Path(folder), fasta, disturbances // 2, seed)
+            given = write_input(Path(folder) / name, proteins)
+            done = torture(Path(folder), given, disturbances // len(names), seed)
         said = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in done.items())
         click.echo(f"{name}: {said}: every bit is the same")
 

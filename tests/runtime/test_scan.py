@@ -15,8 +15,9 @@ PIECES = (
     "\n#x\n", "\n>b", "\n> c d\n", "\n>\n",
 )  # fmt: skip
 OPTIONS = st.builds(
-    RecordOptions, st.sampled_from(["error", "x", "unk"]), st.booleans(), st.booleans()
-)
+    RecordOptions, st.sampled_from(["error", "x", "unk"]), st.booleans(), st.booleans(),
+    st.sampled_from([None, 1, 5, 10]), st.sampled_from(["error", "skip", "truncate"]),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,11 @@ def test_the_scan_says_what_the_run_will(path: Path, text: str, options: RecordO
         assert found.num_tokens == sum(lengths)
         assert found.longest == max([0, *lengths])
         assert found.num_rejected == len(rejected)
+        errors = [result for result in rejected if not result.asked]
+        assert (found.num_errors, found.first_error) == (len(errors), (errors or [None])[0])
+        assert found.num_cut == sum(
+            result.was_cut for result in results if isinstance(result, Prepared)
+        )
         assert found.first_rejected == (rejected[0] if rejected else None)
 
 
