@@ -90,6 +90,12 @@ def info(artifact: Path, as_json: bool) -> None:
     type=click.Choice(POOL_CHOICES),
     help="mean: residues only. none: one vector per residue.",
 )
+@click.option(
+    "--store",
+    type=click.Choice(("float16", "float32")),
+    help="What numbers are written in. float16: half the bytes, rounded to 11 bits.  "
+    "[default: the engine's]",
+)
 @click.option("--layer", type=int, help="Which exported layer to embed with.  [default: the last]")
 @click.option(
     "--max-tokens",
@@ -119,8 +125,8 @@ def info(artifact: Path, as_json: bool) -> None:
 @one_line_errors(Esm2Error, OSError)
 def embed(
     artifact: Path, inputs: tuple[str, ...], sequence_column: str | None, id_column: str | None,
-    output: str, resume: bool, part_mb: float, engine: str,
-    device: str, pool: Any, layer: int | None, max_tokens: int | None, max_length: int | None,
+    output: str, resume: bool, part_mb: float, engine: str, device: str, pool: Any,
+    store: str | None, layer: int | None, max_tokens: int | None, max_length: int | None,
     long: Any, on_error: str, unknown: Any, upper: bool, strip_stop: bool, attention: Any,
     v1_attention: bool, tf32: bool, cuda_graphs: bool, threads: int | None,
     concurrency: int | None, debug: bool, as_json: bool,
@@ -161,6 +167,7 @@ def embed(
         skip=on_error == "skip",
         records=RecordOptions(unknown, upper, strip_stop, max_length, long),
         columns=Columns(sequence_column, id_column) if sequence_column else None,
+        store=store,
     )
     path = Path(output)
     if is_dataset(output):

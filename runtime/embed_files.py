@@ -6,10 +6,12 @@ asks first where it stands, and begins there.
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from runtime import __version__
 from runtime import manifest as manifests
@@ -19,7 +21,7 @@ from runtime.dataset.folder import Dataset, opened
 from runtime.dataset.records import SCHEMA_VERSION, Input, Resolved, Run
 from runtime.device import default_max_tokens, kind_of
 from runtime.engine import Engine, EngineSpec
-from runtime.errors import InputError
+from runtime.errors import InputError, NonFiniteError
 from runtime.files import sha256
 from runtime.loading import load
 from runtime.manifest import Manifest
@@ -48,6 +50,7 @@ class EmbedOptions:
         skip: leave records out that cannot be run.
         records: what is taken beyond ESM-2's alphabet.
         columns: of tables; None where the inputs are FASTA.
+        store: the dtype to write, ``"float16"`` or ``"float32"``; None takes the engine's.
     """
 
     artifact: Path
@@ -65,6 +68,7 @@ class EmbedOptions:
     skip: bool
     records: RecordOptions
     columns: Columns | None = None
+    store: str | None = None
 
 
 @dataclass(frozen=True)
@@ -323,7 +327,7 @@ class _Stream:
         all_records = read_tables(inputs, columns) if columns else read_fasta(inputs)
         records = islice(all_records, first_row, None)
         watched = watch_for_nucleotides(self._watched_ids(records), self._warn)
-        return self._runner.run(watched, first_row)
+        return _stored(self._runner.run(watched, first_row), self._options.store)
 
     def report_oddities(self, budget: int) -> None:
         """Says what was seen, a line for each kind."""
@@ -346,6 +350,22 @@ class _Stream:
                 self._repeated.append(record.id)
             seen.add(digest)
             yield record
+
+
+def _stored(embeddings: Iterator[Embedding], dtype: str | None) -> Iterator[Embedding]:
+    """Rounded to ``dtype``; raises NonFiniteError where a number is too large for it."""
+    if dtype is None:
+        yield from embeddings
+        return
+    for embedding in embeddings:
+        with np.errstate(over="ignore"):
+            rounded = embedding.values.astype(dtype)
+        if np.isinf(rounded).any():
+            raise NonFiniteError(
+                f"protein {embedding.id!r} has numbers up to {np.abs(embedding.values).max():.3g}, "
+                f"too large for {dtype}. Leave --store out"
+            )
+        yield replace(embedding, values=rounded)
 
 
 def _unless_empty(

@@ -96,7 +96,7 @@ def torture(folder: Path, proteins: Path, disturbances: int, seed: int) -> Count
     Raises:
         AssertionError: a row is missing, there twice, elsewhere, or has another bit.
     """
-    rng = random.Random(seed)
+    rng = random.Random(f"{seed} {proteins.name}")
     artifact = stored_artifact(max(STORED_SCHEMAS), folder)
     begun = time.monotonic()
     subprocess.run(

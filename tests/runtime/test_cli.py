@@ -20,6 +20,8 @@ from pyarrow import parquet
 import runtime
 from exporter.publish import writable_copy
 from runtime.cli import main
+from runtime.embed_files import _stored
+from runtime.runner import Embedding
 from tests.conftest import random_sequence
 
 FASTA = """>sp|P1 the first
@@ -307,6 +309,27 @@ class TestBadRecords:
         result = run("embed", tiny_artifact, tmp_path / "x.fasta", "-o", tmp_path / "x.npz")
         assert result.exit_code == 0
         assert "they seem to be nucleotides" in result.stderr
+
+
+class TestStore:
+    @pytest.mark.parametrize("output", ["x.npz", "x.h5", "x.parquet"])
+    def test_half_the_bytes_rounded_once(
+        self, artifact: Path, fasta: Path, tmp_path: Path, output: str
+    ) -> None:
+        run("embed", artifact, fasta, "-o", tmp_path / "whole.npz")
+        run("embed", artifact, fasta, "-o", tmp_path / output, "--store", "float16")
+        with np.load(tmp_path / "whole.npz") as whole:
+            expected = whole["embeddings"].astype(np.float16)
+        if output.endswith(".parquet"):
+            table = parquet.read_table(tmp_path / output)
+            assert table["embeddings"].type.value_type == "halffloat"
+        _, rows = read(tmp_path / output)
+        assert np.array_equal(rows.astype(np.float16), expected)
+
+    def test_what_is_too_large_is_named(self) -> None:
+        embeddings = iter([Embedding("huge", 3, np.array([1, 7e4], np.float32))])
+        with pytest.raises(runtime.NonFiniteError, match="'huge' has numbers up to 7e.04"):
+            list(_stored(embeddings, "float16"))
 
 
 class TestLongProteins:
