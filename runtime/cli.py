@@ -63,11 +63,11 @@ def info(artifact: Path, as_json: bool) -> None:
     "-o",
     "--output",
     required=True,
-    help="Where to write: a .npz, .parquet or .h5 file, or a folder of Parquet files, which a run "
-    "that was killed goes on with.",
+    help="Where to write: a .npz, .parquet or .h5 file; or a folder, in parts, for runs too long to "
+    "lose.",
 )
 @click.option(
-    "--resume", is_flag=True, help="Go on with the folder as far as it got; begin where it is new."
+    "--resume", is_flag=True, help="Go on with a folder behind its last part; or begin a new one."
 )
 @click.option(
     "--part-mb",
