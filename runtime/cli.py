@@ -63,8 +63,8 @@ def info(artifact: Path, as_json: bool) -> None:
     "-o",
     "--output",
     required=True,
-    help="Where to write: a .npz, .parquet or .h5 file; or a folder, in parts, for runs too long to "
-    "lose.",
+    help="Where to write: a .npz, .parquet or .h5 file; or a folder, in parts, for runs too long "
+    "to lose.",
 )
 @click.option(
     "--resume", is_flag=True, help="Go on with a folder behind its last part; or begin a new one."
