@@ -61,6 +61,13 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
         yield folder
 
 
+def remove_staged(folder: Path) -> None:
+    """Removes what ended runs left in ``folder``, for who knows that no other one writes there."""
+    for ending in (_LOCKED, _NOT_YET):
+        for left in folder.glob(f".*{ending}"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _remove(new: Path, folder: Path, lock: FileLock) -> None:
     for path in (folder, new):
         shutil.rmtree(path, ignore_errors=True)

@@ -31,7 +31,7 @@ from runtime.dataset.records import (
 from runtime.errors import InputError, OutputError
 from runtime.readers.records import Rejection, printable
 from runtime.runner import Embedding
-from runtime.staging import staging
+from runtime.staging import remove_staged, staging
 from runtime.writers.blocks import blocks
 from runtime.writers.writing import FORMATS
 
@@ -268,6 +268,7 @@ def opened(path: Path, run: Run, resume: bool) -> Iterator[Dataset]:
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
     try:
+        remove_staged(path)
         yield _as_it_is(path, run, resume)
     finally:
         lock.release()
@@ -275,7 +276,7 @@ def opened(path: Path, run: Run, resume: bool) -> Iterator[Dataset]:
 
 def _as_it_is(path: Path, run: Run, resume: bool) -> Dataset:
     if not (path / RUN_FILE).exists():
-        others = sorted(each.name for each in path.iterdir() if each.name != LOCK_FILE)
+        others = sorted(each.name for each in path.iterdir() if not each.name.startswith("."))
         if others:
             raise InputError(
                 f"{path} is not empty and holds no run of esm2-run: {', '.join(others[:3])}. "

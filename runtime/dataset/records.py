@@ -147,7 +147,10 @@ def decode_run(data: bytes, name: str) -> Run:
                 f"{name} has schema version {version}, this esm2-engines reads "
                 f"{SCHEMA_VERSION}: take a newer one"
             )
-        return msgspec.json.decode(data, type=Run)
+        run = msgspec.json.decode(data, type=Run)
+        if run.resolved is None:
+            raise TypeError("it does not say what ran")
+        return run
     except (msgspec.MsgspecError, KeyError, TypeError) as error:
         raise InputError(f"{name} is damaged ({error}). Begin in another folder") from None
 

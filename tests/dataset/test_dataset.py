@@ -23,7 +23,7 @@ from runtime.dataset.status import duration
 from runtime.errors import EngineError
 from runtime.runner import AsyncInferenceRunner, Embedding
 from tests.conftest import STORED_SCHEMAS, stored_artifact
-from tests.dataset.torture import OPTIONS, read, torture, write_input
+from tests.dataset.torture import OPTIONS, command, read, torture, write_input
 
 PROTEINS = 120
 
@@ -155,6 +155,21 @@ def test_a_run_that_is_killed_again_and_again(tmp_path: Path) -> None:
     assert done["compared"] >= 1
 
 
+@pytest.mark.parametrize("moment", range(4))
+def test_a_run_that_is_killed_at_its_very_beginning(
+    ready_artifact: Path, fasta: Path, tmp_path: Path, moment: int
+) -> None:
+    """While ``_run.json`` is written: nothing that is left stands in the way, or stays."""
+    arguments = command(ready_artifact, fasta, tmp_path / "out")
+    killed = subprocess.run(
+        [sys.executable, "-m", "tests.dataset.saboteur", "kill", str(moment), *arguments]
+    )
+    assert killed.returncode < 0
+    assert CliRunner().invoke(cli.main, arguments).exit_code == 3
+    hidden = [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+    assert hidden == [LOCK_FILE]
+
+
 def test_resume_begins_where_nothing_is(embed: Callable[..., Result], tmp_path: Path) -> None:
     assert embed(tmp_path / "out/", "--resume").exit_code == 3
     assert embed(tmp_path / "out/", "--resume").stdout.startswith(
@@ -270,12 +285,12 @@ def test_standard_input_cannot_be_gone_on_with(
     ready_artifact: Path, fasta: Path, tmp_path: Path
 ) -> None:
     arguments = ["embed", ready_artifact, "-", "-o", tmp_path / "out", *OPTIONS]
-    command = [sys.executable, "-m", "runtime.cli", *map(str, arguments)]
+    embed = [sys.executable, "-m", "runtime.cli", *map(str, arguments)]
     data = fasta.read_bytes()
-    assert subprocess.run(command, input=data, capture_output=True).returncode == 3
+    assert subprocess.run(embed, input=data, capture_output=True).returncode == 3
     journal = tmp_path / "out" / JOURNAL_FILE
     journal.write_bytes(journal.read_bytes().splitlines(keepends=True)[0])
-    again = subprocess.run([*command, "--resume"], input=data, capture_output=True, text=False)
+    again = subprocess.run([*embed, "--resume"], input=data, capture_output=True, text=False)
     assert b"cannot be read again" in again.stderr
 
 
@@ -340,15 +355,13 @@ def test_a_full_disk(ready_artifact: Path, fasta: Path, tmp_path: Path) -> None:
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("cannot mount a file system here")
     try:
-        arguments = ["embed", ready_artifact, fasta, "-o", place / "out", *OPTIONS]
-        command = [str(argument) for argument in arguments]
-        message = said(CliRunner().invoke(cli.main, command))
+        arguments = command(ready_artifact, fasta, place / "out")
+        message = said(CliRunner().invoke(cli.main, arguments))
         assert "No space left on device" in message
         assert "the same command with --resume goes on behind them" in message
         subprocess.run(["mount", "-o", "remount,size=8m", str(place)], check=True)
-        assert CliRunner().invoke(cli.main, [*command, "--resume"]).exit_code == 3
-        command[command.index("-o") + 1] = str(tmp_path / "whole")
-        CliRunner().invoke(cli.main, command)
+        assert CliRunner().invoke(cli.main, arguments).exit_code == 3
+        CliRunner().invoke(cli.main, command(ready_artifact, fasta, tmp_path / "whole"))
         assert read(place / "out") == read(tmp_path / "whole")
     finally:
         subprocess.run(["umount", str(place)], check=True)

@@ -82,7 +82,8 @@ def disturbed(rng: random.Random, arguments: list[str], seconds: float) -> str:
         process.kill()
         process.wait()
         return harm
-    number = rng.randrange(LAST_MOMENT)
+    # Half of them near the beginning.
+    number = rng.randrange(rng.choice([12, LAST_MOMENT]))
     subprocess.run(
         [sys.executable, "-m", "tests.dataset.saboteur", harm, str(number), *arguments],
         capture_output=True, timeout=300,
