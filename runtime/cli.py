@@ -169,6 +169,8 @@ def embed(
         columns=Columns(sequence_column, id_column) if sequence_column else None,
         store=store,
     )
+    if not output:
+        raise InputError("-o is empty. Name a file or a folder")
     path = Path(output)
     if is_dataset(output):
         summary = embed_dataset(options, path, resume, round(part_mb * MB), _say, _warn)

@@ -28,7 +28,7 @@ from runtime.manifest import Manifest
 from runtime.progress import with_progress
 from runtime.readers.fasta import check_readable, is_regular, read_fasta
 from runtime.readers.nucleotides import watch_for_nucleotides
-from runtime.readers.records import Record, RecordOptions, Rejection
+from runtime.readers.records import Record, RecordOptions, Rejection, printable
 from runtime.readers.scan import Scan, all_rejected, scan
 from runtime.readers.tables import Columns, read_tables
 from runtime.runner import AsyncInferenceRunner, Embedding, Totals
@@ -106,7 +106,7 @@ def embed_file(options: EmbedOptions, output: Path, say: Say, warn: Say) -> Summ
     """
     started = time.perf_counter()
     check_output(output)
-    manifest, found = _looked_at(options, say)
+    manifest, found, stamps = _looked_at(options, say)
     packing = _packing(options, manifest, found)
     with (
         _loaded(options, options.engine, options.threads, packing) as engine,
@@ -115,7 +115,7 @@ def embed_file(options: EmbedOptions, output: Path, say: Say, warn: Say) -> Summ
         budget = _budget(options, engine, packing)
         runner = _runner(options, engine, budget, rejected.add)
         _introduce(engine.spec, say, warn)
-        stream = _Stream(options, runner, warn)
+        stream = _Stream(options, runner, stamps, warn)
         embeddings = with_progress(stream.embeddings(0), runner.totals, _total(found), say)
         write_embeddings(
             output, _unless_empty(embeddings, runner.totals, rejected), _metadata(options, engine)
@@ -147,7 +147,7 @@ def embed_dataset(
         warn: receives what is odd.
     """
     started = time.perf_counter()
-    manifest, found = _looked_at(options, say)
+    manifest, found, stamps = _looked_at(options, say)
     run = _run(options, manifest, found)
     with opened(output, run, resume) as dataset:
         if dataset.is_finished:
@@ -166,20 +166,22 @@ def embed_dataset(
             dataset.begin(run, _resolved(engine, threads, packing.concurrency, budget))
             runner = _runner(options, engine, budget, dataset.reject)
             _introduce(engine.spec, say, warn)
-            stream = _Stream(options, runner, warn)
+            stream = _Stream(options, runner, stamps, warn)
             embeddings = with_progress(
                 stream.embeddings(dataset.next_row), runner.totals, _total(found), say,
                 dataset.tokens,
             )  # fmt: skip
+            embeddings = _unless_all_rejected(embeddings, runner.totals, dataset)
             dataset.write(embeddings, runner.window_ends, _metadata(options, engine), part_bytes)
     stream.report_oddities(budget)
     return _summary(engine.spec, runner.totals, dataset, started)
 
 
-def _looked_at(options: EmbedOptions, say: Say) -> tuple[Manifest, Scan]:
+def _looked_at(options: EmbedOptions, say: Say) -> tuple[Manifest, Scan, "_Stamps"]:
     """What can be told before a model is loaded; raises InputError for what cannot be run."""
     check_readable(options.inputs)
     manifest = manifests.read(options.artifact, check_files=False)  # before files that may be large
+    stamps = _Stamps(options.inputs)
     found = scan(options.inputs, options.records, options.columns)
     found.check(options.skip)
     if found.num_cut:
@@ -187,7 +189,7 @@ def _looked_at(options: EmbedOptions, say: Say) -> tuple[Manifest, Scan]:
             f"{found.num_cut:,} proteins are longer than {options.records.max_length:,} residues: "
             "their ends are cut off"
         )
-    return manifest, found
+    return manifest, found, stamps
 
 
 def _packing(options: EmbedOptions, manifest: Manifest, found: Scan) -> Packing:
@@ -267,7 +269,7 @@ def _run(options: EmbedOptions, manifest: Manifest, found: Scan) -> Run:
         options={
             **given,
             **records,
-            **{f"{name}_column": column for name, column in columns.items()},
+            **{f"{name}_column": column and printable(column) for name, column in columns.items()},
         },  # fmt: skip
         proteins=found.num_proteins if found.is_whole else None,
         tokens=_total(found),
@@ -276,9 +278,9 @@ def _run(options: EmbedOptions, manifest: Manifest, found: Scan) -> Run:
 
 def _input(path: str) -> Input:
     if not is_regular(path):
-        return Input(path, None, None)
+        return Input(printable(path), None, None)
     size = Path(path).stat().st_size
-    return Input(path, size, sha256(Path(path), 0, size))
+    return Input(printable(path), size, sha256(Path(path), 0, size))
 
 
 def _resolved(engine: Engine, threads: int, concurrency: int, budget: int) -> Resolved:
@@ -315,8 +317,11 @@ def _summary(spec: EngineSpec | None, totals: Totals, dataset: Dataset, started:
 class _Stream:
     """Records of files to embeddings, watched for what is odd."""
 
-    def __init__(self, options: EmbedOptions, runner: AsyncInferenceRunner, warn: Say):
+    def __init__(
+        self, options: EmbedOptions, runner: AsyncInferenceRunner, stamps: "_Stamps", warn: Say
+    ):
         self._options = options
+        self._stamps = stamps
         self._runner = runner
         self._warn = warn
         self._repeated: list[str] = []
@@ -327,7 +332,8 @@ class _Stream:
         all_records = read_tables(inputs, columns) if columns else read_fasta(inputs)
         records = islice(all_records, first_row, None)
         watched = watch_for_nucleotides(self._watched_ids(records), self._warn)
-        return _stored(self._runner.run(watched, first_row), self._options.store)
+        yield from _stored(self._runner.run(watched, first_row), self._options.store)
+        self._stamps.check()
 
     def report_oddities(self, budget: int) -> None:
         """Says what was seen, a line for each kind."""
@@ -352,6 +358,33 @@ class _Stream:
             yield record
 
 
+class _Stamps:
+    """What tells whether files change between the first look at them and the last."""
+
+    def __init__(self, paths: Iterable[str]):
+        self._paths = [path for path in paths if is_regular(path)]
+        self._before = self._now()
+
+    def check(self) -> None:
+        """Raises InputError for a file that is not as it was."""
+        for path, before, now in zip(self._paths, self._before, self._now(), strict=True):
+            if before != now:
+                raise InputError(
+                    f"{printable(path)} changed while it was read. Run again when nobody writes it"
+                )
+
+    def _now(self) -> list[tuple[int, int, int] | None]:
+        found: list[tuple[int, int, int] | None] = []
+        for path in self._paths:
+            try:
+                status = Path(path).stat()
+            except OSError:
+                found.append(None)
+                continue
+            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
+        return found
+
+
 def _stored(embeddings: Iterator[Embedding], dtype: str | None) -> Iterator[Embedding]:
     """Rounded to ``dtype``; raises NonFiniteError where a number is too large for it."""
     if dtype is None:
@@ -366,6 +399,15 @@ def _stored(embeddings: Iterator[Embedding], dtype: str | None) -> Iterator[Embe
                 f"too large for {dtype}. Leave --store out"
             )
         yield replace(embedding, values=rounded)
+
+
+def _unless_all_rejected(
+    embeddings: Iterable[Embedding], totals: Totals, dataset: Dataset
+) -> Iterator[Embedding]:
+    """Raises at the end where no run wrote a protein: of a pipe this is not known before."""
+    yield from embeddings
+    if totals.proteins + dataset.proteins == 0 and dataset.first_rejected:
+        raise all_rejected(totals.rejected, dataset.first_rejected)
 
 
 def _unless_empty(

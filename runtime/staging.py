@@ -21,6 +21,7 @@ _LOCKED, _NOT_YET = ".partial", ".new"
 _NEW_SECONDS = 3600
 # File systems take names of 255 bytes, 4 a character; one that is cut is found by the same cut.
 _NAME_LENGTH = 50
+_TOKEN_BYTES = 8
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def staging(destination: Path) -> Iterator[Path]:
     """
     _remove_leftovers(destination)
     # Named before it exists: whatever interrupts this block, it knows what to remove.
-    name = f"{_prefix(destination)}{secrets.token_hex(8)}"
+    name = f"{_prefix(destination)}{secrets.token_hex(_TOKEN_BYTES)}"
     new, folder = (destination.with_name(name + ending) for ending in (_NOT_YET, _LOCKED))
     lock = _lock_in(new)
     try:
@@ -61,11 +62,13 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
         yield folder
 
 
-def remove_staged(folder: Path) -> None:
-    """Removes what ended runs left in ``folder``, for who knows that no other one writes there."""
-    for ending in (_LOCKED, _NOT_YET):
-        for left in folder.glob(f".*{ending}"):
-            shutil.rmtree(left, ignore_errors=True)
+def staged(folder: Path, name: str) -> list[Path]:
+    """What runs that write files of this name in ``folder`` have aside, or left; a pattern."""
+    return [
+        path
+        for ending in (_LOCKED, _NOT_YET)
+        for path in folder.glob(f".{name}.{'[0-9a-f]' * (2 * _TOKEN_BYTES)}{ending}")
+    ]
 
 
 def _remove(new: Path, folder: Path, lock: FileLock) -> None:

@@ -1,6 +1,7 @@
 """The folder itself: who may write it, where to go on, and how a part gets in for good."""
 
 import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -31,7 +32,7 @@ from runtime.dataset.records import (
 from runtime.errors import InputError, OutputError
 from runtime.readers.records import Rejection, printable
 from runtime.runner import Embedding
-from runtime.staging import remove_staged, staging
+from runtime.staging import staged, staging
 from runtime.writers.blocks import blocks
 from runtime.writers.writing import FORMATS
 
@@ -41,6 +42,9 @@ PART_FILES = "part-*.parquet"
 # In a folder of its own, whose name readers of Parquet pass over: its columns are others.
 REJECTED_FILE = "_rejected/rejected.parquet"
 LOCK_FILE = ".lock"
+LOCK_SECONDS = 1.0
+# What this module stages; nothing else in the folder is removed.
+STAGED = ((".", RUN_FILE), (".", PART_FILES), (str(Path(REJECTED_FILE).parent), "rejected.parquet"))
 
 
 class Dataset:
@@ -51,6 +55,7 @@ class Dataset:
         before: ``_run.json`` of a run that is gone on with, or None.
         parts: that are whole.
         is_finished: nothing is left to do.
+        first_rejected: the first record that this process left out.
     """
 
     def __init__(self, path: Path, before: Run | None, parts: list[Part], is_finished: bool):
@@ -58,6 +63,7 @@ class Dataset:
         self.before = before
         self.parts = parts
         self.is_finished = is_finished
+        self.first_rejected: Rejection | None = None
         self._rejections: deque[Rejection] = deque()
 
     @property
@@ -102,6 +108,7 @@ class Dataset:
 
     def reject(self, rejection: Rejection) -> None:
         """Takes a record that is left out; any thread may call it."""
+        self.first_rejected = self.first_rejected or rejection
         self._rejections.append(rejection)
 
     def write(
@@ -207,10 +214,13 @@ class Dataset:
             _sync(target.parent)
 
     def _append(self, entry: Entry) -> None:
+        is_new = not (self.path / JOURNAL_FILE).exists()
         with (self.path / JOURNAL_FILE).open("ab") as journal:
             journal.write(encode_entry(entry))
             journal.flush()
             os.fsync(journal.fileno())
+        if is_new:
+            _sync(self.path)
 
     @contextmanager
     def _naming_errors(self) -> Iterator[None]:
@@ -251,16 +261,19 @@ def opened(path: Path, run: Run, resume: bool) -> Iterator[Dataset]:
         raise InputError(
             f"cannot write {path}: pyarrow is not installed. pip install pyarrow, or write one file"
         )
+    is_new = not path.exists()
     try:
         path.mkdir(exist_ok=True)
     except FileNotFoundError:
         raise InputError(f"cannot write {path}: folder {path.parent} does not exist") from None
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    had_lock = (path / LOCK_FILE).exists()
     lock = FileLock(path / LOCK_FILE, thread_local=False)
     try:
         with suppress(NotImplementedError):  # a file system without locks
-            lock.acquire(blocking=False)
+            # Who asks for the status holds it for a moment.
+            lock.acquire(timeout=LOCK_SECONDS)
     except Timeout:
         raise InputError(
             f"another process writes {path}. Wait for it, or take another folder"
@@ -268,25 +281,37 @@ def opened(path: Path, run: Run, resume: bool) -> Iterator[Dataset]:
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
     try:
-        remove_staged(path)
         yield _as_it_is(path, run, resume)
     finally:
         lock.release()
+        if not (had_lock or (path / RUN_FILE).exists()):  # nothing was begun
+            with suppress(OSError):
+                (path / LOCK_FILE).unlink()
+                if is_new:
+                    path.rmdir()
 
 
 def _as_it_is(path: Path, run: Run, resume: bool) -> Dataset:
     if not (path / RUN_FILE).exists():
-        others = sorted(each.name for each in path.iterdir() if not each.name.startswith("."))
+        ours = {path / LOCK_FILE, *_staged(path)}
+        others = sorted(each.name for each in path.iterdir() if each not in ours)
         if others:
             raise InputError(
                 f"{path} is not empty and holds no run of esm2-run: {', '.join(others[:3])}. "
                 "Take another folder"
             )
+        _remove_staged(path)
         return Dataset(path, None, [], is_finished=False)
     before = decode_run((path / RUN_FILE).read_bytes(), str(path / RUN_FILE))
     parts, finished, whole = read_journal(path)
     if found := differences(before, run):
         raise _other_run(path, found)
+    if any(each.sha256 is None for each in before.inputs):
+        raise InputError(
+            f"{path} was written from standard input or a pipe: whether this is the same cannot be "
+            "told. Take another folder"
+        )
+    _check_parts(path, parts, finished is not None)
     dataset = Dataset(path, before, parts, finished is not None)
     if dataset.is_finished:
         return dataset
@@ -296,12 +321,7 @@ def _as_it_is(path: Path, run: Run, resume: bool) -> Dataset:
             f"{path} holds an unfinished run with {dataset.proteins:,}{of_all} proteins: "
             "--resume goes on with it, another folder begins anew"
         )
-    if any(each.sha256 is None for each in before.inputs):
-        raise InputError(
-            f"{path} was written from standard input or a pipe, which cannot be read again. "
-            "Begin in another folder"
-        )
-    _check_parts(path, parts)
+    _remove_staged(path)
     _remove_what_was_not_finished(path, parts, whole)
     return dataset
 
@@ -313,7 +333,21 @@ def read_journal(path: Path) -> tuple[list[Part], Finished | None, int]:
     return decode_journal(data, str(journal))
 
 
-def _check_parts(path: Path, parts: Iterable[Part]) -> None:
+def _staged(path: Path) -> list[Path]:
+    return [each for place, name in STAGED for each in staged(path / place, name)]
+
+
+def _remove_staged(path: Path) -> None:
+    """What a kill left; this process alone writes here."""
+    for each in _staged(path):
+        shutil.rmtree(each, ignore_errors=True)
+
+
+def _check_parts(path: Path, parts: Iterable[Part], is_finished: bool) -> None:
+    if is_finished and any(part.rejected for part in parts) and not (path / REJECTED_FILE).exists():
+        raise InputError(
+            f"{path / REJECTED_FILE} was removed. Put it back, or begin in another folder"
+        )
     for part in parts:
         if part.file is None:
             continue

@@ -97,14 +97,14 @@ def status_of(folder: Path) -> Status:
 
 def duration(seconds: float) -> str:
     """Such as ``2 d 3 h``, ``5 min``, ``8 s``."""
-    minutes, hours, days = round(seconds / 60), seconds // 3600, seconds // 86400
     if seconds < 100:
         return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
     if hours < 2:
-        return f"{minutes} min"
-    if days < 2:
-        return f"{hours:.0f} h {minutes % 60} min"
-    return f"{days:.0f} d {hours % 24:.0f} h"
+        return f"{60 * hours + minutes} min"
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
 
 
 def _is_written(folder: Path) -> bool:

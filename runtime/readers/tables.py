@@ -15,6 +15,7 @@ from runtime.readers.records import Record, printable
 
 _PARQUET_START = b"PAR1"
 _ROWS_AT_ONCE = 4096
+LARGEST_FIELD = 1 << 30
 # The first that the line of names holds; a name may hold the others.
 _DELIMITERS = "\t,;"
 
@@ -72,20 +73,29 @@ def _text(path: str, columns: Columns) -> Iterator[tuple[int, str, str | None]]:
     """Line, sequence and id of each row."""
     with open_input(path) as file:
         lines = _lines(decoded(decompressed(iter(partial(file.read, BLOCK_BYTES), b""))))
-        first = next((line for line in lines if line.strip()), "")
+        number, first = next(
+            ((i, line) for i, line in enumerate(lines, start=1) if line.strip()), (1, "")
+        )
         delimiter = next((each for each in _DELIMITERS if each in first), ",")
         header = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
         sequence, *ids = _places(header, columns)
-        # The first line was read before.
-        reader = csv.reader(lines, delimiter=delimiter)
+        # Of the whole process; columns that are not read may hold anything.
+        csv.field_size_limit(LARGEST_FIELD)
+        # Strict: a quote that is never closed would take all rows behind it along.
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        end = number
         for row in reader:
+            line, end = end + 1, number + reader.line_num
             if not row:
                 continue
             if len(row) != len(header):
+                raise InputError(f"line {line} has {len(row)} fields, the first has {len(header)}")
+            if any("\n" in field and delimiter in field for field in row):
                 raise InputError(
-                    f"line {reader.line_num + 1} has {len(row)} fields, the first has {len(header)}"
+                    f"a quoted field goes on from line {line} to {end}, over what look like rows. "
+                    "Close the quote, or take the line end out of the field"
                 )
-            yield reader.line_num + 1, row[sequence], row[ids[0]] if ids else None
+            yield line, row[sequence], row[ids[0]] if ids else None
 
 
 def _parquet(path: str, columns: Columns) -> Iterator[tuple[int, str, str | None]]:
@@ -98,16 +108,28 @@ def _parquet(path: str, columns: Columns) -> Iterator[tuple[int, str, str | None
     try:
         with parquet.ParquetFile(path) as file:
             _places(file.schema_arrow.names, columns)
+            number = 0
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns.names):
                 sequences, *ids = (_strings(batch, name) for name in columns.names)
                 for i, sequence in enumerate(sequences):
-                    yield 0, sequence, ids[0][i] if ids else None
+                    number += 1
+                    if sequence is None:
+                        raise InputError(f"row {number} has no sequence, but null")
+                    yield 0, sequence, (ids[0][i] or "") if ids else None
     except pyarrow.ArrowException as error:
         raise InputError(f"its Parquet is damaged ({error}). Copy it again") from None
 
 
-def _strings(batch: Any, name: str) -> list[str]:
-    return ["" if value is None else str(value) for value in batch.column(name).to_pylist()]
+def _strings(batch: Any, name: str) -> list[str | None]:
+    import pyarrow
+    from pyarrow import types
+
+    column = batch.column(name)
+    kind = column.type.value_type if types.is_dictionary(column.type) else column.type
+    if types.is_nested(kind) or types.is_floating(kind):
+        raise InputError(f"its column {name!r} holds {kind}, and no text")
+    values: list[str | None] = column.cast(pyarrow.string()).to_pylist()
+    return values
 
 
 def _places(names: list[str], columns: Columns) -> list[int]:
@@ -116,6 +138,8 @@ def _places(names: list[str], columns: Columns) -> list[int]:
         raise InputError(
             f"it has no column {missing[0]!r}, it has {', '.join(map(printable, names)) or 'none'}"
         )
+    if twice := [name for name in columns.names if names.count(name) > 1]:
+        raise InputError(f"it has two columns {twice[0]!r}. Rename one")
     return [names.index(name) for name in columns.names]
 
 

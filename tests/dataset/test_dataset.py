@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -268,6 +269,68 @@ def test_other_peoples_files_are_left_alone(embed: Callable[..., Result], tmp_pa
     assert "is not empty and holds no run of esm2-run: todo.txt" in said(embed(tmp_path / "notes"))
 
 
+def test_what_others_have_aside_is_not_touched(
+    embed: Callable[..., Result], tmp_path: Path
+) -> None:
+    """A refusal leaves the folder as it was; one that fails before it begins leaves none."""
+    theirs = [".config.new", ".mine.partial", ".out.npz.0123456789abcdef.partial"]
+    for name in theirs:
+        (tmp_path / "others" / name).mkdir(parents=True)
+        (tmp_path / "others" / name / "precious").touch()
+    assert "is not empty" in said(embed(tmp_path / "others"))
+    assert sorted(path.name for path in (tmp_path / "others").iterdir()) == theirs
+    assert all((tmp_path / "others" / name / "precious").exists() for name in theirs)
+    assert embed(tmp_path / "out", "--layer", "77").exit_code == 2
+    assert embed(tmp_path / "new", "--engine", "tensorrt").exit_code == 2
+    assert not (tmp_path / "new").exists()
+    assert "-o is empty" in said(embed(""))
+
+
+def test_a_finished_folder_is_whole(embed: Callable[..., Result], tmp_path: Path) -> None:
+    embed(tmp_path / "out")
+    for name, reason in (
+        ("part-00000.parquet", "is not as it was written"),
+        (REJECTED_FILE, "rejected.parquet was removed"),
+    ):
+        moved = (tmp_path / "out" / name).rename(tmp_path / "moved")
+        assert reason in said(embed(tmp_path / "out"))
+        moved.rename(tmp_path / "out" / name)
+    assert embed(tmp_path / "out").exit_code == 3
+
+
+@pytest.mark.parametrize("output", ["out", "out.npz"])
+def test_an_input_that_changes_meanwhile(
+    embed: Callable[..., Result], fasta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    output: str,
+) -> None:  # fmt: skip
+    original = AsyncInferenceRunner.run
+
+    def changed(self: AsyncInferenceRunner, *arguments: object) -> object:
+        with fasta.open("a") as file:
+            file.write(">more\nMKT\n")
+        return original(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(AsyncInferenceRunner, "run", changed)
+    assert "in.fasta changed while it was read" in said(embed(tmp_path / output))
+    if output == "out":
+        assert b"finished" not in (tmp_path / "out" / JOURNAL_FILE).read_bytes()
+
+
+def test_a_name_that_is_no_utf8(embed: Callable[..., Result], fasta: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.fasta")
+    shutil.copy(fasta, odd)
+    assert embed(tmp_path / "out", inputs=(odd,)).exit_code == 3
+
+
+def test_who_asks_for_the_status_is_waited_for(
+    embed: Callable[..., Result], unfinished: Path
+) -> None:
+    lock = FileLock(unfinished / LOCK_FILE, thread_local=False)
+    lock.acquire()
+    threading.Timer(0.2, lock.release).start()
+    assert embed(unfinished, "--resume").exit_code == 3
+
+
 def test_two_do_not_write_one_folder(embed: Callable[..., Result], unfinished: Path) -> None:
     with FileLock(unfinished / LOCK_FILE):
         assert "another process writes" in said(embed(unfinished, "--resume"))
@@ -291,7 +354,22 @@ def test_standard_input_cannot_be_gone_on_with(
     journal = tmp_path / "out" / JOURNAL_FILE
     journal.write_bytes(journal.read_bytes().splitlines(keepends=True)[0])
     again = subprocess.run([*embed, "--resume"], input=data, capture_output=True, text=False)
-    assert b"cannot be read again" in again.stderr
+    assert b"whether this is the same cannot be told" in again.stderr
+
+
+def test_what_is_finished_is_not_taken_for_another_pipe(
+    ready_artifact: Path, tmp_path: Path
+) -> None:
+    embed = [sys.executable, "-m", "runtime.cli", "embed", str(ready_artifact), "-", "-o"]
+    for status in (0, 2):
+        ended = subprocess.run(
+            [*embed, str(tmp_path / "out")], input=b">a\nMKT\n", capture_output=True
+        )
+        assert ended.returncode == status
+    all_bad = [*embed, str(tmp_path / "bad"), "--on-error", "skip"]
+    ended = subprocess.run(all_bad, input=b">a\nM1\n", capture_output=True)
+    assert ended.returncode == 2
+    assert b"none of 1 records can be run" in ended.stderr
 
 
 # --- Status -----------------------------------------------------------------------------------

@@ -58,7 +58,9 @@ def test_text(tmp_path: Path, name: str, text: str) -> None:
 
 def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "x.csv", 'id,sequence\n"a\nb",MK\n\nc,W\n')
-    assert [(record.id, record.line) for record in records(path)] == [("a\nb", 3), ("c", 5)]
+    assert [(record.id, record.line) for record in records(path)] == [("a\nb", 2), ("c", 5)]
+    path = write(tmp_path / "x.csv", "\n\nid,sequence\nb,W\n")
+    assert [record.line for record in records(path)] == [4]
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -70,9 +72,34 @@ def test_parquet(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_parquet_with_numbers_and_gaps(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "x.parquet", id=[7, None], sequence=["MK", None])
-    assert [(record.id, record.sequence) for record in records(path)] == [("7", "MK"), ("", "")]
+def test_parquet_of_other_types(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "x.parquet", id=[7, None], sequence=[b"MK", b"W"])
+    assert [(record.id, record.sequence) for record in records(path)] == [("7", "MK"), ("", "W")]
+    table = pyarrow.table({"id": ["a"], "sequence": pyarrow.array(["MK"]).dictionary_encode()})
+    parquet.write_table(table, path)
+    assert [record.sequence for record in records(path)] == ["MK"]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "reason"),
+    [
+        (["MK", None], "after 1 records: row 2 has no sequence, but null"),
+        ([["MK"], ["W"]], "its column 'sequence' holds string, and no text"),
+        ([1.5, 2.5], "its column 'sequence' holds double, and no text"),
+    ],
+)
+def test_parquet_without_text(tmp_path: Path, sequences: list[object], reason: str) -> None:
+    path = write_parquet(tmp_path / "x.parquet", id=["a", "b"], sequence=sequences)
+    with pytest.raises(runtime.InputError) as error:
+        records(path)
+    assert reason.replace("holds string", "holds list") in str(error.value).replace(
+        "holds list<element: string>", "holds list"
+    )
+
+
+def test_a_large_field_of_another_column(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", f"id,notes,sequence\na,{'n' * 200_000},MK\n")
+    assert [record.sequence for record in records(path)] == ["MK"]
 
 
 @pytest.mark.parametrize(
@@ -82,6 +109,12 @@ def test_parquet_with_numbers_and_gaps(tmp_path: Path) -> None:
         ("id,sequence\na,MK\nb\n", "after 1 records: line 3 has 1 fields, the first has 2"),
         ("id,sequence\n", "is empty: it holds no row"),
         ("", "it has no column 'sequence', it has none"),
+        ('id,sequence,n\na,MK,x\nb,W,"y\nc,M,z\n', "unexpected end of data"),
+        (
+            'id,n,sequence\na,"5 inch,MK\nb,6,W\nc,7 inch",M\n',
+            "after 0 records: a quoted field goes on from line 2 to 4",
+        ),
+        ("id,sequence,sequence\na,MK,W\n", "it has two columns 'sequence'. Rename one"),
         (">a\nMKT\n", "it has no column 'sequence', it has >a"),
         ("\x89HDF\r\n", "it is an HDF5 file"),
     ],
