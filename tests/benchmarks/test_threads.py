@@ -55,7 +55,8 @@ def test_pytorch_gets_all(artifact: Path, threads: int) -> None:
     """Its idle threads sleep between operators where there are more of them than cores."""
     load = Load("one long protein alone", 1, 1500)
     samples = runnable(artifact, "torchscript", threads, 1, load)
-    assert threads <= max(samples)
+    # As in ``check``: a sample beside other work of the machine saw 15 of 16.
+    assert 0.85 * threads <= max(samples)
     assert typical_peak(samples) <= threads + 1
 
 
