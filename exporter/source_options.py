@@ -1,16 +1,17 @@
 """The command line's options for weights, the same wherever a command takes a model."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
 from exporter.errors import ExportError
+from runtime.option_group import option_group
 
 if TYPE_CHECKING:
     from exporter.model.reference import SourceKind, WeightsSource
 
-_OPTIONS = (
+# Where the weights come from; read by ``source_of``.
+source_options = option_group(
     click.option("--model", help="fair-esm's name of a model, such as esm2_t33_650M_UR50D."),
     click.option(
         "--checkpoint",
@@ -28,13 +29,6 @@ _OPTIONS = (
         help="Of synthetic weights (and of random proteins).",
     ),
 )
-
-
-def source_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Where the weights come from; read by ``source_of``."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 def source_of(

@@ -5,13 +5,10 @@ asks first where it stands, and begins there.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from runtime import __version__
 from runtime import manifest as manifests
@@ -20,23 +17,22 @@ from runtime.concurrency import Packing, packing_for
 from runtime.dataset.folder import Dataset, opened
 from runtime.dataset.records import SCHEMA_VERSION, Input, Resolved, Run
 from runtime.device import default_max_tokens, kind_of
+from runtime.embed_stream import Say, Stream, unless_empty
 from runtime.engine import Engine, EngineSpec
-from runtime.errors import InputError, NonFiniteError
+from runtime.errors import InputError
 from runtime.files import sha256
 from runtime.loading import load
 from runtime.manifest import Manifest
 from runtime.progress import with_progress
-from runtime.readers.fasta import check_readable, is_regular, read_fasta
-from runtime.readers.nucleotides import watch_for_nucleotides
-from runtime.readers.records import Record, RecordOptions, Rejection, printable
-from runtime.readers.scan import Scan, all_rejected, scan
-from runtime.readers.tables import Columns, read_tables
-from runtime.runner import AsyncInferenceRunner, Embedding, Totals
+from runtime.readers.fasta import check_readable, is_regular
+from runtime.readers.inputs import Inputs
+from runtime.readers.records import RecordOptions, Rejection, printable
+from runtime.readers.scan import Scan, scan
+from runtime.readers.tables import Columns
+from runtime.runner import AsyncInferenceRunner, Totals
 from runtime.threads import default_threads
 from runtime.writers import check_output, write_embeddings
-from runtime.writers.rejected_file import RejectedFile, rejected_file
-
-Say = Callable[[str], None]
+from runtime.writers.rejected_file import rejected_file
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,7 @@ def embed_file(options: EmbedOptions, output: Path, say: Say, warn: Say) -> Summ
     """
     started = time.perf_counter()
     check_output(output)
-    manifest, found, stamps = _looked_at(options, say)
+    manifest, inputs, found = _looked_at(options, say)
     packing = _packing(options, manifest, found)
     with (
         _loaded(options, options.engine, options.threads, packing) as engine,
@@ -115,10 +111,10 @@ def embed_file(options: EmbedOptions, output: Path, say: Say, warn: Say) -> Summ
         budget = _budget(options, engine, packing)
         runner = _runner(options, engine, budget, rejected.add)
         _introduce(engine.spec, say, warn)
-        stream = _Stream(options, runner, stamps, warn)
+        stream = Stream(inputs, runner, options.store, warn)
         embeddings = with_progress(stream.embeddings(0), runner.totals, _total(found), say)
         write_embeddings(
-            output, _unless_empty(embeddings, runner.totals, rejected), _metadata(options, engine)
+            output, unless_empty(embeddings, runner.totals, rejected), _metadata(options, engine)
         )
     stream.report_oddities(options.max_tokens or default_max_tokens(engine.spec.device))
     return Summary(
@@ -147,7 +143,7 @@ def embed_dataset(
         warn: receives what is odd.
     """
     started = time.perf_counter()
-    manifest, found, stamps = _looked_at(options, say)
+    manifest, inputs, found = _looked_at(options, say)
     run = _run(options, manifest, found)
     with opened(output, run, resume) as dataset:
         if dataset.is_finished:
@@ -166,22 +162,22 @@ def embed_dataset(
             dataset.begin(run, _resolved(engine, threads, packing.concurrency, budget))
             runner = _runner(options, engine, budget, dataset.reject)
             _introduce(engine.spec, say, warn)
-            stream = _Stream(options, runner, stamps, warn)
+            stream = Stream(inputs, runner, options.store, warn)
             embeddings = with_progress(
                 stream.embeddings(dataset.next_row), runner.totals, _total(found), say,
                 dataset.tokens,
             )  # fmt: skip
-            embeddings = _unless_all_rejected(embeddings, runner.totals, dataset)
+            embeddings = unless_empty(embeddings, runner.totals, dataset, dataset.proteins)
             dataset.write(embeddings, runner.window_ends, _metadata(options, engine), part_bytes)
     stream.report_oddities(budget)
     return _summary(engine.spec, runner.totals, dataset, started)
 
 
-def _looked_at(options: EmbedOptions, say: Say) -> tuple[Manifest, Scan, "_Stamps"]:
+def _looked_at(options: EmbedOptions, say: Say) -> tuple[Manifest, Inputs, Scan]:
     """What can be told before a model is loaded; raises InputError for what cannot be run."""
     check_readable(options.inputs)
     manifest = manifests.read(options.artifact, check_files=False)  # before files that may be large
-    stamps = _Stamps(options.inputs)
+    inputs = Inputs(options.inputs, options.columns)
     found = scan(options.inputs, options.records, options.columns)
     found.check(options.skip)
     if found.num_cut:
@@ -189,7 +185,7 @@ def _looked_at(options: EmbedOptions, say: Say) -> tuple[Manifest, Scan, "_Stamp
             f"{found.num_cut:,} proteins are longer than {options.records.max_length:,} residues: "
             "their ends are cut off"
         )
-    return manifest, found, stamps
+    return manifest, inputs, found
 
 
 def _packing(options: EmbedOptions, manifest: Manifest, found: Scan) -> Packing:
@@ -307,115 +303,5 @@ def _summary(spec: EngineSpec | None, totals: Totals, dataset: Dataset, started:
         rejected=dataset.num_rejected,
         rejected_path=dataset.rejected_path,
         seconds=time.perf_counter() - started,
-        bytes=sum(part.bytes for part in dataset.parts),
+        bytes=dataset.bytes,
     )
-
-
-# --- the stream ---------------------------------------------------------------------------------
-
-
-class _Stream:
-    """Records of files to embeddings, watched for what is odd."""
-
-    def __init__(
-        self, options: EmbedOptions, runner: AsyncInferenceRunner, stamps: "_Stamps", warn: Say
-    ):
-        self._options = options
-        self._stamps = stamps
-        self._runner = runner
-        self._warn = warn
-        self._repeated: list[str] = []
-
-    def embeddings(self, first_row: int) -> Iterator[Embedding]:
-        """From a row of the input on."""
-        inputs, columns = self._options.inputs, self._options.columns
-        all_records = read_tables(inputs, columns) if columns else read_fasta(inputs)
-        records = islice(all_records, first_row, None)
-        watched = watch_for_nucleotides(self._watched_ids(records), self._warn)
-        yield from _stored(self._runner.run(watched, first_row), self._options.store)
-        self._stamps.check()
-
-    def report_oddities(self, budget: int) -> None:
-        """Says what was seen, a line for each kind."""
-        totals = self._runner.totals
-        for names, what, consequence in (
-            (self._repeated, "repeated ids", "every record is kept, in input order"),
-            (totals.without_residues, "records without residues", "their mean embedding is NaN"),
-            (totals.over_budget, f"proteins longer than {budget} tokens", "each ran alone"),
-        ):
-            if names:
-                examples = ", ".join(dict.fromkeys(names[:3])) + (", ..." if len(names) > 3 else "")
-                self._warn(f"{what}: {len(names)} ({examples}); {consequence}")
-
-    def _watched_ids(self, records: Iterable[Record]) -> Iterator[Record]:
-        # 8 bytes of each, not the ids.
-        seen: set[int] = set()
-        for record in records:
-            digest = hash(record.id)
-            if digest in seen:
-                self._repeated.append(record.id)
-            seen.add(digest)
-            yield record
-
-
-class _Stamps:
-    """What tells whether files change between the first look at them and the last."""
-
-    def __init__(self, paths: Iterable[str]):
-        self._paths = [path for path in paths if is_regular(path)]
-        self._before = self._now()
-
-    def check(self) -> None:
-        """Raises InputError for a file that is not as it was."""
-        for path, before, now in zip(self._paths, self._before, self._now(), strict=True):
-            if before != now:
-                raise InputError(
-                    f"{printable(path)} changed while it was read. Run again when nobody writes it"
-                )
-
-    def _now(self) -> list[tuple[int, int, int] | None]:
-        found: list[tuple[int, int, int] | None] = []
-        for path in self._paths:
-            try:
-                status = Path(path).stat()
-            except OSError:
-                found.append(None)
-                continue
-            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
-        return found
-
-
-def _stored(embeddings: Iterator[Embedding], dtype: str | None) -> Iterator[Embedding]:
-    """Rounded to ``dtype``; raises NonFiniteError where a number is too large for it."""
-    if dtype is None:
-        yield from embeddings
-        return
-    for embedding in embeddings:
-        with np.errstate(over="ignore"):
-            rounded = embedding.values.astype(dtype)
-        if np.isinf(rounded).any():
-            raise NonFiniteError(
-                f"protein {embedding.id!r} has numbers up to {np.abs(embedding.values).max():.3g}, "
-                f"too large for {dtype}. Leave --store out"
-            )
-        yield replace(embedding, values=rounded)
-
-
-def _unless_all_rejected(
-    embeddings: Iterable[Embedding], totals: Totals, dataset: Dataset
-) -> Iterator[Embedding]:
-    """Raises at the end where no run wrote a protein: of a pipe this is not known before."""
-    yield from embeddings
-    if totals.proteins + dataset.proteins == 0 and dataset.first_rejected:
-        raise all_rejected(totals.rejected, dataset.first_rejected)
-
-
-def _unless_empty(
-    embeddings: Iterable[Embedding], totals: Totals, rejected: RejectedFile
-) -> Iterator[Embedding]:
-    """Raises at the end where there was none: then nothing is written."""
-    yield from embeddings
-    if totals.proteins == 0:
-        if rejected.first:
-            raise all_rejected(rejected.count, rejected.first)
-        raise InputError("the input holds no proteins")

@@ -1,14 +1,14 @@
 """Options of commands that load an engine."""
 
-from collections.abc import Callable
-
 import click
 
 from runtime.attention import ATTENTION_CHOICES, Attention
 from runtime.device import check_device
 from runtime.errors import EngineError, InputError
+from runtime.option_group import option_group
 
-_ATTENTION = (
+# Which attention to run; read by ``attention_of``.
+attention_options = option_group(
     click.option(
         "--attention",
         type=click.Choice(ATTENTION_CHOICES),
@@ -38,13 +38,6 @@ device_option = click.option(
     callback=_checked_device,
     help="auto: a GPU where an engine runs on it.",
 )
-
-
-def attention_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Which attention to run; read by ``attention_of``."""
-    for option in reversed(_ATTENTION):
-        command = option(command)
-    return command
 
 
 def attention_of(attention: Attention | None, v1_attention: bool) -> Attention | None:

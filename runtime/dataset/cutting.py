@@ -44,8 +44,9 @@ class Cutter:
         begun = time.monotonic()
         while (embedding := self._next or next(self._embeddings, None)) is not None:
             self._next = None
-            is_full = held >= self._part_bytes or time.monotonic() - begun >= self._part_seconds
-            if self._ends_before(embedding) and is_full:
+            if self._ends_before(embedding) and (
+                held >= self._part_bytes or time.monotonic() - begun >= self._part_seconds
+            ):
                 self._next = embedding
                 return
             held += embedding.values.nbytes

@@ -29,12 +29,12 @@ from runtime.dataset.records import (
     encode_entry,
     encode_run,
 )
-from runtime.errors import InputError, OutputError
+from runtime.errors import InputError
 from runtime.readers.records import Rejection, printable
 from runtime.runner import Embedding
 from runtime.staging import staged, staging
 from runtime.writers.blocks import blocks
-from runtime.writers.writing import FORMATS
+from runtime.writers.writing import FORMATS, naming_errors
 
 # What a kill costs at most.
 PART_SECONDS = 300.0
@@ -55,7 +55,7 @@ class Dataset:
         before: ``_run.json`` of a run that is gone on with, or None.
         parts: that are whole.
         is_finished: nothing is left to do.
-        first_rejected: the first record that this process left out.
+        first: the first record that this process left out.
     """
 
     def __init__(self, path: Path, before: Run | None, parts: list[Part], is_finished: bool):
@@ -63,7 +63,7 @@ class Dataset:
         self.before = before
         self.parts = parts
         self.is_finished = is_finished
-        self.first_rejected: Rejection | None = None
+        self.first: Rejection | None = None
         self._rejections: deque[Rejection] = deque()
 
     @property
@@ -87,6 +87,16 @@ class Dataset:
         return sum(len(part.rejected) for part in self.parts)
 
     @property
+    def bytes(self) -> int:
+        """Of the whole parts."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def files(self) -> int:
+        """Parts that have one."""
+        return sum(part.file is not None for part in self.parts)
+
+    @property
     def rejected_path(self) -> Path:
         """Where they are listed in the end."""
         return self.path / REJECTED_FILE
@@ -108,7 +118,7 @@ class Dataset:
 
     def reject(self, rejection: Rejection) -> None:
         """Takes a record that is left out; any thread may call it."""
-        self.first_rejected = self.first_rejected or rejection
+        self.first = self.first or rejection
         self._rejections.append(rejection)
 
     def write(
@@ -132,7 +142,7 @@ class Dataset:
             OutputError: the disk is full, or another error of the file system.
         """
         cutter = Cutter(embeddings, window_ends, part_bytes, part_seconds)
-        with self._naming_errors():
+        with naming_errors(self.path, self._how_to_go_on):
             while not cutter.is_done:
                 self._write_part(cutter, metadata)
             self._write_rejected()
@@ -143,7 +153,7 @@ class Dataset:
         from runtime.writers.parquet import Writer
 
         begun = time.monotonic()
-        name = f"part-{sum(part.file is not None for part in self.parts):05}.parquet"
+        name = f"part-{self.files:05}.parquet"
         target = self.path / name
         with staging(target) as aside:
             with closing(Writer(aside, metadata, numbered=True)) as writer:
@@ -222,18 +232,11 @@ class Dataset:
         if is_new:
             _sync(self.path)
 
-    @contextmanager
-    def _naming_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OutputError:
-            raise
-        except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            raise OutputError(
-                f"cannot write {self.path}: {reason}. {self.proteins:,} proteins are in whole "
-                "parts: the same command with --resume goes on behind them"
-            ) from error
+    def _how_to_go_on(self) -> str:
+        return (
+            f"{self.proteins:,} proteins are in whole parts: the same command with --resume goes "
+            "on behind them"
+        )
 
 
 def is_dataset(output: str) -> bool:
@@ -261,25 +264,13 @@ def opened(path: Path, run: Run, resume: bool) -> Iterator[Dataset]:
         raise InputError(
             f"cannot write {path}: pyarrow is not installed. pip install pyarrow, or write one file"
         )
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: folder {path.parent} does not exist")
     is_new = not path.exists()
-    try:
+    with naming_errors(path):
         path.mkdir(exist_ok=True)
-    except FileNotFoundError:
-        raise InputError(f"cannot write {path}: folder {path.parent} does not exist") from None
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
-    had_lock = (path / LOCK_FILE).exists()
-    lock = FileLock(path / LOCK_FILE, thread_local=False)
-    try:
-        with suppress(NotImplementedError):  # a file system without locks
-            # Who asks for the status holds it for a moment.
-            lock.acquire(timeout=LOCK_SECONDS)
-    except Timeout:
-        raise InputError(
-            f"another process writes {path}. Wait for it, or take another folder"
-        ) from None
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+        had_lock = (path / LOCK_FILE).exists()
+        lock = _locked(path)
     try:
         yield _as_it_is(path, run, resume)
     finally:
@@ -289,6 +280,19 @@ def opened(path: Path, run: Run, resume: bool) -> Iterator[Dataset]:
                 (path / LOCK_FILE).unlink()
                 if is_new:
                     path.rmdir()
+
+
+def _locked(path: Path) -> FileLock:
+    lock = FileLock(path / LOCK_FILE, thread_local=False)
+    try:
+        with suppress(NotImplementedError):  # a file system without locks
+            # Who asks for the status holds it for a moment.
+            lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise InputError(
+            f"another process writes {path}. Wait for it, or take another folder"
+        ) from None
+    return lock
 
 
 def _as_it_is(path: Path, run: Run, resume: bool) -> Dataset:

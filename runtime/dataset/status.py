@@ -7,7 +7,7 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from runtime.dataset.folder import LOCK_FILE, REJECTED_FILE, read_journal
+from runtime.dataset.folder import LOCK_FILE, Dataset, read_journal
 from runtime.dataset.records import RUN_FILE, decode_run
 from runtime.errors import InputError
 
@@ -68,28 +68,29 @@ def status_of(folder: Path) -> Status:
         raise InputError(f"{folder} is no folder that 'esm2-run embed' wrote: it has no {RUN_FILE}")
     run = decode_run((folder / RUN_FILE).read_bytes(), str(folder / RUN_FILE))
     parts, finished, _ = read_journal(folder)
-    tokens = sum(part.tokens for part in parts)
+    dataset = Dataset(folder, run, parts, finished is not None)
+    tokens = dataset.tokens
     seconds = sum(part.seconds for part in parts)
     left = None
-    if tokens and run.tokens is not None and finished is None:
+    if tokens and run.tokens is not None and not dataset.is_finished:
         left = (run.tokens - tokens) * seconds / tokens
     state: Literal["finished", "running", "unfinished"] = "finished"
-    if finished is None:
+    if not dataset.is_finished:
         state = "running" if _is_written(folder) else "unfinished"
-    rejected = sum(len(part.rejected) for part in parts)
+    is_listed = dataset.is_finished and dataset.num_rejected
     return Status(
         folder=str(folder),
         state=state,
         artifact=run.artifact,
         engine=run.resolved.engine if run.resolved else "unknown",
-        proteins=sum(part.proteins for part in parts),
+        proteins=dataset.proteins,
         of_proteins=run.proteins,
         tokens=tokens,
         of_tokens=run.tokens,
-        parts=sum(part.file is not None for part in parts),
-        bytes=sum(part.bytes for part in parts),
-        rejected=rejected,
-        rejected_file=str(folder / REJECTED_FILE) if rejected and finished else None,
+        parts=dataset.files,
+        bytes=dataset.bytes,
+        rejected=dataset.num_rejected,
+        rejected_file=str(dataset.rejected_path) if is_listed else None,
         seconds=seconds,
         seconds_left=left,
     )

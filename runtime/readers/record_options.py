@@ -1,17 +1,17 @@
 """The command line's options for records, the same wherever a command reads FASTA."""
 
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import click
 
+from runtime.option_group import option_group
 from runtime.readers.records import LONG_CHOICES
 from runtime.tokenizer import UNKNOWN_CHOICES
 
 OnError = Literal["stop", "skip"]
 ON_ERROR_CHOICES: tuple[str, ...] = get_args(OnError)
 
-_OPTIONS = (
+record_options = option_group(
     click.option(
         "--on-error",
         default="stop",
@@ -30,8 +30,7 @@ _OPTIONS = (
     click.option("--strip-stop", is_flag=True, help="Remove a single * at a sequence's end."),
 )
 
-
-_LENGTH = (
+length_options = option_group(
     click.option(
         "--max-length",
         type=click.IntRange(min=1),
@@ -45,17 +44,3 @@ _LENGTH = (
         help="For longer ones. skip: leave them out and go on. truncate: run their first residues.",
     ),
 )
-
-
-def length_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds ``max_length`` and ``long``."""
-    for option in reversed(_LENGTH):
-        command = option(command)
-    return command
-
-
-def record_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds ``on_error``, ``unknown``, ``upper`` and ``strip_stop``."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command

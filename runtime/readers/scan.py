@@ -7,10 +7,9 @@ from itertools import islice
 from runtime.errors import InputError
 from runtime.readers.fasta import Pieces, is_regular, read_pieces
 from runtime.readers.records import Prepared, Record, RecordOptions, Rejection, prepare
-from runtime.readers.tables import Columns, read_tables
+from runtime.readers.tables import ROWS_AT_ONCE, Columns, read_tables
 from runtime.tokenizer import RESIDUES
 
-ROWS_AT_ONCE = 4096
 _SEQUENCE_BYTES = f"{RESIDUES}\n".encode()
 # Of a header that needs no look: ASCII without control characters, blanks and tabs aside.
 _HEADER_BYTES = bytes(range(0x20, 0x7F)) + b"\t\n"

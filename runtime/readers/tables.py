@@ -14,8 +14,8 @@ from runtime.readers.fasta import BLOCK_BYTES, STDIN, is_regular, open_input
 from runtime.readers.records import Record, printable
 
 _PARQUET_START = b"PAR1"
-_ROWS_AT_ONCE = 4096
-LARGEST_FIELD = 1 << 30
+ROWS_AT_ONCE = 4096
+_LARGEST_FIELD = 1 << 30
 # The first that the line of names holds; a name may hold the others.
 _DELIMITERS = "\t,;"
 
@@ -80,7 +80,7 @@ def _text(path: str, columns: Columns) -> Iterator[tuple[int, str, str | None]]:
         header = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
         sequence, *ids = _places(header, columns)
         # Of the whole process; columns that are not read may hold anything.
-        csv.field_size_limit(LARGEST_FIELD)
+        csv.field_size_limit(_LARGEST_FIELD)
         # Strict: a quote that is never closed would take all rows behind it along.
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         end = number
@@ -109,7 +109,7 @@ def _parquet(path: str, columns: Columns) -> Iterator[tuple[int, str, str | None
         with parquet.ParquetFile(path) as file:
             _places(file.schema_arrow.names, columns)
             number = 0
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns.names):
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns.names):
                 sequences, *ids = (_strings(batch, name) for name in columns.names)
                 for i, sequence in enumerate(sequences):
                     number += 1

@@ -4,8 +4,8 @@ import importlib
 import importlib.util
 import os
 import stat
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -115,17 +115,29 @@ def _keep(writer: Writer, aside: Path, target: Path) -> str:
     return f"The {writer.proteins} proteins finished before are in {unfinished}"
 
 
+def _naming(path: Path, writer: Writer | None = None) -> AbstractContextManager[None]:
+    if writer is None:
+        return naming_errors(path)
+    return naming_errors(path, lambda: f"The {writer.proteins} proteins written before are lost")
+
+
 @contextmanager
-def _naming(path: Path, writer: Writer | None = None) -> Iterator[None]:
-    """Says an error of the file system about the file that the user named, not the hidden one."""
+def naming_errors(path: Path, consequence: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Says an error of the file system about what the user named, not about what is hidden.
+
+    Args:
+        path: that the user named.
+        consequence: what became of the results, in a sentence without its stop; asked for where an
+            error occurs.
+    """
     try:
         yield
     except OutputError:
         raise
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        lost = f". The {writer.proteins} proteins written before are lost" if writer else ""
-        raise OutputError(f"cannot write {path}: {reason}{lost}") from error
+        said = ". ".join(filter(None, (f"cannot write {path}: {reason}", consequence())))
+        raise OutputError(said) from error
 
 
 def _target(path: Path) -> Path:

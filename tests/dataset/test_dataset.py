@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.dataset
@@ -18,8 +19,9 @@ from filelock import FileLock
 from pyarrow import parquet
 
 from runtime import cli
+from runtime.dataset import folder
 from runtime.dataset.cutting import Cutter
-from runtime.dataset.folder import JOURNAL_FILE, LOCK_FILE, REJECTED_FILE, RUN_FILE
+from runtime.dataset.folder import JOURNAL_FILE, LOCK_FILE, REJECTED_FILE, RUN_FILE, Dataset
 from runtime.dataset.status import duration
 from runtime.errors import EngineError
 from runtime.runner import AsyncInferenceRunner, Embedding
@@ -119,6 +121,33 @@ def test_parts_are_bounded_and_the_journal_says_them(
         )  # fmt: skip
         # A window of 16 packs is more than the bound.
         assert part["tokens"] < 16 * 64 + 92
+
+
+def test_a_part_is_on_the_disk_before_the_journal_names_it(
+    embed: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def noted(original: Callable[..., Any], what: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            is_folder = what == "sync" and arguments[0].is_dir()
+            done.append("sync folder" if is_folder else what)
+            return original(*arguments)
+
+        return call
+
+    monkeypatch.setattr(folder, "_sync", noted(folder._sync, "sync"))
+    monkeypatch.setattr(Path, "replace", noted(Path.replace, "rename"))
+    monkeypatch.setattr(Dataset, "_append", noted(Dataset._append, "journal"))
+    embed(tmp_path / "out")
+    published = ["sync", "rename", "sync folder"]
+    others = (len(part_names(tmp_path / "out")) - 1) * [*published, "journal"]
+    assert done == [
+        *published,  # _run.json
+        *published, "journal", "sync folder",  # the first part, and the journal's own name
+        *others,
+        *published, "journal",  # what was rejected, and the end
+    ]  # fmt: skip
 
 
 def test_residues(embed: Callable[..., Result], tmp_path: Path) -> None:

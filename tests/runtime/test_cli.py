@@ -20,7 +20,7 @@ from pyarrow import parquet
 import runtime
 from exporter.publish import writable_copy
 from runtime.cli import main
-from runtime.embed_files import _stored
+from runtime.embed_stream import stored
 from runtime.runner import Embedding
 from tests.conftest import random_sequence
 
@@ -329,7 +329,7 @@ class TestStore:
     def test_what_is_too_large_is_named(self) -> None:
         embeddings = iter([Embedding("huge", 3, np.array([1, 7e4], np.float32))])
         with pytest.raises(runtime.NonFiniteError, match="'huge' has numbers up to 7e.04"):
-            list(_stored(embeddings, "float16"))
+            list(stored(embeddings, "float16"))
 
 
 class TestLongProteins:

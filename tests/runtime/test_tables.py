@@ -84,17 +84,14 @@ def test_parquet_of_other_types(tmp_path: Path) -> None:
     ("sequences", "reason"),
     [
         (["MK", None], "after 1 records: row 2 has no sequence, but null"),
-        ([["MK"], ["W"]], "its column 'sequence' holds string, and no text"),
+        ([["MK"], ["W"]], r"its column 'sequence' holds list<\w+: string>, and no text"),
         ([1.5, 2.5], "its column 'sequence' holds double, and no text"),
     ],
 )
 def test_parquet_without_text(tmp_path: Path, sequences: list[object], reason: str) -> None:
     path = write_parquet(tmp_path / "x.parquet", id=["a", "b"], sequence=sequences)
-    with pytest.raises(runtime.InputError) as error:
+    with pytest.raises(runtime.InputError, match=reason):
         records(path)
-    assert reason.replace("holds string", "holds list") in str(error.value).replace(
-        "holds list<element: string>", "holds list"
-    )
 
 
 def test_a_large_field_of_another_column(tmp_path: Path) -> None:
