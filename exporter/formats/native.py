@@ -151,7 +151,8 @@ def _compile(compiler: list[str], source: Path, built: Path) -> None:
     }
     shared = ("varlen_attention.cpp", "instruction_sets.cpp")
     steps += [*((name, [name]) for name in shared), *hosts.items()]
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    # One core is left to whoever waits: engines are exported meanwhile.
+    with ThreadPoolExecutor(max(1, usable_cores() - 1)) as pool:
         jobs = [
             pool.submit(
                 _run, [*command, "-c", *arguments, "-o", str(objects / f"{name}.o")], source
