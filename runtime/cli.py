@@ -96,6 +96,11 @@ def info(artifact: Path, as_json: bool) -> None:
     help="What numbers are written in. float16: half the bytes, rounded to 11 bits.  "
     "[default: the engine's]",
 )
+@click.option(
+    "--cache",
+    metavar="FOLDER",
+    help="Keep vectors over runs: of what is in it already nothing is computed again.",
+)
 @click.option("--layer", type=int, help="Which exported layer to embed with.  [default: the last]")
 @click.option(
     "--max-tokens",
@@ -126,9 +131,9 @@ def info(artifact: Path, as_json: bool) -> None:
 def embed(
     artifact: Path, inputs: tuple[str, ...], sequence_column: str | None, id_column: str | None,
     output: str, resume: bool, part_mb: float, engine: str, device: str, pool: Any,
-    store: str | None, layer: int | None, max_tokens: int | None, max_length: int | None,
-    long: Any, on_error: str, unknown: Any, upper: bool, strip_stop: bool, attention: Any,
-    v1_attention: bool, tf32: bool, cuda_graphs: bool, threads: int | None,
+    store: str | None, cache: str | None, layer: int | None, max_tokens: int | None,
+    max_length: int | None, long: Any, on_error: str, unknown: Any, upper: bool, strip_stop: bool,
+    attention: Any, v1_attention: bool, tf32: bool, cuda_graphs: bool, threads: int | None,
     concurrency: int | None, debug: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Embed the proteins of FASTA files, or of tables.
@@ -168,6 +173,7 @@ def embed(
         records=RecordOptions(unknown, upper, strip_stop, max_length, long),
         columns=Columns(sequence_column, id_column) if sequence_column else None,
         store=store,
+        cache=cache,
     )
     if not output:
         raise InputError("-o is empty. Name a file or a folder")
@@ -269,7 +275,7 @@ def _summarise(output: Path, summary: "Summary", as_json: bool) -> None:
                 {
                     "output": str(output), "proteins": summary.proteins, "tokens": summary.tokens,
                     "packs": totals.packs,
-                    "equal": totals.equal, "rejected": summary.rejected,
+                    "equal": totals.equal, "found": totals.found, "rejected": summary.rejected,
                     "rejected_file": str(summary.rejected_path) if summary.rejected else None,
                     "lower_case": totals.lower_case, "stops": totals.stops,
                     "unknown": totals.unknown, "cut": totals.cut,
@@ -296,6 +302,7 @@ def _summarise(output: Path, summary: "Summary", as_json: bool) -> None:
         (totals.unknown, "characters outside the alphabet replaced, in proteins"),
         (totals.cut, "cut to --max-length, proteins"),
         (totals.equal, "equal to another protein near by, and computed once with it"),
+        (totals.found, "found in the cache"),
         (summary.rejected, f"records rejected, listed in {summary.rejected_path}"),
     ):
         if count:

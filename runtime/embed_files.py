@@ -6,6 +6,7 @@ asks first where it stands, and begins there.
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from runtime.readers.scan import Scan, scan
 from runtime.readers.tables import Columns
 from runtime.runner import AsyncInferenceRunner, Totals
 from runtime.threads import default_threads
+from runtime.vector_cache import VectorCache, new_run
 from runtime.writers import check_output, write_embeddings
 from runtime.writers.rejected_file import rejected_file
 
@@ -47,6 +49,7 @@ class EmbedOptions:
         records: what is taken beyond ESM-2's alphabet.
         columns: of tables; None where the inputs are FASTA.
         store: the dtype to write, ``"float16"`` or ``"float32"``; None takes the engine's.
+        cache: a folder of vectors that are kept over runs; None computes all.
     """
 
     artifact: Path
@@ -65,6 +68,7 @@ class EmbedOptions:
     records: RecordOptions
     columns: Columns | None = None
     store: str | None = None
+    cache: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,13 +113,13 @@ def embed_file(options: EmbedOptions, output: Path, say: Say, warn: Say) -> Summ
         rejected_file(output, len(options.inputs) > 1) as rejected,
     ):
         budget = _budget(options, engine, packing)
-        runner = _runner(options, engine, budget, rejected.add)
-        _introduce(engine.spec, say, warn)
-        stream = Stream(inputs, runner, options.store, warn)
-        embeddings = with_progress(stream.embeddings(0), runner.totals, _total(found), say)
-        write_embeddings(
-            output, unless_empty(embeddings, runner.totals, rejected), _metadata(options, engine)
-        )
+        with _kept(options, manifest, engine.spec, new_run(), warn) as kept:
+            runner = _runner(options, engine, budget, rejected.add, kept)
+            _introduce(engine.spec, say, warn)
+            stream = Stream(inputs, runner, options.store, warn)
+            embeddings = with_progress(stream.embeddings(0), runner.totals, _total(found), say)
+            embeddings = unless_empty(embeddings, runner.totals, rejected)
+            write_embeddings(output, embeddings, _metadata(options, engine))
     stream.report_oddities(options.max_tokens or default_max_tokens(engine.spec.device))
     return Summary(
         spec=engine.spec,
@@ -159,16 +163,19 @@ def embed_dataset(
         with loading as engine:
             budget = before.max_tokens if before else _budget(options, engine, packing)
             threads = before.threads if before else options.threads or default_threads()
-            dataset.begin(run, _resolved(engine, threads, packing.concurrency, budget))
-            runner = _runner(options, engine, budget, dataset.reject)
-            _introduce(engine.spec, say, warn)
-            stream = Stream(inputs, runner, options.store, warn)
-            embeddings = with_progress(
-                stream.embeddings(dataset.next_row), runner.totals, _total(found), say,
-                dataset.tokens,
-            )  # fmt: skip
-            embeddings = unless_empty(embeddings, runner.totals, dataset, dataset.proteins)
-            dataset.write(embeddings, runner.window_ends, _metadata(options, engine), part_bytes)
+            number = dataset.begin(run, _resolved(engine, threads, packing.concurrency, budget))
+            with _kept(options, manifest, engine.spec, number, warn) as kept:
+                runner = _runner(options, engine, budget, dataset.reject, kept)
+                _introduce(engine.spec, say, warn)
+                stream = Stream(inputs, runner, options.store, warn)
+                embeddings = with_progress(
+                    stream.embeddings(dataset.next_row), runner.totals, _total(found), say,
+                    dataset.tokens,
+                )  # fmt: skip
+                embeddings = unless_empty(embeddings, runner.totals, dataset, dataset.proteins)
+                dataset.write(
+                    embeddings, runner.window_ends, _metadata(options, engine), part_bytes
+                )
     stream.report_oddities(budget)
     return _summary(engine.spec, runner.totals, dataset, started)
 
@@ -209,9 +216,21 @@ def _budget(options: EmbedOptions, engine: Engine, packing: Packing) -> int:
     return options.max_tokens or default_max_tokens(engine.spec.device)
 
 
+def _kept(
+    options: EmbedOptions, manifest: Manifest, spec: EngineSpec, run: int, warn: Say
+) -> AbstractContextManager[VectorCache | None]:
+    if options.cache is None:
+        return nullcontext()
+    return VectorCache(
+        Path(options.cache), manifest, spec, layer=_layer(options, spec), pool=options.pool,
+        tf32=options.tf32, run=run, warn=warn,
+    )  # fmt: skip
+
+
 def _runner(
-    options: EmbedOptions, engine: Engine, budget: int, reject: Callable[[Rejection], None]
-) -> AsyncInferenceRunner:
+    options: EmbedOptions, engine: Engine, budget: int, reject: Callable[[Rejection], None],
+    kept: VectorCache | None,
+) -> AsyncInferenceRunner:  # fmt: skip
 
     def reject_or_raise(rejection: Rejection) -> None:
         if not (options.skip or rejection.asked):
@@ -220,7 +239,7 @@ def _runner(
 
     return AsyncInferenceRunner(
         engine, budget, options.pool, options.layer, **asdict(options.records),
-        on_rejected=reject_or_raise,
+        on_rejected=reject_or_raise, kept=kept,
     )  # fmt: skip
 
 
@@ -240,10 +259,14 @@ def _total(found: Scan) -> int | None:
 
 def _metadata(options: EmbedOptions, engine: Engine) -> dict[str, str]:
     spec = engine.spec
-    layer = spec.layers[-1] if options.layer is None else options.layer
     return {
-        "artifact": spec.artifact, "engine": spec.format, "pool": options.pool, "layer": str(layer)
+        "artifact": spec.artifact, "engine": spec.format, "pool": options.pool,
+        "layer": str(_layer(options, spec)),
     }  # fmt: skip
+
+
+def _layer(options: EmbedOptions, spec: EngineSpec) -> int:
+    return spec.layers[-1] if options.layer is None else options.layer
 
 
 # --- datasets -----------------------------------------------------------------------------------
@@ -269,6 +292,7 @@ def _run(options: EmbedOptions, manifest: Manifest, found: Scan) -> Run:
         },  # fmt: skip
         proteins=found.num_proteins if found.is_whole else None,
         tokens=_total(found),
+        number=new_run(),
     )
 
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +25,9 @@ from runtime.packing import PackedBatch
 from runtime.pooling import Pool, check_pool, residue_rows
 from runtime.readers.records import Long, Record, RecordOptions, Rejection, prepare
 from runtime.tokenizer import Unknown
+from runtime.windows import Pack, Values, Window
 
 logger = logging.getLogger(__name__)
-
-Values = NDArray[np.floating]
 
 # Even packs want many proteins to choose from, and order is restored window by window.
 WINDOW_PACKS = 16
@@ -64,6 +64,7 @@ class Totals:
         proteins, tokens, packs: that were run.
         rejected: records that were left out.
         equal: proteins whose vectors are those of an equal one, and were not computed again.
+        found: proteins whose vectors an earlier run kept; those equal to them too.
         lower_case, stops, unknown, cut: proteins in which lower case was taken as upper case, a
             ``*`` at the end removed, characters outside the alphabet replaced, the end cut off.
         without_residues: ids of proteins of BOS and EOS alone.
@@ -75,6 +76,7 @@ class Totals:
     packs: int = 0
     rejected: int = 0
     equal: int = 0
+    found: int = 0
     lower_case: int = 0
     stops: int = 0
     unknown: int = 0
@@ -83,39 +85,16 @@ class Totals:
     over_budget: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Window:
-    """Records, each distinct protein among them once, and packs of those.
+class Kept(Protocol):
+    """Vectors of earlier runs, see ``runtime.vector_cache``."""
 
-    Attributes:
-        rows, names: of each record.
-        records: of each distinct protein, the records that hold it.
-        tokens: of each distinct protein.
-        packs: of distinct proteins.
-    """
+    def find(self, proteins: list[NDArray[np.int64]]) -> list[Values | None]:
+        """Of each protein, by its tokens, what was kept; asked in the thread that reads."""
+        ...
 
-    rows: list[int]
-    names: list[str]
-    records: list[list[int]]
-    tokens: list[NDArray[np.int64]]
-    packs: list[list[int]]
-
-
-@dataclass(frozen=True)
-class _Of:
-    """A record: its place among those that are run, its row in the input, and its name."""
-
-    place: int
-    row: int
-    name: str
-
-
-@dataclass(frozen=True)
-class _Pack:
-    """A batch, and the records that each of its proteins is of."""
-
-    records: list[list[_Of]]
-    batch: PackedBatch
+    def keep(self, tokens: NDArray[np.int64], values: Values) -> None:
+        """Keeps vectors that were computed."""
+        ...
 
 
 class AsyncInferenceRunner:
@@ -134,6 +113,7 @@ class AsyncInferenceRunner:
             others go on. None raises InputError at the first, but for those that ``long`` skips.
         max_length: residues of the longest protein; None takes all.
         long: what becomes of longer ones (see ``RecordOptions``).
+        kept: vectors of earlier runs; None computes all.
 
     Attributes:
         totals: what was done so far.
@@ -156,6 +136,7 @@ class AsyncInferenceRunner:
         on_rejected: Callable[[Rejection], None] | None = None,
         max_length: int | None = None,
         long: Long = "error",
+        kept: Kept | None = None,
     ):
         check_pool(pool)
         if max_tokens is None:
@@ -178,6 +159,7 @@ class AsyncInferenceRunner:
         self._layer = layer
         self._options = RecordOptions(unknown, upper, strip_stop, max_length, long)
         self._on_rejected = on_rejected
+        self._kept = kept
         self._warned = False
 
     def run(self, records: Iterable[Record], first_row: int = 0) -> Iterator[Embedding]:
@@ -204,7 +186,7 @@ class AsyncInferenceRunner:
             # The reading is not waited for: a pipe may stay silent.
             workers.shutdown(wait=wait, cancel_futures=True)
 
-    def _next_window(self, stream: Iterator[tuple[int, Record]]) -> _Window:
+    def _next_window(self, stream: Iterator[tuple[int, Record]]) -> Window:
         rows: list[int] = []
         names: list[str] = []
         records: dict[bytes, list[int]] = {}
@@ -230,9 +212,15 @@ class AsyncInferenceRunner:
             self.totals.cut += prepared.was_cut
         if row is not None:
             self.window_ends.append(row + 1)
-        lengths = [len(protein) for protein in tokens]
-        packs = even_packs(lengths, self._max_tokens)
-        return _Window(rows, names, list(records.values()), tokens, packs)
+        found = self._find(tokens)
+        to_run = [i for i in range(len(tokens)) if i not in found]
+        packs = even_packs([len(tokens[i]) for i in to_run], self._max_tokens)
+        packs = [[to_run[i] for i in members] for members in packs]
+        return Window(rows, names, list(records.values()), tokens, packs, found)
+
+    def _find(self, tokens: list[NDArray[np.int64]]) -> dict[int, Values]:
+        found = self._kept.find(tokens) if self._kept else []
+        return {i: values for i, values in enumerate(found) if values is not None}
 
     def _reject(self, rejection: Rejection) -> None:
         if self._on_rejected is None and not rejection.asked:
@@ -254,9 +242,10 @@ class AsyncInferenceRunner:
 
     def _running(
         self, stream: Iterator[tuple[int, Record]], workers: Executor
-    ) -> Iterator[tuple[_Pack, "Future[list[Values]]"]]:
+    ) -> Iterator[tuple[Pack, list[Values]]]:
         """Yields packs in the order in which they were submitted; later ones run meanwhile.
 
+        Of a window those proteins come first that need not be run.
         The next window enters when it is there and this one is submitted, and is waited for only
         when nothing runs: results do not wait for a slow input, nor for an error in it.
         """
@@ -264,29 +253,36 @@ class AsyncInferenceRunner:
         ahead = at_once
         if self._pool == "none":
             ahead = min(ahead, self._held_tokens() // self._max_tokens)
-        to_run: deque[_Pack] = deque()
-        running: deque[tuple[_Pack, Future[list[Values]]]] = deque()
+        to_run: deque[Pack] = deque()
+        running: deque[tuple[Pack, Future[list[Values]]]] = deque()
         records_before = 0
-        upcoming: Future[_Window] | None = in_background(self._next_window, stream)
+        upcoming: Future[Window] | None = in_background(self._next_window, stream)
         while upcoming or to_run or running:
             if to_run and len(running) < at_once + ahead:
                 pack = to_run.popleft()
-                running.append((pack, workers.submit(self._embed, pack.batch)))
+                running.append((pack, workers.submit(self._embed, pack.batch())))
             elif upcoming and not to_run and (not running or _is_there(upcoming)):
                 window = upcoming.result()
-                to_run.extend(_packs_of(window, records_before))
+                to_run.extend(window.pack(members, records_before) for members in window.packs)
+                found = window.pack(window.found, records_before)
                 records_before += len(window.names)
                 upcoming = in_background(self._next_window, stream) if window.names else None
+                if window.found:
+                    self.totals.found += sum(map(len, found.records))
+                    yield found, list(window.found.values())
             else:
-                yield running.popleft()
+                pack, future = running.popleft()
+                values = future.result()
+                self._account_for_run(pack)
+                if self._kept:
+                    for tokens, vectors in zip(pack.tokens, values, strict=True):
+                        self._kept.keep(tokens, vectors)
+                yield pack, values
 
-    def _in_order(
-        self, running: Iterator[tuple[_Pack, "Future[list[Values]]"]]
-    ) -> Iterator[Embedding]:
+    def _in_order(self, finished_packs: Iterator[tuple[Pack, list[Values]]]) -> Iterator[Embedding]:
         finished: dict[int, Embedding] = {}
         to_yield = 0
-        for pack, future in running:
-            values = future.result()
+        for pack, values in finished_packs:
             self._account_for(pack)
             finished.update(_embeddings(pack, values))
             while to_yield in finished:
@@ -324,48 +320,40 @@ class AsyncInferenceRunner:
                 spec.format, spec.artifact, ", ".join(sizes),
             )  # fmt: skip
 
-    def _account_for(self, pack: _Pack) -> None:
-        batch, totals = pack.batch, self.totals
-        totals.packs += 1
-        for length, records in zip(np.diff(batch.cu_seqlens).tolist(), pack.records, strict=True):
+    def _account_for(self, pack: Pack) -> None:
+        totals = self.totals
+        for tokens, records in zip(pack.tokens, pack.records, strict=True):
+            length = len(tokens)
             totals.proteins += len(records)
             totals.tokens += length * len(records)
             totals.equal += len(records) - 1
             names = [record.name for record in records]
             totals.without_residues += names if length == 2 else []
             totals.over_budget += names if length > self._max_tokens else []
+
+    def _account_for_run(self, pack: Pack) -> None:
+        self.totals.packs += 1
+        lengths = [len(tokens) for tokens in pack.tokens]
         logger.debug(
             "pack %d: %d proteins, %d tokens, longest %d, packing efficiency %.1f %%",
-            totals.packs,
-            batch.num_proteins,
-            batch.num_tokens,
-            batch.max_seqlen,
-            100 * batch.num_tokens / max(self._max_tokens, batch.num_tokens),
+            self.totals.packs,
+            len(lengths),
+            sum(lengths),
+            max(lengths),
+            100 * sum(lengths) / max(self._max_tokens, sum(lengths)),
         )
 
 
-def _is_there(upcoming: "Future[_Window]") -> bool:
+def _is_there(upcoming: "Future[Window]") -> bool:
     return upcoming.done() and upcoming.exception() is None
 
 
-def _packs_of(window: _Window, records_before: int) -> Iterator[_Pack]:
-    for members in window.packs:
-        records = [
-            [_Of(records_before + i, window.rows[i], window.names[i]) for i in window.records[each]]
-            for each in members
-        ]
-        tokens = [window.tokens[each] for each in members]
-        names = [first.name for first, *_ in records]
-        yield _Pack(records, PackedBatch.from_tokens(tokens, names))
-
-
-def _embeddings(pack: _Pack, values: "list[Values]") -> Iterator[tuple[int, Embedding]]:
+def _embeddings(pack: Pack, values: "list[Values]") -> Iterator[tuple[int, Embedding]]:
     """With their places; equal proteins get copies, which their owner may change."""
-    lengths = np.diff(pack.batch.cu_seqlens).tolist()
-    for records, length, vector in zip(pack.records, lengths, values, strict=True):
+    for records, tokens, vector in zip(pack.records, pack.tokens, values, strict=True):
         for i, record in enumerate(records):
             own = vector.copy() if i else vector
-            yield record.place, Embedding(record.name, length, own, record.row)
+            yield record.place, Embedding(record.name, len(tokens), own, record.row)
 
 
 def check_finite(batch: PackedBatch, rows: NDArray[np.floating], how: Pool) -> None:

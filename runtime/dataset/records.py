@@ -51,6 +51,7 @@ class Run(msgspec.Struct, frozen=True):
         options: of the command, as they were given; None and ``auto`` where they were not.
         proteins, tokens: that the inputs hold, or None where they can be read only once.
         resolved: what the options came to.
+        number: of the run, which no other one has; 0 in folders of older versions.
     """
 
     schema_version: int
@@ -61,6 +62,7 @@ class Run(msgspec.Struct, frozen=True):
     proteins: int | None
     tokens: int | None
     resolved: Resolved | None = None
+    number: int = 0
 
 
 class Rejected(msgspec.Struct, frozen=True):

@@ -3,7 +3,7 @@
     python -m tests.dataset.saboteur HARM N embed ARTIFACT FASTA -o OUT/ --resume
 
 Moments are a pack that runs, a block or a footer that is written, a sync, a rename, a line of the
-journal. Harm is done before or behind one; a line of the journal can be cut.
+journal, vectors that are kept. Harm is done before or behind one; a line of the journal can be cut.
 """
 
 import errno
@@ -21,6 +21,7 @@ from runtime.dataset import folder
 from runtime.dataset.folder import Dataset
 from runtime.errors import EngineError
 from runtime.runner import AsyncInferenceRunner
+from runtime.vector_cache import VectorCache
 from runtime.writers.parquet import Writer
 
 MOMENTS: tuple[tuple[Any, str], ...] = (
@@ -30,6 +31,7 @@ MOMENTS: tuple[tuple[Any, str], ...] = (
     (folder, "_sync"),
     (Path, "replace"),
     (Dataset, "_append"),
+    (VectorCache, "_write"),
 )
 
 

@@ -179,9 +179,11 @@ def test_going_on_gives_the_same_bits(
     assert before == {name: (unfinished / name).read_bytes() for name in before}
 
 
-def test_a_run_that_is_killed_again_and_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_cache", [False, True])
+def test_a_run_that_is_killed_again_and_again(tmp_path: Path, with_cache: bool) -> None:
     fasta = write_input(tmp_path / "in.fasta.gz", 300)
-    done = torture(tmp_path, fasta, 8, seed=int.from_bytes(os.urandom(2), "big"))
+    kept = write_input(tmp_path / "kept.fasta", 150) if with_cache else None
+    done = torture(tmp_path, fasta, 5, seed=int.from_bytes(os.urandom(2), "big"), kept=kept)
     assert done["compared"] >= 1
 
 

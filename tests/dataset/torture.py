@@ -6,12 +6,14 @@ python -m tests.dataset.torture --disturbances 500 --seed 7
 
 import gzip
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import click
@@ -70,6 +72,13 @@ def read(out: Path) -> Rows:
     return Rows(pa.concat_tables(tables), parquet.read_table(out / REJECTED_FILE))
 
 
+def run(*arguments: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "runtime.cli", *arguments], capture_output=True, text=True
+    )
+    assert ended.returncode in (OK, SOME_REJECTED), ended.stderr
+
+
 def disturbed(rng: random.Random, arguments: list[str], seconds: float) -> str:
     """Runs the command once, with harm at a random moment; says what was done."""
     harm = rng.choice([*HARMS, KILLED_OUTSIDE])
@@ -91,31 +100,45 @@ def disturbed(rng: random.Random, arguments: list[str], seconds: float) -> str:
     return harm
 
 
-def torture(folder: Path, proteins: Path, disturbances: int, seed: int) -> Counter[str]:
+def torture(
+    folder: Path, proteins: Path, disturbances: int, seed: int, kept: Path | None = None
+) -> Counter[str]:
     """What was done, and how often a dataset was finished and compared.
+
+    Args:
+        folder: to work in.
+        proteins: the input.
+        disturbances: at least.
+        seed: of moments and harms.
+        kept: proteins whose vectors are in the cache when a run begins; None runs without one.
 
     Raises:
         AssertionError: a row is missing, there twice, elsewhere, or has another bit.
     """
     rng = random.Random(f"{seed} {proteins.name}")
     artifact = stored_artifact(max(STORED_SCHEMAS), folder)
+    cache = folder / "cache"
+    if kept:
+        run(*command(artifact, kept, folder / "kept"), "--cache", str(cache))
+
+    def of(out: Path) -> list[str]:
+        if kept is None:
+            return command(artifact, proteins, out)
+        # Each begins with what was in it first, not with what the runs before kept.
+        own = shutil.copytree(cache, folder / f"cache of {out.name}")
+        return [*command(artifact, proteins, out), "--cache", str(own)]
+
     begun = time.monotonic()
-    subprocess.run(
-        [sys.executable, "-m", "runtime.cli", *command(artifact, proteins, folder / "whole")],
-        check=False, capture_output=True,
-    )  # fmt: skip
+    run(*of(folder / "whole"))
     seconds = time.monotonic() - begun
     expected = read(folder / "whole")
     done: Counter[str] = Counter()
     number = 0
     while done.total() - done["compared"] < disturbances:
-        arguments = command(artifact, proteins, folder / f"out{number}")
+        arguments = of(folder / f"out{number}")
         for _ in range(rng.randrange(1, 8)):
             done[disturbed(rng, arguments, seconds)] += 1
-        ended = subprocess.run(
-            [sys.executable, "-m", "runtime.cli", *arguments], capture_output=True, text=True
-        )
-        assert ended.returncode in (OK, SOME_REJECTED), ended.stderr
+        run(*arguments)
         assert read(folder / f"out{number}") == expected, f"out{number} differs, seed {seed}"
         done["compared"] += 1
         number += 1
@@ -127,13 +150,15 @@ def torture(folder: Path, proteins: Path, disturbances: int, seed: int) -> Count
 @click.option("--seed", default=0, show_default=True)
 @click.option("--proteins", default=600, show_default=True)
 def main(disturbances: int, seed: int, proteins: int) -> None:
-    names = ("input.fasta", "input.fasta.gz", "input.parquet")
-    for name in names:
+    plans = list(product(("input.fasta", "input.fasta.gz", "input.parquet"), (False, True)))
+    for name, with_cache in plans:
         with tempfile.TemporaryDirectory() as folder:
             given = write_input(Path(folder) / name, proteins)
-            done = torture(Path(folder), given, disturbances // len(names), seed)
+            kept = write_input(Path(folder) / f"kept-{name}", proteins // 2) if with_cache else None
+            done = torture(Path(folder), given, disturbances // len(plans), seed, kept)
         said = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in done.items())
-        click.echo(f"{name}: {said}: every bit is the same")
+        with_it = " with a cache" if with_cache else ""
+        click.echo(f"{name}{with_it}: {said}: every bit is the same")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from exporter.planted import Fault, RuntimeFault
 from runtime import runner
 from runtime.readers.records import Prepared, Rejection, prepare
 from runtime.runner import AsyncInferenceRunner, Embedding
+from runtime.windows import Pack, Window
 from runtime.writers import writing
 from runtime.writers.blocks import blocks
 
@@ -20,24 +21,24 @@ Plant = Callable[[], Any]
 
 def _in_order_of_packs() -> Any:
     def as_they_come(self: AsyncInferenceRunner, running: Any) -> Iterator[Embedding]:
-        for pack, future in running:
+        for pack, values in running:
             self._account_for(pack)
-            for _, embedding in runner._embeddings(pack, future.result()):
+            for _, embedding in runner._embeddings(pack, values):
                 yield embedding
 
     return replaced(AsyncInferenceRunner, "_in_order", as_they_come)
 
 
 def _next_window_forgets() -> Any:
-    original = runner._packs_of
+    original = Window.pack
 
-    def mixing_up(window: Any, records_before: int) -> Any:
-        for pack in original(window, records_before):
-            if records_before and len(pack.records) > 1:
-                pack.records[:2] = pack.records[1::-1]
-            yield pack
+    def mixing_up(self: Window, members: Iterable[int], records_before: int) -> Pack:
+        pack = original(self, members, records_before)
+        if records_before and len(pack.records) > 1:
+            pack.records[:2] = pack.records[1::-1]
+        return pack
 
-    return replaced(runner, "_packs_of", mixing_up)
+    return replaced(Window, "pack", mixing_up)
 
 
 def _long_ones_cut() -> Any:

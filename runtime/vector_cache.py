@@ -1,0 +1,196 @@
+"""Vectors kept over runs, in an SQLite file: a rerun of a growing database computes what is new."""
+
+import hashlib
+import json
+import secrets
+import sqlite3
+import threading
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.device import kind_of
+from runtime.engine import EngineSpec
+from runtime.errors import InputError
+from runtime.manifest import Manifest
+from runtime.pooling import Pool
+
+FILE_NAME = "vectors.sqlite"
+# Of this file and of what a key is made of: another one finds nothing, and overwrites nothing.
+VERSION = 1
+TABLE = (
+    "CREATE TABLE IF NOT EXISTS vectors (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, "
+    "run INTEGER NOT NULL, crc INTEGER NOT NULL, vector BLOB NOT NULL)"
+)
+KEY_BYTES = 16
+KEYS_A_QUERY = 500
+# Kept in memory until they are written together; what a kill costs.
+PENDING_BYTES = 8 << 20
+# While another process writes.
+WAIT_SECONDS = 60.0
+
+Values = NDArray[np.floating]
+
+
+class VectorCache:
+    """Vectors of one model, layer and pooling, by the tokens of a protein.
+
+    What this run keeps it does not find again: which proteins are left to compute, and so which
+    packs they get, depends on the input and on earlier runs alone, wherever this one is ended and
+    gone on with. One thread may look up while another one keeps.
+
+    Args:
+        folder: of the file; it is made where it does not exist.
+        manifest: of the artifact.
+        spec: of the engine that computes what is not found.
+        layer: of the vectors.
+        pool: of the vectors.
+        tf32: whether float32 products are rounded to it.
+        run: from ``new_run``, the same for a run that is gone on with.
+        warn: told once where no more can be kept; the run goes on.
+
+    Raises:
+        InputError: the file cannot be opened or written, or is no cache.
+    """
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, spec: EngineSpec, *, layer: int, pool: Pool,
+        tf32: bool, run: int, warn: Callable[[str], None],
+    ):  # fmt: skip
+        self.path = folder / FILE_NAME
+        self._context = _context(manifest, spec, layer, pool, tf32)
+        self._dtype = np.dtype("<f2" if spec.dtype == "float16" else "<f4")
+        self._shape = (-1, spec.embed_dim) if pool == "none" else (spec.embed_dim,)
+        self._run = run
+        self._warn = warn
+        self._pending: list[tuple[bytes, int, int, bytes]] = []
+        self._pending_bytes = 0
+        self._is_full = False
+        # Of both connections of this process: closing waits for a look-up.
+        self._lock = threading.Lock()
+        try:
+            folder.mkdir(exist_ok=True)
+            self._file = self._opened()
+        except (OSError, sqlite3.Error) as error:
+            raise InputError(
+                f"cannot use the cache {self.path}: {error}. Give --cache a folder that can be "
+                "written, or leave it out"
+            ) from None
+
+    def find(self, proteins: Sequence[NDArray[np.int64]]) -> list[Values | None]:
+        """Of each protein, by its tokens, what an earlier run kept; None where there is nothing.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        keys = [self._key(tokens) for tokens in proteins]
+        found: dict[bytes, Values] = {}
+        for begin in range(0, len(keys), KEYS_A_QUERY):
+            for key, check, data in self._rows(keys[begin : begin + KEYS_A_QUERY]):
+                if check != _check(key, data):
+                    raise self._damaged("a vector is not as it was written")
+                found[key] = np.frombuffer(bytearray(data), self._dtype).reshape(self._shape)
+        return [found.get(key) for key in keys]
+
+    def keep(self, tokens: NDArray[np.int64], values: Values) -> None:
+        """Keeps the vectors of a protein, ``[E]`` or ``[L, E]``, for later runs."""
+        if self._is_full:
+            return
+        key, data = self._key(tokens), values.astype(self._dtype, copy=False).tobytes()
+        self._pending.append((key, self._run, _check(key, data), data))
+        self._pending_bytes += len(data)
+        if self._pending_bytes >= PENDING_BYTES:
+            self._write()
+
+    def close(self) -> None:
+        """Writes what is kept in memory."""
+        self._write()
+        with self._lock:
+            self._file.close()
+
+    def __enter__(self) -> "VectorCache":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _opened(self) -> sqlite3.Connection:
+        file = sqlite3.connect(self.path, timeout=WAIT_SECONDS, check_same_thread=False)
+        try:
+            version = file.execute("PRAGMA user_version").fetchone()[0]
+            if version > VERSION:
+                raise sqlite3.DatabaseError(
+                    f"it has version {version}, this esm2-engines reads {VERSION}"
+                )
+            with file:
+                file.execute(TABLE)
+                file.execute(f"PRAGMA user_version = {VERSION}")
+        except sqlite3.Error:
+            file.close()
+            raise
+        return file
+
+    def _rows(self, keys: Sequence[bytes]) -> list[tuple[bytes, int, bytes]]:
+        places = ",".join("?" * len(keys))
+        try:
+            with self._lock:
+                return self._file.execute(
+                    f"SELECT key, crc, vector FROM vectors WHERE key IN ({places}) AND run != ?",  # noqa: S608
+                    (*keys, self._run),
+                ).fetchall()
+        except sqlite3.Error as error:
+            raise self._damaged(str(error)) from None
+
+    def _write(self) -> None:
+        pending, self._pending, self._pending_bytes = self._pending, [], 0
+        if not pending:
+            return
+        try:
+            with self._lock, self._file:
+                self._file.executemany(
+                    "INSERT OR IGNORE INTO vectors (key, run, crc, vector) VALUES (?, ?, ?, ?)",
+                    pending,
+                )
+        except sqlite3.Error as error:
+            self._is_full = True
+            self._warn(f"cannot write the cache {self.path} ({error}): no more is kept in it")
+
+    def _key(self, tokens: NDArray[np.int64]) -> bytes:
+        # ESM-2 has 33 tokens: a byte each.
+        data = self._context + tokens.astype(np.uint8).tobytes()
+        return hashlib.blake2b(data, digest_size=KEY_BYTES).digest()
+
+    def _damaged(self, why: str) -> InputError:
+        return InputError(f"the cache {self.path} is damaged ({why}). Remove it, or leave it out")
+
+
+def new_run() -> int:
+    """A number that no other run has."""
+    return secrets.randbits(62)
+
+
+def _check(key: bytes, data: bytes) -> int:
+    return zlib.crc32(data, zlib.crc32(key))
+
+
+def _context(manifest: Manifest, spec: EngineSpec, layer: int, pool: Pool, tf32: bool) -> bytes:
+    """All that a vector depends on, but for the protein.
+
+    Threads and packs change last bits alone, and those of another pack would be as good.
+    """
+    of_vector = {
+        "version": VERSION,
+        "manifest": manifest.manifest_sha256,
+        "engine": spec.format,
+        "device": kind_of(spec.device),
+        "dtype": spec.dtype,
+        "attention": spec.attention,
+        "library": spec.library,
+        "layer": layer,
+        "pool": pool,
+        "tf32": tf32,
+    }
+    return hashlib.sha256(json.dumps(of_vector, sort_keys=True).encode()).digest()
