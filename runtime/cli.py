@@ -97,6 +97,12 @@ def info(artifact: Path, as_json: bool) -> None:
     "[default: the engine's]",
 )
 @click.option(
+    "--with",
+    "added",
+    metavar="NAMES",
+    help="Columns beside the vectors, in Parquet: header, sequence, sha256 (of the sequence).",
+)
+@click.option(
     "--cache",
     metavar="FOLDER",
     help="Keep vectors over runs: of what is in it already nothing is computed again.",
@@ -131,14 +137,15 @@ def info(artifact: Path, as_json: bool) -> None:
 def embed(
     artifact: Path, inputs: tuple[str, ...], sequence_column: str | None, id_column: str | None,
     output: str, resume: bool, part_mb: float, engine: str, device: str, pool: Any,
-    store: str | None, cache: str | None, layer: int | None, max_tokens: int | None,
-    max_length: int | None, long: Any, on_error: str, unknown: Any, upper: bool, strip_stop: bool,
-    attention: Any, v1_attention: bool, tf32: bool, cuda_graphs: bool, threads: int | None,
-    concurrency: int | None, debug: bool, as_json: bool,
+    store: str | None, added: str | None, cache: str | None, layer: int | None,
+    max_tokens: int | None, max_length: int | None, long: Any, on_error: str, unknown: Any,
+    upper: bool, strip_stop: bool, attention: Any, v1_attention: bool, tf32: bool,
+    cuda_graphs: bool, threads: int | None, concurrency: int | None, debug: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Embed the proteins of FASTA files, or of tables.
 
-    FASTA, CSV and TSV may be compressed (.gz, .zst, .bz2, .xz); - is standard input.
+    INPUT: files, folders, patterns in quotes such as 'proteomes/**/*.faa.gz', or - for standard
+    input. FASTA, CSV and TSV may be compressed (.gz, .zst, .bz2, .xz).
 
     Exits with 0 if every record was embedded, 3 if some were rejected (--on-error skip: they are
     listed in OUTPUT.rejected.tsv, or in the folder's _rejected/rejected.parquet), 2 if nothing was
@@ -146,8 +153,10 @@ def embed(
     """
     from runtime.dataset.folder import is_dataset
     from runtime.embed_files import EmbedOptions, embed_dataset, embed_file
+    from runtime.readers.paths import files_of
     from runtime.readers.records import RecordOptions
     from runtime.readers.tables import Columns
+    from runtime.writers.columns import columns_of
 
     if id_column and not sequence_column:
         raise InputError("--id-column is for tables: give --sequence-column too")
@@ -158,7 +167,7 @@ def embed(
         logging.getLogger("runtime").setLevel(logging.DEBUG)  # not the libraries
     options = EmbedOptions(
         artifact=artifact,
-        inputs=inputs,
+        inputs=files_of(inputs, sequence_column is not None),
         engine=engine,
         device=device,
         attention=attention_of(attention, v1_attention),
@@ -174,6 +183,7 @@ def embed(
         columns=Columns(sequence_column, id_column) if sequence_column else None,
         store=store,
         cache=cache,
+        added=columns_of(added),
     )
     if not output:
         raise InputError("-o is empty. Name a file or a folder")

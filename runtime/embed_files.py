@@ -34,6 +34,7 @@ from runtime.runner import AsyncInferenceRunner, Totals
 from runtime.threads import default_threads
 from runtime.vector_cache import VectorCache, new_run
 from runtime.writers import check_output, write_embeddings
+from runtime.writers.columns import check_columns
 from runtime.writers.rejected_file import rejected_file
 
 
@@ -50,6 +51,7 @@ class EmbedOptions:
         columns: of tables; None where the inputs are FASTA.
         store: the dtype to write, ``"float16"`` or ``"float32"``; None takes the engine's.
         cache: a folder of vectors that are kept over runs; None computes all.
+        added: columns beside the vectors, of ``runtime.writers.columns``.
     """
 
     artifact: Path
@@ -69,6 +71,7 @@ class EmbedOptions:
     columns: Columns | None = None
     store: str | None = None
     cache: str | None = None
+    added: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ def embed_file(options: EmbedOptions, output: Path, say: Say, warn: Say) -> Summ
     """
     started = time.perf_counter()
     check_output(output)
+    check_columns(options.added, output)
     manifest, inputs, found = _looked_at(options, say)
     packing = _packing(options, manifest, found)
     with (
@@ -119,7 +123,7 @@ def embed_file(options: EmbedOptions, output: Path, say: Say, warn: Say) -> Summ
             stream = Stream(inputs, runner, options.store, warn)
             embeddings = with_progress(stream.embeddings(0), runner.totals, _total(found), say)
             embeddings = unless_empty(embeddings, runner.totals, rejected)
-            write_embeddings(output, embeddings, _metadata(options, engine))
+            write_embeddings(output, embeddings, _metadata(options, engine), options.added)
     stream.report_oddities(options.max_tokens or default_max_tokens(engine.spec.device))
     return Summary(
         spec=engine.spec,
@@ -174,8 +178,9 @@ def embed_dataset(
                 )  # fmt: skip
                 embeddings = unless_empty(embeddings, runner.totals, dataset, dataset.proteins)
                 dataset.write(
-                    embeddings, runner.window_ends, _metadata(options, engine), part_bytes
-                )
+                    embeddings, runner.window_ends, _metadata(options, engine), part_bytes,
+                    options.added,
+                )  # fmt: skip
     stream.report_oddities(budget)
     return _summary(engine.spec, runner.totals, dataset, started)
 
@@ -279,6 +284,7 @@ def _run(options: EmbedOptions, manifest: Manifest, found: Scan) -> Run:
     for name in ("artifact", "inputs"):
         del given[name]
     given["device"] = kind_of(options.device)
+    given["with"] = ",".join(given.pop("added")) or None
     given["on_error"] = "skip" if given.pop("skip") else "stop"
     return Run(
         schema_version=SCHEMA_VERSION,

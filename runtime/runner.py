@@ -48,12 +48,16 @@ class Embedding:
         num_tokens: tokens that were run, BOS and EOS included.
         values: ``[E]``, or ``[L, E]`` for its residues where pooling is ``"none"``.
         row: of the record in the input, from 0; those that were rejected count.
+        header: of the record, all of it; empty where it has none.
+        sequence: of the record, as it was given.
     """
 
     id: str
     num_tokens: int
     values: NDArray[np.floating]
     row: int = 0
+    header: str = ""
+    sequence: str = ""
 
 
 @dataclass
@@ -187,9 +191,8 @@ class AsyncInferenceRunner:
             workers.shutdown(wait=wait, cancel_futures=True)
 
     def _next_window(self, stream: Iterator[tuple[int, Record]]) -> Window:
-        rows: list[int] = []
-        names: list[str] = []
-        records: dict[bytes, list[int]] = {}
+        records: list[tuple[int, Record]] = []
+        holders: dict[bytes, list[int]] = {}
         tokens: list[NDArray[np.int64]] = []
         budget = self._window_tokens()
         row = None
@@ -199,12 +202,11 @@ class AsyncInferenceRunner:
             if isinstance(prepared, Rejection):
                 self._reject(replace(prepared, row=row))
                 continue
-            equal = records.setdefault(prepared.tokens.tobytes(), [])
+            equal = holders.setdefault(prepared.tokens.tobytes(), [])
             if not equal:
                 tokens.append(prepared.tokens)
-            equal.append(len(rows))
-            rows.append(row)
-            names.append(record.id)
+            equal.append(len(records))
+            records.append(numbered)
             budget -= len(prepared.tokens)
             self.totals.lower_case += prepared.was_lower
             self.totals.stops += prepared.had_stop
@@ -216,7 +218,7 @@ class AsyncInferenceRunner:
         to_run = [i for i in range(len(tokens)) if i not in found]
         packs = even_packs([len(tokens[i]) for i in to_run], self._max_tokens)
         packs = [[to_run[i] for i in members] for members in packs]
-        return Window(rows, names, list(records.values()), tokens, packs, found)
+        return Window(records, list(holders.values()), tokens, packs, found)
 
     def _find(self, tokens: list[NDArray[np.int64]]) -> dict[int, Values]:
         found = self._kept.find(tokens) if self._kept else []
@@ -265,8 +267,8 @@ class AsyncInferenceRunner:
                 window = upcoming.result()
                 to_run.extend(window.pack(members, records_before) for members in window.packs)
                 found = window.pack(window.found, records_before)
-                records_before += len(window.names)
-                upcoming = in_background(self._next_window, stream) if window.names else None
+                records_before += len(window.records)
+                upcoming = in_background(self._next_window, stream) if window.records else None
                 if window.found:
                     self.totals.found += sum(map(len, found.records))
                     yield found, list(window.found.values())
@@ -327,7 +329,7 @@ class AsyncInferenceRunner:
             totals.proteins += len(records)
             totals.tokens += length * len(records)
             totals.equal += len(records) - 1
-            names = [record.name for record in records]
+            names = [placed.record.id for placed in records]
             totals.without_residues += names if length == 2 else []
             totals.over_budget += names if length > self._max_tokens else []
 
@@ -351,9 +353,13 @@ def _is_there(upcoming: "Future[Window]") -> bool:
 def _embeddings(pack: Pack, values: "list[Values]") -> Iterator[tuple[int, Embedding]]:
     """With their places; equal proteins get copies, which their owner may change."""
     for records, tokens, vector in zip(pack.records, pack.tokens, values, strict=True):
-        for i, record in enumerate(records):
+        for i, placed in enumerate(records):
             own = vector.copy() if i else vector
-            yield record.place, Embedding(record.name, len(tokens), own, record.row)
+            record = placed.record
+            yield (
+                placed.place,
+                Embedding(record.id, len(tokens), own, placed.row, record.header, record.sequence),
+            )
 
 
 def check_finite(batch: PackedBatch, rows: NDArray[np.floating], how: Pool) -> None:

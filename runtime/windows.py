@@ -7,17 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.packing import PackedBatch
+from runtime.readers.records import Record
 
 Values = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A record: its place among those that are run, its row in the input, and its name."""
+    """A record: its place among those that are run, and its row in the input."""
 
     place: int
     row: int
-    name: str
+    record: Record
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Pack:
 
     def batch(self) -> PackedBatch:
         """To run."""
-        return PackedBatch.from_tokens(self.tokens, [first.name for first, *_ in self.records])
+        return PackedBatch.from_tokens(self.tokens, [first.record.id for first, *_ in self.records])
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,15 @@ class Window:
     """Records, each distinct protein among them once, and packs of those.
 
     Attributes:
-        rows, names: of each record.
-        records: of each distinct protein, the records that hold it.
+        records: that are run, and the row of each in the input.
+        holders: of each distinct protein, the numbers of the records that hold it.
         tokens: of each distinct protein.
         packs: of distinct proteins that are to be computed.
         found: of the others, which were computed before.
     """
 
-    rows: list[int]
-    names: list[str]
-    records: list[list[int]]
+    records: list[tuple[int, Record]]
+    holders: list[list[int]]
     tokens: list[NDArray[np.int64]]
     packs: list[list[int]]
     found: dict[int, Values]
@@ -60,7 +60,7 @@ class Window:
         """
         chosen = list(members)
         records = [
-            [Placed(records_before + i, self.rows[i], self.names[i]) for i in self.records[each]]
+            [Placed(records_before + i, *self.records[i]) for i in self.holders[each]]
             for each in chosen
         ]
         return Pack(records, [self.tokens[each] for each in chosen])

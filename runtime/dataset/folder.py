@@ -4,7 +4,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -128,15 +128,16 @@ class Dataset:
         window_ends: deque[int],
         metadata: dict[str, str],
         part_bytes: int,
+        columns: Sequence[str] = (),
         part_seconds: float = PART_SECONDS,
     ) -> None:
         """Writes all embeddings, part by part, and finishes the dataset.
 
         Args:
-            embeddings: of a runner that began at ``next_row``.
-            window_ends: of that runner.
+            embeddings, window_ends: of a runner that began at ``next_row``.
             metadata: stored in each part.
             part_bytes: of vectors in a part, and a window more.
+            columns: beside them, see ``runtime.writers.columns``.
             part_seconds: after which a part ends however small it is.
 
         Raises:
@@ -145,12 +146,12 @@ class Dataset:
         cutter = Cutter(embeddings, window_ends, part_bytes, part_seconds)
         with naming_errors(self.path, self._how_to_go_on):
             while not cutter.is_done:
-                self._write_part(cutter, metadata)
+                self._write_part(cutter, metadata, columns)
             self._write_rejected()
             self._append(Finished(self.next_row))
         self.is_finished = True
 
-    def _write_part(self, cutter: Cutter, metadata: dict[str, str]) -> None:
+    def _write_part(self, cutter: Cutter, metadata: dict[str, str], columns: Sequence[str]) -> None:
         from runtime.writers.parquet import Writer
 
         begun = time.monotonic()
@@ -158,7 +159,7 @@ class Dataset:
         target = self.path / name
         with staging(target) as aside:
             with closing(Writer(aside, metadata, numbered=True)) as writer:
-                for block in blocks(cutter.part()):
+                for block in blocks(cutter.part(), columns):
                     writer.write(block)
                 proteins = writer.proteins
                 if proteins:

@@ -1,6 +1,6 @@
 """Embeddings gathered until they are worth writing: bounded in bytes, whatever their shape."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import EngineError, NonFiniteError
 from runtime.runner import Embedding
+from runtime.writers.columns import COLUMNS
 
 # Held in memory before they go to the file, and once more while they are joined.
 BLOCK_BYTES = 8 << 20
@@ -28,6 +29,7 @@ class Block:
         rows: ``[N, E]`` little-endian; ``[sum(L), E]`` where there is one row a residue.
         ends: ``[N]`` int64, where each protein ends in ``rows``; None where it has one row.
         numbers: ``[N]`` int64, the row of each protein's record in the input.
+        columns: of ``columns.COLUMNS``, ``[N]`` each.
     """
 
     ids: list[str]
@@ -35,10 +37,15 @@ class Block:
     rows: NDArray[np.floating]
     ends: NDArray[np.int64] | None
     numbers: NDArray[np.int64]
+    columns: dict[str, list[str]]
 
 
-def blocks(embeddings: Iterable[Embedding]) -> Iterator[Block]:
+def blocks(embeddings: Iterable[Embedding], columns: Sequence[str] = ()) -> Iterator[Block]:
     """Joins embeddings to blocks of about ``BLOCK_BYTES``; a larger one is a block of its own.
+
+    Args:
+        embeddings: consumed once.
+        columns: names of ``columns.COLUMNS`` to add.
 
     Raises:
         MemoryError, EngineError, NonFiniteError: of ``embeddings``, after a last block with all
@@ -47,11 +54,11 @@ def blocks(embeddings: Iterable[Embedding]) -> Iterator[Block]:
     gathered: list[Embedding] = []
     try:
         for members in _gathered(embeddings, gathered, BLOCK_BYTES):
-            yield _joined(members)
+            yield _joined(members, columns)
     except SPARING:
         # In small pieces: there may be no memory left to join them.
         for members in _gathered(iter(gathered[:]), [], BLOCK_BYTES // 32):
-            yield _joined(members)
+            yield _joined(members, columns)
         raise
 
 
@@ -61,7 +68,8 @@ def _gathered(
     """Gives ``gathered`` whenever it holds so many bytes; who takes it empties it."""
     held = 0
     for embedding in embeddings:
-        size = embedding.values.nbytes + 4 * len(embedding.id) + OVERHEAD_BYTES
+        text = len(embedding.id) + len(embedding.header) + len(embedding.sequence)
+        size = embedding.values.nbytes + 4 * text + OVERHEAD_BYTES
         if gathered and held + size > num_bytes:
             yield gathered
             held = 0
@@ -71,7 +79,7 @@ def _gathered(
         yield gathered
 
 
-def _joined(embeddings: list[Embedding]) -> Block:
+def _joined(embeddings: list[Embedding], columns: Sequence[str]) -> Block:
     """Empties the list when all is done, so that nothing is held twice while it is written."""
     values = [embedding.values for embedding in embeddings]
     per_residue = values[0].ndim == 2
@@ -85,6 +93,7 @@ def _joined(embeddings: list[Embedding]) -> Block:
         np.ascontiguousarray(rows, rows.dtype.newbyteorder("<")),
         np.array(list(accumulate(map(len, values))), np.int64) if per_residue else None,
         np.array([embedding.row for embedding in embeddings], np.int64),
+        {name: list(map(COLUMNS[name], embeddings)) for name in columns},
     )
     embeddings.clear()
     return block

@@ -37,6 +37,9 @@ class Writer:
             | {
                 "ids": pyarrow.array(block.ids, pyarrow.string()),
                 "num_tokens": block.num_tokens,
+            }
+            | {name: pyarrow.array(text, pyarrow.string()) for name, text in block.columns.items()}
+            | {
                 "embeddings": vectors,
             }
         ).replace_schema_metadata(self._metadata)

@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -62,7 +62,12 @@ def check_output(path: Path) -> None:
             raise PermissionError("it is another user's, and only they may replace it there")
 
 
-def write_embeddings(path: Path, embeddings: Iterable[Embedding], metadata: dict[str, str]) -> None:
+def write_embeddings(
+    path: Path,
+    embeddings: Iterable[Embedding],
+    metadata: dict[str, str],
+    columns: Sequence[str] = (),
+) -> None:
     """Writes all embeddings; ``path`` appears only when the last of them is in it.
 
     Memory is bounded (``blocks.BLOCK_BYTES``), however many they are.
@@ -71,6 +76,7 @@ def write_embeddings(path: Path, embeddings: Iterable[Embedding], metadata: dict
         path: ends in .npz, .parquet or .h5.
         embeddings: consumed once, in order.
         metadata: stored beside the data.
+        columns: see ``columns_of``; for .parquet.
 
     Raises:
         InputError: there are no embeddings.
@@ -85,7 +91,7 @@ def write_embeddings(path: Path, embeddings: Iterable[Embedding], metadata: dict
             module = importlib.import_module(FORMATS[path.suffix][0])
             writer: Writer = stack.enter_context(closing(module.Writer(aside, metadata)))
         try:
-            for block in blocks(embeddings):
+            for block in blocks(embeddings, columns):
                 with _naming(path, writer):
                     writer.write(block)
         except MemoryError as error:

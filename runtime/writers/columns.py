@@ -1,0 +1,37 @@
+"""Columns beside the vectors, for those who ask for them."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from runtime.errors import InputError
+from runtime.runner import Embedding
+
+
+def _sha256(embedding: Embedding) -> str:
+    return hashlib.sha256(embedding.sequence.encode(errors="surrogateescape")).hexdigest()
+
+
+COLUMNS: dict[str, Callable[[Embedding], str]] = {
+    "header": lambda embedding: embedding.header,
+    "sequence": lambda embedding: embedding.sequence,
+    "sha256": _sha256,
+}
+
+
+def columns_of(given: str | None) -> tuple[str, ...]:
+    """Names of ``COLUMNS`` in the order of a list with commas, each once.
+
+    Raises:
+        InputError: another name.
+    """
+    names = tuple(dict.fromkeys(filter(None, map(str.strip, (given or "").split(",")))))
+    if unknown := [name for name in names if name not in COLUMNS]:
+        raise InputError(f"--with knows {', '.join(COLUMNS)}, got {unknown[0]!r}")
+    return names
+
+
+def check_columns(names: Sequence[str], output: Path) -> None:
+    """Raises InputError where a file has no place for them."""
+    if names and output.suffix != ".parquet":
+        raise InputError(f"--with adds columns to Parquet, and {output} is none. Give -o NAME/")
