@@ -192,11 +192,13 @@ def _looked_at(options: EmbedOptions, say: Say) -> tuple[Manifest, Inputs, Scan]
     inputs = Inputs(options.inputs, options.columns)
     found = scan(options.inputs, options.records, options.columns)
     found.check(options.skip)
-    if found.num_cut:
-        say(
-            f"{found.num_cut:,} proteins are longer than {options.records.max_length:,} residues: "
-            "their ends are cut off"
-        )
+    for count, what in (
+        (found.num_cut, "their ends are cut off"),
+        (found.num_in_windows, "they are run in windows"),
+    ):
+        if count:
+            most = options.records.max_length
+            say(f"{count:,} proteins are longer than {most:,} residues: {what}")
     return manifest, inputs, found
 
 

@@ -24,8 +24,10 @@ from runtime.errors import EngineError, InputError, NonFiniteError
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool, check_pool, residue_rows
 from runtime.readers.records import Long, Record, RecordOptions, Rejection, prepare
+from runtime.results import Embedding as Embedding
+from runtime.results import InOrder
 from runtime.tokenizer import Unknown
-from runtime.windows import Pack, Values, Window
+from runtime.windows import Holder, Pack, Values, Window
 
 logger = logging.getLogger(__name__)
 
@@ -39,27 +41,6 @@ WINDOW_BYTES = 16 << 20
 WINDOW_FILL = 0.975
 
 
-@dataclass(frozen=True)
-class Embedding:
-    """One protein's result.
-
-    Attributes:
-        id: of the record.
-        num_tokens: tokens that were run, BOS and EOS included.
-        values: ``[E]``, or ``[L, E]`` for its residues where pooling is ``"none"``.
-        row: of the record in the input, from 0; those that were rejected count.
-        header: of the record, all of it; empty where it has none.
-        sequence: of the record, as it was given.
-    """
-
-    id: str
-    num_tokens: int
-    values: NDArray[np.floating]
-    row: int = 0
-    header: str = ""
-    sequence: str = ""
-
-
 @dataclass
 class Totals:
     """What a runner has done so far.
@@ -71,6 +52,7 @@ class Totals:
         found: proteins whose vectors an earlier run kept; those equal to them too.
         lower_case, stops, unknown, cut: proteins in which lower case was taken as upper case, a
             ``*`` at the end removed, characters outside the alphabet replaced, the end cut off.
+        in_windows: proteins that were run in windows.
         without_residues: ids of proteins of BOS and EOS alone.
         over_budget: ids of proteins with more tokens than a pack's budget.
     """
@@ -85,6 +67,7 @@ class Totals:
     stops: int = 0
     unknown: int = 0
     cut: int = 0
+    in_windows: int = 0
     without_residues: list[str] = field(default_factory=list)
     over_budget: list[str] = field(default_factory=list)
 
@@ -191,8 +174,8 @@ class AsyncInferenceRunner:
             workers.shutdown(wait=wait, cancel_futures=True)
 
     def _next_window(self, stream: Iterator[tuple[int, Record]]) -> Window:
-        records: list[tuple[int, Record]] = []
-        holders: dict[bytes, list[int]] = {}
+        num_records = 0
+        holders: dict[bytes, list[Holder]] = {}
         tokens: list[NDArray[np.int64]] = []
         budget = self._window_tokens()
         row = None
@@ -202,23 +185,27 @@ class AsyncInferenceRunner:
             if isinstance(prepared, Rejection):
                 self._reject(replace(prepared, row=row))
                 continue
-            equal = holders.setdefault(prepared.tokens.tobytes(), [])
-            if not equal:
-                tokens.append(prepared.tokens)
-            equal.append(len(records))
-            records.append(numbered)
-            budget -= len(prepared.tokens)
+            runs = prepared.runs
+            for number, run in enumerate(runs):
+                equal = holders.setdefault(run.tobytes(), [])
+                if not equal:
+                    tokens.append(run)
+                whole = len(prepared.tokens)
+                equal.append(Holder(num_records, row, record, whole, number, len(runs)))
+                budget -= len(run)
+            num_records += 1
             self.totals.lower_case += prepared.was_lower
             self.totals.stops += prepared.had_stop
             self.totals.unknown += prepared.had_unknown
             self.totals.cut += prepared.was_cut
+            self.totals.in_windows += bool(prepared.windows)
         if row is not None:
             self.window_ends.append(row + 1)
         found = self._find(tokens)
         to_run = [i for i in range(len(tokens)) if i not in found]
         packs = even_packs([len(tokens[i]) for i in to_run], self._max_tokens)
         packs = [[to_run[i] for i in members] for members in packs]
-        return Window(records, list(holders.values()), tokens, packs, found)
+        return Window(num_records, list(holders.values()), tokens, packs, found)
 
     def _find(self, tokens: list[NDArray[np.int64]]) -> dict[int, Values]:
         found = self._kept.find(tokens) if self._kept else []
@@ -267,10 +254,10 @@ class AsyncInferenceRunner:
                 window = upcoming.result()
                 to_run.extend(window.pack(members, records_before) for members in window.packs)
                 found = window.pack(window.found, records_before)
-                records_before += len(window.records)
-                upcoming = in_background(self._next_window, stream) if window.records else None
+                records_before += window.num_records
+                upcoming = in_background(self._next_window, stream) if window.num_records else None
                 if window.found:
-                    self.totals.found += sum(map(len, found.records))
+                    self.totals.found += sum(map(len, found.holders))
                     yield found, list(window.found.values())
             else:
                 pack, future = running.popleft()
@@ -282,14 +269,12 @@ class AsyncInferenceRunner:
                 yield pack, values
 
     def _in_order(self, finished_packs: Iterator[tuple[Pack, list[Values]]]) -> Iterator[Embedding]:
-        finished: dict[int, Embedding] = {}
-        to_yield = 0
+        in_order = InOrder(self._pool)
         for pack, values in finished_packs:
             self._account_for(pack)
-            finished.update(_embeddings(pack, values))
-            while to_yield in finished:
-                yield finished.pop(to_yield)
-                to_yield += 1
+            for embedding in in_order.add(pack, values):
+                self.totals.proteins += 1
+                yield embedding
 
     def _embed(self, batch: PackedBatch) -> list[Values]:
         if reasons := self._engine.unsupported_reasons(batch):
@@ -324,12 +309,11 @@ class AsyncInferenceRunner:
 
     def _account_for(self, pack: Pack) -> None:
         totals = self.totals
-        for tokens, records in zip(pack.tokens, pack.records, strict=True):
+        for tokens, holders in zip(pack.tokens, pack.holders, strict=True):
             length = len(tokens)
-            totals.proteins += len(records)
-            totals.tokens += length * len(records)
-            totals.equal += len(records) - 1
-            names = [placed.record.id for placed in records]
+            totals.tokens += length * len(holders)
+            totals.equal += len(holders) - 1
+            names = [holder.record.id for holder in holders]
             totals.without_residues += names if length == 2 else []
             totals.over_budget += names if length > self._max_tokens else []
 
@@ -348,18 +332,6 @@ class AsyncInferenceRunner:
 
 def _is_there(upcoming: "Future[Window]") -> bool:
     return upcoming.done() and upcoming.exception() is None
-
-
-def _embeddings(pack: Pack, values: "list[Values]") -> Iterator[tuple[int, Embedding]]:
-    """With their places; equal proteins get copies, which their owner may change."""
-    for records, tokens, vector in zip(pack.records, pack.tokens, values, strict=True):
-        for i, placed in enumerate(records):
-            own = vector.copy() if i else vector
-            record = placed.record
-            yield (
-                placed.place,
-                Embedding(record.id, len(tokens), own, placed.row, record.header, record.sequence),
-            )
 
 
 def check_finite(batch: PackedBatch, rows: NDArray[np.floating], how: Pool) -> None:

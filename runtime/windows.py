@@ -1,7 +1,7 @@
 """A stretch of a stream of proteins: records, each distinct protein once, packs of those."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,24 +13,35 @@ Values = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A record: its place among those that are run, and its row in the input."""
+class Holder:
+    """A record that holds a protein, or a window of one.
+
+    Attributes:
+        place: among the records that are run.
+        row: in the input.
+        record: what was read.
+        num_tokens: of all of it.
+        window, windows: which of how many (see ``runtime.sliding``); most are run whole.
+    """
 
     place: int
     row: int
     record: Record
+    num_tokens: int
+    window: int = 0
+    windows: int = 1
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Proteins by their tokens, and the records that each of them is of."""
+    """Distinct proteins by their tokens, and the holders of each."""
 
-    records: list[list[Placed]]
+    holders: list[list[Holder]]
     tokens: list[NDArray[np.int64]]
 
     def batch(self) -> PackedBatch:
         """To run."""
-        return PackedBatch.from_tokens(self.tokens, [first.record.id for first, *_ in self.records])
+        return PackedBatch.from_tokens(self.tokens, [first.record.id for first, *_ in self.holders])
 
 
 @dataclass(frozen=True)
@@ -38,15 +49,15 @@ class Window:
     """Records, each distinct protein among them once, and packs of those.
 
     Attributes:
-        records: that are run, and the row of each in the input.
-        holders: of each distinct protein, the numbers of the records that hold it.
+        num_records: that are run.
+        holders: of each distinct protein, those with the first record of this window at place 0.
         tokens: of each distinct protein.
         packs: of distinct proteins that are to be computed.
         found: of the others, which were computed before.
     """
 
-    records: list[tuple[int, Record]]
-    holders: list[list[int]]
+    num_records: int
+    holders: list[list[Holder]]
     tokens: list[NDArray[np.int64]]
     packs: list[list[int]]
     found: dict[int, Values]
@@ -59,8 +70,8 @@ class Window:
             records_before: records that are run in the windows before.
         """
         chosen = list(members)
-        records = [
-            [Placed(records_before + i, *self.records[i]) for i in self.holders[each]]
+        holders = [
+            [replace(holder, place=records_before + holder.place) for holder in self.holders[each]]
             for each in chosen
         ]
-        return Pack(records, [self.tokens[each] for each in chosen])
+        return Pack(holders, [self.tokens[each] for each in chosen])

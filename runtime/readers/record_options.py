@@ -41,6 +41,7 @@ length_options = option_group(
         default="error",
         show_default=True,
         type=click.Choice(LONG_CHOICES),
-        help="For longer ones. skip: leave them out and go on. truncate: run their first residues.",
+        help="For longer ones. skip: leave them out and go on. truncate: run their first residues. "
+        "window: run windows that overlap by a quarter, and average.",
     ),
 )

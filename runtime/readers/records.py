@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import InputError
+from runtime.sliding import windows_of
 from runtime.tokenizer import UNKNOWN_CHOICES, SequenceError, Unknown, decode, tokenize
 
 # A byte that was not UTF-8 is read as one of these (PEP 383).
@@ -21,7 +22,7 @@ _UPPER = {code: code - 32 for code in range(ord("a"), ord("z") + 1)}  # ASCII: "
 _TOKEN = re.compile(r"(<[a-z_0-9]+>)")
 _LONGEST_SHOWN = 60
 
-Long = Literal["error", "skip", "truncate"]
+Long = Literal["error", "skip", "truncate", "window"]
 LONG_CHOICES: tuple[str, ...] = get_args(Long)
 
 
@@ -56,7 +57,8 @@ class RecordOptions:
         long: what becomes of longer ones. ``"error"``: they cannot be run; ``"skip"``: they are
             left out, whatever becomes of other records that cannot be run; ``"truncate"``: their
             first ``max_length`` residues are run, between BOS and EOS, as fair-esm does it
-            (esm/data.py:268).
+            (esm/data.py:268); ``"window"``: all of it is run, in windows of ``max_length`` residues
+            (see ``runtime.sliding``).
 
     Raises:
         InputError: an ``unknown`` or ``long`` that is none of its choices, or no length.
@@ -89,6 +91,7 @@ class Prepared:
         had_stop: a ``*`` was removed.
         had_unknown: a character outside the alphabet was replaced.
         was_cut: it was longer, and its end is left out.
+        windows: that are run in its place, where it is longer; ``[W + 2]`` each.
     """
 
     tokens: NDArray[np.int64]
@@ -96,6 +99,12 @@ class Prepared:
     had_stop: bool = False
     had_unknown: bool = False
     was_cut: bool = False
+    windows: tuple[NDArray[np.int64], ...] = ()
+
+    @property
+    def runs(self) -> tuple[NDArray[np.int64], ...]:
+        """Tokens of what is run: the windows, or the protein itself."""
+        return self.windows or (self.tokens,)
 
     def text(self, record: Record) -> str:
         """What was tokenized; the sequence as it was given where nothing was changed."""
@@ -159,12 +168,15 @@ def prepare(record: Record, options: RecordOptions) -> Prepared | Rejection:
     except SequenceError as error:
         return _rejection(record, error.position, error.reason, error.advice)
     most = options.max_length
-    was_cut = most is not None and len(tokens) - 2 > most
-    if was_cut and options.long != "truncate":
-        return _too_long(record, len(tokens) - 2, options)
-    if most is not None and was_cut:
+    prepared = Prepared(tokens, upper != sequence, had_stop, had_unknown)
+    if most is None or len(tokens) - 2 <= most:
+        return prepared
+    if options.long == "window":
+        return replace(prepared, windows=windows_of(tokens, most))
+    if options.long == "truncate":
         tokens = np.concatenate([tokens[: most + 1], tokens[-1:]])
-    return Prepared(tokens, upper != sequence, had_stop, had_unknown, was_cut)
+        return replace(prepared, tokens=tokens, was_cut=True)
+    return _too_long(record, len(tokens) - 2, options)
 
 
 def printable(text: str) -> str:
@@ -209,7 +221,8 @@ def _bad_id(record: Record) -> Rejection | None:
 def _too_long(record: Record, length: int, options: RecordOptions) -> Rejection:
     rejection = _rejection(
         record, None, f"{length:,} residues are more than {options.max_length:,} (--max-length)",
-        "Cut such proteins with --long truncate, leave them out with --long skip",
+        "Run such proteins in windows or cut them with --long window or truncate, leave them out "
+        "with --long skip",
     )  # fmt: skip
     return replace(rejection, asked=options.long == "skip")
 

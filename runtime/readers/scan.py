@@ -28,6 +28,7 @@ class Scan:
         num_errors: of those, the ones that nobody asked to leave out.
         first_error: the first of those.
         num_cut: proteins that are longer than they may be, and are cut.
+        num_in_windows: those that are run in windows; their windows' tokens count.
         is_whole: every path was read. A pipe can be read only once, when its proteins are run.
     """
 
@@ -40,6 +41,7 @@ class Scan:
     num_errors: int = 0
     first_error: Rejection | None = None
     num_cut: int = 0
+    num_in_windows: int = 0
 
     def check(self, skip: bool) -> None:
         """Raises InputError if a record cannot be run, with ``skip`` only if none can."""
@@ -107,12 +109,12 @@ def _add_clean(so_far: Scan, pieces: Pieces) -> Scan | None:
 def _add_each(so_far: Scan, records: Iterable[Record], options: RecordOptions) -> Scan:
     results = [prepare(record, options) for record in records]
     prepared = [result for result in results if isinstance(result, Prepared)]
-    lengths = [len(result.tokens) for result in prepared]
+    lengths = [len(run) for result in prepared for run in result.runs]
     rejected = [result for result in results if isinstance(result, Rejection)]
     errors = [result for result in rejected if not result.asked]
     return replace(
         so_far,
-        num_proteins=so_far.num_proteins + len(lengths),
+        num_proteins=so_far.num_proteins + len(prepared),
         num_tokens=so_far.num_tokens + sum(lengths),
         longest=max([so_far.longest, *lengths]),
         num_rejected=so_far.num_rejected + len(rejected),
@@ -120,6 +122,7 @@ def _add_each(so_far: Scan, records: Iterable[Record], options: RecordOptions) -
         num_errors=so_far.num_errors + len(errors),
         first_error=so_far.first_error or (errors[0] if errors else None),
         num_cut=so_far.num_cut + sum(result.was_cut for result in prepared),
+        num_in_windows=so_far.num_in_windows + sum(bool(result.windows) for result in prepared),
     )
 
 

@@ -56,7 +56,7 @@ def unfinished(
     original = AsyncInferenceRunner._embed
 
     def break_down(self: AsyncInferenceRunner, pack: object) -> list[Embedding]:
-        if next(packs) > 50:
+        if next(packs) > 100:
             raise EngineError("the engine broke")
         return original(self, pack)  # type: ignore[arg-type]
 

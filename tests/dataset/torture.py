@@ -30,7 +30,7 @@ KILLED_OUTSIDE = "killed from outside"
 # Small packs, small parts: some 25 windows and a part every second one.
 OPTIONS = (
     "--engine", "onnx", "--on-error", "skip", "--max-tokens", "64", "--threads", "2",
-    "--concurrency", "2", "--part-mb", "0.006",
+    "--concurrency", "2", "--part-mb", "0.006", "--max-length", "60", "--long", "window",
 )  # fmt: skip
 LAST_MOMENT = 160
 OK, SOME_REJECTED = 0, 3

@@ -353,7 +353,16 @@ class TestLongProteins:
     def test_an_error(self, artifact: Path, fasta: Path, tmp_path: Path) -> None:
         result = run("embed", artifact, fasta, "-o", tmp_path / "x.npz", "--max-length", 8)
         assert result.exit_code == 2
-        assert "32 residues are more than 8 (--max-length). Cut such proteins" in result.stderr
+        assert "32 residues are more than 8 (--max-length). Run such proteins" in result.stderr
+
+    def test_in_windows(self, artifact: Path, fasta: Path, tmp_path: Path) -> None:
+        options = ("--max-length", 8, "--long", "window", "--pool", "none")
+        result = run("embed", artifact, fasta, "-o", tmp_path / "x.parquet", *options)
+        assert "1 proteins are longer than 8 residues: they are run in windows" in result.stderr
+        assert "  run in windows of --max-length, proteins: 1\n" in result.stdout
+        rows = parquet.read_table(tmp_path / "x.parquet")
+        assert rows["num_tokens"].to_pylist() == [34, 10, 3]
+        assert [len(vectors) for vectors in rows["embeddings"].to_pylist()] == [32, 8, 1]
 
     @pytest.mark.parametrize("output", ["x.npz", "folder"])
     def test_left_out(self, artifact: Path, fasta: Path, tmp_path: Path, output: str) -> None:

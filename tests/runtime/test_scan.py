@@ -16,7 +16,7 @@ PIECES = (
 )  # fmt: skip
 OPTIONS = st.builds(
     RecordOptions, st.sampled_from(["error", "x", "unk"]), st.booleans(), st.booleans(),
-    st.sampled_from([None, 1, 5, 10]), st.sampled_from(["error", "skip", "truncate"]),
+    st.sampled_from([None, 1, 5, 10]), st.sampled_from(["error", "skip", "truncate", "window"]),
 )  # fmt: skip
 
 
@@ -31,17 +31,17 @@ def test_the_scan_says_what_the_run_will(path: Path, text: str, options: RecordO
         path.write_bytes(f">a\n{text}".encode(encoding))
         found = scan([str(path)], options)
         results = [prepare(record, options) for record in read_fasta([str(path)])]
-        lengths = [len(result.tokens) for result in results if isinstance(result, Prepared)]
+        prepared = [result for result in results if isinstance(result, Prepared)]
+        lengths = [len(run) for result in prepared for run in result.runs]
         rejected = [result for result in results if not isinstance(result, Prepared)]
-        assert found.num_proteins == len(lengths)
+        assert found.num_proteins == len(prepared)
         assert found.num_tokens == sum(lengths)
         assert found.longest == max([0, *lengths])
         assert found.num_rejected == len(rejected)
         errors = [result for result in rejected if not result.asked]
         assert (found.num_errors, found.first_error) == (len(errors), (errors or [None])[0])
-        assert found.num_cut == sum(
-            result.was_cut for result in results if isinstance(result, Prepared)
-        )
+        assert found.num_cut == sum(result.was_cut for result in prepared)
+        assert found.num_in_windows == sum(len(result.runs) > 1 for result in prepared)
         assert found.first_rejected == (rejected[0] if rejected else None)
 
 

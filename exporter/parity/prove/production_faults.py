@@ -11,7 +11,7 @@ from exporter.parity.truth.packs import STREAM
 from exporter.planted import Fault, RuntimeFault
 from runtime import runner
 from runtime.readers.records import Prepared, Rejection, prepare
-from runtime.runner import AsyncInferenceRunner, Embedding
+from runtime.results import Embedding, InOrder
 from runtime.windows import Pack, Window
 from runtime.writers import writing
 from runtime.writers.blocks import blocks
@@ -20,13 +20,11 @@ Plant = Callable[[], Any]
 
 
 def _in_order_of_packs() -> Any:
-    def as_they_come(self: AsyncInferenceRunner, running: Any) -> Iterator[Embedding]:
-        for pack, values in running:
-            self._account_for(pack)
-            for _, embedding in runner._embeddings(pack, values):
-                yield embedding
+    def as_they_come(self: InOrder, pack: Pack, values: Any) -> Iterator[Embedding]:
+        for _, embedding in self.whole(pack, values):
+            yield embedding
 
-    return replaced(AsyncInferenceRunner, "_in_order", as_they_come)
+    return replaced(InOrder, "add", as_they_come)
 
 
 def _next_window_forgets() -> Any:
@@ -34,8 +32,8 @@ def _next_window_forgets() -> Any:
 
     def mixing_up(self: Window, members: Iterable[int], records_before: int) -> Pack:
         pack = original(self, members, records_before)
-        if records_before and len(pack.records) > 1:
-            pack.records[:2] = pack.records[1::-1]
+        if records_before and len(pack.holders) > 1:
+            pack.holders[:2] = pack.holders[1::-1]
         return pack
 
     return replaced(Window, "pack", mixing_up)

@@ -1,0 +1,85 @@
+"""What comes out of a stream: one embedding for each record, in the order of the input."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from runtime.pooling import Pool
+from runtime.sliding import joined
+from runtime.windows import Pack, Values
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """One protein's result.
+
+    Attributes:
+        id: of the record.
+        num_tokens: of the protein, BOS and EOS included.
+        values: ``[E]``, or ``[L, E]`` for its residues where pooling is ``"none"``.
+        row: of the record in the input, from 0; those that were rejected count.
+        header: of the record, all of it; empty where it has none.
+        sequence: of the record, as it was given.
+    """
+
+    id: str
+    num_tokens: int
+    values: "NDArray[np.floating]"
+    row: int = 0
+    header: str = ""
+    sequence: str = ""
+
+
+class InOrder:
+    """Takes packs as they are finished, and gives embeddings in the order of the records.
+
+    Args:
+        pool: of the vectors that come.
+    """
+
+    def __init__(self, pool: Pool):
+        self._pool: Pool = pool
+        self._finished: dict[int, Embedding] = {}
+        self._windows: dict[int, dict[int, Values]] = {}
+        self._next = 0
+
+    def add(self, pack: Pack, values: list[Values]) -> Iterator[Embedding]:
+        """Gives those that the next records waited for.
+
+        Args:
+            pack: that is finished.
+            values: of each of its proteins.
+        """
+        self._finished.update(self.whole(pack, values))
+        while self._next in self._finished:
+            yield self._finished.pop(self._next)
+            self._next += 1
+
+    def whole(self, pack: Pack, values: list[Values]) -> Iterator[tuple[int, Embedding]]:
+        """Of each record whose last window this is, its place and its embedding.
+
+        Equal proteins get copies, which their owner may change.
+        """
+        for holders, vector in zip(pack.holders, values, strict=True):
+            for i, holder in enumerate(holders):
+                own = vector.copy() if i else vector
+                if holder.windows > 1:
+                    there = self._windows.setdefault(holder.place, {})
+                    there[holder.window] = own
+                    if len(there) < holder.windows:
+                        continue
+                    del self._windows[holder.place]
+                    in_turn = [there[window] for window in sorted(there)]
+                    own = joined(in_turn, holder.num_tokens - 2, self._pool)
+                record = holder.record
+                yield (
+                    holder.place,
+                    Embedding(
+                        record.id, holder.num_tokens, own, holder.row, record.header,
+                        record.sequence,
+                    ),
+                )  # fmt: skip
