@@ -14,7 +14,7 @@ from typing import Any
 from runtime import __version__
 from runtime import manifest as manifests
 from runtime.attention import Attention
-from runtime.concurrency import Packing, packing_for
+from runtime.concurrency import Packing, memory_of_longest, packing_for
 from runtime.dataset.folder import Dataset, opened
 from runtime.dataset.records import SCHEMA_VERSION, Input, Resolved, Run
 from runtime.device import default_max_tokens, kind_of
@@ -31,11 +31,15 @@ from runtime.readers.records import RecordOptions, Rejection, printable
 from runtime.readers.scan import Scan, scan
 from runtime.readers.tables import Columns
 from runtime.runner import AsyncInferenceRunner, Totals
-from runtime.threads import default_threads
+from runtime.sliding import TRAINED_ON
+from runtime.threads import default_threads, usable_memory
 from runtime.vector_cache import VectorCache, new_run
 from runtime.writers import check_output, write_embeddings
 from runtime.writers.columns import check_columns
 from runtime.writers.rejected_file import rejected_file
+
+# Bytes of a protein that are worth a word.
+LEAST_TOLD = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,7 @@ def embed_file(options: EmbedOptions, output: Path, say: Say, warn: Say) -> Summ
         with _kept(options, manifest, engine.spec, new_run(), warn) as kept:
             runner = _runner(options, engine, budget, rejected.add, kept)
             _introduce(engine.spec, say, warn)
+            _tell_of_the_longest(found, manifest, engine.spec, say)
             stream = Stream(inputs, runner, options.store, warn)
             embeddings = with_progress(stream.embeddings(0), runner.totals, _total(found), say)
             embeddings = unless_empty(embeddings, runner.totals, rejected)
@@ -171,6 +176,7 @@ def embed_dataset(
             with _kept(options, manifest, engine.spec, number, warn) as kept:
                 runner = _runner(options, engine, budget, dataset.reject, kept)
                 _introduce(engine.spec, say, warn)
+                _tell_of_the_longest(found, manifest, engine.spec, say)
                 stream = Stream(inputs, runner, options.store, warn)
                 embeddings = with_progress(
                     stream.embeddings(dataset.next_row), runner.totals, _total(found), say,
@@ -199,6 +205,11 @@ def _looked_at(options: EmbedOptions, say: Say) -> tuple[Manifest, Inputs, Scan]
         if count:
             most = options.records.max_length
             say(f"{count:,} proteins are longer than {most:,} residues: {what}")
+    if found.num_long:
+        say(
+            f"{found.num_long:,} proteins are longer than {TRAINED_ON:,} residues, which ESM-2 was "
+            "trained on: --max-length and --long say what becomes of them"
+        )
     return manifest, inputs, found
 
 
@@ -248,6 +259,20 @@ def _runner(
         engine, budget, options.pool, options.layer, **asdict(options.records),
         on_rejected=reject_or_raise, kept=kept,
     )  # fmt: skip
+
+
+def _tell_of_the_longest(found: Scan, manifest: Manifest, spec: EngineSpec, say: Say) -> None:
+    """What it may take, where that is much."""
+    shape = manifest.architecture
+    keeps_scores = spec.attention == "standard"
+    needed = memory_of_longest(found.longest, shape.embed_dim, shape.num_heads, keeps_scores)
+    if needed < LEAST_TOLD:
+        return
+    told = f"the longest protein has {found.longest:,} tokens: it takes up to {needed / 1e9:.1f} GB"
+    free = usable_memory() if spec.device == "cpu" else None
+    if free is not None and needed > free:
+        told += f", and {free / 1e9:.1f} GB are free. --max-length and --long make it shorter"
+    say(told)
 
 
 def _introduce(spec: EngineSpec, say: Say, warn: Say) -> None:

@@ -13,6 +13,7 @@ from runtime.pooling import Pool
 
 Floats = NDArray[np.floating]
 
+TRAINED_ON = 1022
 # Of a window's residues, those that the next one holds too, at least.
 OVERLAP = 0.25
 

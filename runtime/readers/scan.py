@@ -8,6 +8,7 @@ from runtime.errors import InputError
 from runtime.readers.fasta import Pieces, is_regular, read_pieces
 from runtime.readers.records import Prepared, Record, RecordOptions, Rejection, prepare
 from runtime.readers.tables import ROWS_AT_ONCE, Columns, read_tables
+from runtime.sliding import TRAINED_ON
 from runtime.tokenizer import RESIDUES
 
 _SEQUENCE_BYTES = f"{RESIDUES}\n".encode()
@@ -29,6 +30,7 @@ class Scan:
         first_error: the first of those.
         num_cut: proteins that are longer than they may be, and are cut.
         num_in_windows: those that are run in windows; their windows' tokens count.
+        num_long: proteins of more residues than ESM-2 was trained on.
         is_whole: every path was read. A pipe can be read only once, when its proteins are run.
     """
 
@@ -42,6 +44,7 @@ class Scan:
     first_error: Rejection | None = None
     num_cut: int = 0
     num_in_windows: int = 0
+    num_long: int = 0
 
     def check(self, skip: bool) -> None:
         """Raises InputError if a record cannot be run, with ``skip`` only if none can."""
@@ -94,15 +97,13 @@ def _add_clean(so_far: Scan, pieces: Pieces) -> Scan | None:
     residues = "".join([body for _, _, body in pairs])
     if not _holds_only(headers, _HEADER_BYTES) or not _holds_only(residues, _SEQUENCE_BYTES):
         return None
-    longest = so_far.longest
-    for _, _, body in pairs:
-        if len(body) + 2 > longest:  # most are shorter even with their line ends
-            longest = max(longest, len(body) - body.count("\n") + 2)
+    lengths = [len(body) - body.count("\n") for _, _, body in pairs]
     return replace(
         so_far,
         num_proteins=so_far.num_proteins + len(pairs),
-        num_tokens=so_far.num_tokens + len(residues) - residues.count("\n") + 2 * len(pairs),
-        longest=longest,
+        num_tokens=so_far.num_tokens + sum(lengths) + 2 * len(pairs),
+        longest=max([so_far.longest, *(length + 2 for length in lengths)]),
+        num_long=so_far.num_long + sum(length > TRAINED_ON for length in lengths),
     )
 
 
@@ -121,6 +122,8 @@ def _add_each(so_far: Scan, records: Iterable[Record], options: RecordOptions) -
         first_rejected=so_far.first_rejected or (rejected[0] if rejected else None),
         num_errors=so_far.num_errors + len(errors),
         first_error=so_far.first_error or (errors[0] if errors else None),
+        num_long=so_far.num_long
+        + sum(len(result.tokens) - 2 > TRAINED_ON and not result.windows for result in prepared),
         num_cut=so_far.num_cut + sum(result.was_cut for result in prepared),
         num_in_windows=so_far.num_in_windows + sum(bool(result.windows) for result in prepared),
     )

@@ -19,6 +19,7 @@ from pyarrow import parquet
 
 import runtime
 from exporter.publish import writable_copy
+from runtime import embed_files
 from runtime.cli import main
 from runtime.embed_stream import stored
 from runtime.runner import Embedding
@@ -354,6 +355,26 @@ class TestLongProteins:
         result = run("embed", artifact, fasta, "-o", tmp_path / "x.npz", "--max-length", 8)
         assert result.exit_code == 2
         assert "32 residues are more than 8 (--max-length). Run such proteins" in result.stderr
+
+    @pytest.mark.parametrize(
+        ("least", "free", "told"),
+        [
+            (10**9, 10**12, None),
+            (1, 10**12, "the longest protein has 1,102 tokens: it takes up to 0.0 GB\n"),
+            (1, 1000, "0.0 GB, and 0.0 GB are free. --max-length and --long make it shorter\n"),
+        ],
+    )  # fmt: skip
+    def test_what_they_take_is_said(
+        self, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int,
+        free: int, told: str | None,
+    ) -> None:  # fmt: skip
+        monkeypatch.setattr(embed_files, "LEAST_TOLD", least)
+        monkeypatch.setattr(embed_files, "usable_memory", lambda: free)
+        long = tmp_path / "long.fasta"
+        long.write_text(f">a\n{'MK' * 550}\n")
+        said = run("embed", artifact, long, "-o", tmp_path / "x.npz", "--engine", "onnx").stderr
+        assert "1 proteins are longer than 1,022 residues, which ESM-2 was trained on" in said
+        assert told in said if told else "the longest" not in said
 
     def test_in_windows(self, artifact: Path, fasta: Path, tmp_path: Path) -> None:
         options = ("--max-length", 8, "--long", "window", "--pool", "none")

@@ -41,6 +41,7 @@ def test_the_scan_says_what_the_run_will(path: Path, text: str, options: RecordO
         errors = [result for result in rejected if not result.asked]
         assert (found.num_errors, found.first_error) == (len(errors), (errors or [None])[0])
         assert found.num_cut == sum(result.was_cut for result in prepared)
+        assert found.num_long == 0
         assert found.num_in_windows == sum(len(result.runs) > 1 for result in prepared)
         assert found.first_rejected == (rejected[0] if rejected else None)
 
@@ -55,6 +56,19 @@ def test_the_last_of_5000_is_found_in_under_a_second(path: Path) -> None:
     with pytest.raises(runtime.InputError, match=r"record 'last' \(.*, line 9999\): .* 'J'"):
         found.check(skip=False)
     found.check(skip=True)
+
+
+@pytest.mark.parametrize("odd", ["", ">x\nmk\n"])
+def test_how_many_are_longer_than_esm2_was_trained_on(path: Path, odd: str) -> None:
+    lines = {1022: "M" * 1022, 1023: "M" * 1023, 2000: "\n".join(["M" * 50] * 40)}
+    path.write_text("".join(f">p{n}\n{body}\n" for n, body in lines.items()) + odd)
+    upper = RecordOptions(upper=True)
+    found = scan([str(path)], upper)
+    assert (found.num_long, found.longest) == (2, 2002)
+    cut = scan([str(path)], RecordOptions(upper=True, max_length=1022, long="truncate"))
+    assert (cut.num_long, cut.num_cut) == (0, 2)
+    windows = scan([str(path)], RecordOptions(upper=True, max_length=1022, long="window"))
+    assert (windows.num_long, windows.num_in_windows) == (0, 2)
 
 
 def test_several_files_and_pipes(path: Path) -> None:
