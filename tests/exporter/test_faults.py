@@ -191,6 +191,7 @@ class TestHalfPrecision:
             "LayerNorm eps 1e-12",
             "a LayerNorm bias zeroed",
             "digest of another checkpoint",
+            "names another dtype",
         ],
     )
     def test_others_are_rejected(self, half: Planter, name: str) -> None:
