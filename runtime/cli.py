@@ -87,8 +87,9 @@ def info(artifact: Path, as_json: bool) -> None:
     "--pool",
     default="mean",
     show_default=True,
-    type=click.Choice(POOL_CHOICES),
-    help="mean: residues only. none: one vector per residue.",
+    metavar="NAMES",
+    help=f"{', '.join(POOL_CHOICES)}. mean: residues only. none: one vector per residue. Several "
+    "with commas: a column of Parquet each, from one run.",
 )
 @click.option(
     "--store",
@@ -107,7 +108,11 @@ def info(artifact: Path, as_json: bool) -> None:
     metavar="FOLDER",
     help="Keep vectors over runs: of what is in it already nothing is computed again.",
 )
-@click.option("--layer", type=int, help="Which exported layer to embed with.  [default: the last]")
+@click.option(
+    "--layer",
+    metavar="NUMBERS",
+    help="Which exported layer to embed with, or several with commas.  [default: the last]",
+)
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
@@ -136,8 +141,8 @@ def info(artifact: Path, as_json: bool) -> None:
 @one_line_errors(Esm2Error, OSError)
 def embed(
     artifact: Path, inputs: tuple[str, ...], sequence_column: str | None, id_column: str | None,
-    output: str, resume: bool, part_mb: float, engine: str, device: str, pool: Any,
-    store: str | None, added: str | None, cache: str | None, layer: int | None,
+    output: str, resume: bool, part_mb: float, engine: str, device: str, pool: str,
+    store: str | None, added: str | None, cache: str | None, layer: str | None,
     max_tokens: int | None, max_length: int | None, long: Any, on_error: str, unknown: Any,
     upper: bool, strip_stop: bool, attention: Any, v1_attention: bool, tf32: bool,
     cuda_graphs: bool, threads: int | None, concurrency: int | None, debug: bool, as_json: bool,
@@ -156,6 +161,7 @@ def embed(
     from runtime.readers.paths import files_of
     from runtime.readers.records import RecordOptions
     from runtime.readers.tables import Columns
+    from runtime.several import layers_of, pools_of
     from runtime.writers.columns import columns_of
 
     if id_column and not sequence_column:
@@ -175,8 +181,8 @@ def embed(
         cuda_graphs=cuda_graphs,
         threads=threads,
         concurrency=concurrency,
-        pool=pool,
-        layer=layer,
+        pools=pools_of(pool),
+        layers=layers_of(layer),
         max_tokens=max_tokens,
         skip=on_error == "skip",
         records=RecordOptions(unknown, upper, strip_stop, max_length, long),

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from runtime import __version__
 from runtime import manifest as manifests
@@ -24,18 +23,20 @@ from runtime.errors import InputError
 from runtime.files import sha256
 from runtime.loading import load
 from runtime.manifest import Manifest
+from runtime.pooling import Pool
 from runtime.progress import with_progress
 from runtime.readers.fasta import check_readable, is_regular
 from runtime.readers.inputs import Inputs
 from runtime.readers.records import RecordOptions, Rejection, printable
 from runtime.readers.scan import Scan, scan
-from runtime.readers.tables import Columns
-from runtime.runner import AsyncInferenceRunner, Totals
+from runtime.readers.tables import Columns as TableColumns
+from runtime.runner import AsyncInferenceRunner, Totals, check_layer
+from runtime.several import Vectors
 from runtime.sliding import TRAINED_ON
 from runtime.threads import default_threads, usable_memory
 from runtime.vector_cache import VectorCache, new_run
 from runtime.writers import check_output, write_embeddings
-from runtime.writers.columns import check_columns
+from runtime.writers.columns import Columns, check_columns
 from runtime.writers.rejected_file import rejected_file
 
 # Bytes of a protein that are worth a word.
@@ -49,7 +50,8 @@ class EmbedOptions:
     Attributes:
         artifact, inputs: what to run, on which files.
         engine, device, attention, tf32, cuda_graphs, threads, concurrency: as in ``runtime.load``.
-        pool, layer, max_tokens: as in ``AsyncInferenceRunner``.
+        pools, layers: of the vectors, see ``runtime.several``; no layer takes the last.
+        max_tokens: as in ``AsyncInferenceRunner``.
         skip: leave records out that cannot be run.
         records: what is taken beyond ESM-2's alphabet.
         columns: of tables; None where the inputs are FASTA.
@@ -67,12 +69,12 @@ class EmbedOptions:
     cuda_graphs: bool
     threads: int | None
     concurrency: int | None
-    pool: Any
-    layer: int | None
+    pools: tuple[Pool, ...]
+    layers: tuple[int, ...]
     max_tokens: int | None
     skip: bool
     records: RecordOptions
-    columns: Columns | None = None
+    columns: TableColumns | None = None
     store: str | None = None
     cache: str | None = None
     added: tuple[str, ...] = ()
@@ -113,7 +115,7 @@ def embed_file(options: EmbedOptions, output: Path, say: Say, warn: Say) -> Summ
     """
     started = time.perf_counter()
     check_output(output)
-    check_columns(options.added, output)
+    check_columns(options.added, len(options.pools) * len(options.layers or (0,)), output)
     manifest, inputs, found = _looked_at(options, say)
     packing = _packing(options, manifest, found)
     with (
@@ -128,7 +130,9 @@ def embed_file(options: EmbedOptions, output: Path, say: Say, warn: Say) -> Summ
             stream = Stream(inputs, runner, options.store, warn)
             embeddings = with_progress(stream.embeddings(0), runner.totals, _total(found), say)
             embeddings = unless_empty(embeddings, runner.totals, rejected)
-            write_embeddings(output, embeddings, _metadata(options, engine), options.added)
+            write_embeddings(
+                output, embeddings, _metadata(options, engine), _columns(options, engine.spec)
+            )
     stream.report_oddities(options.max_tokens or default_max_tokens(engine.spec.device))
     return Summary(
         spec=engine.spec,
@@ -185,7 +189,7 @@ def embed_dataset(
                 embeddings = unless_empty(embeddings, runner.totals, dataset, dataset.proteins)
                 dataset.write(
                     embeddings, runner.window_ends, _metadata(options, engine), part_bytes,
-                    options.added,
+                    _columns(options, engine.spec),
                 )  # fmt: skip
     stream.report_oddities(budget)
     return _summary(engine.spec, runner.totals, dataset, started)
@@ -195,6 +199,8 @@ def _looked_at(options: EmbedOptions, say: Say) -> tuple[Manifest, Inputs, Scan]
     """What can be told before a model is loaded; raises InputError for what cannot be run."""
     check_readable(options.inputs)
     manifest = manifests.read(options.artifact, check_files=False)  # before files that may be large
+    for layer in options.layers:
+        check_layer(layer, manifest.layers)
     inputs = Inputs(options.inputs, options.columns)
     found = scan(options.inputs, options.records, options.columns)
     found.check(options.skip)
@@ -240,8 +246,8 @@ def _kept(
     if options.cache is None:
         return nullcontext()
     return VectorCache(
-        Path(options.cache), manifest, spec, layer=_layer(options, spec), pool=options.pool,
-        tf32=options.tf32, run=run, warn=warn,
+        Path(options.cache), manifest, spec, _vectors(options, spec), tf32=options.tf32, run=run,
+        warn=warn,
     )  # fmt: skip
 
 
@@ -255,9 +261,11 @@ def _runner(
             raise InputError(str(rejection))
         reject(rejection)
 
+    vectors = _vectors(options, engine.spec)
     return AsyncInferenceRunner(
-        engine, budget, options.pool, options.layer, **asdict(options.records),
+        engine, budget, vectors.pools[0], vectors.layers[0], **asdict(options.records),
         on_rejected=reject_or_raise, kept=kept,
+        of_pack=vectors.of_pack(engine) if vectors.are_several else None,
     )  # fmt: skip
 
 
@@ -292,13 +300,17 @@ def _total(found: Scan) -> int | None:
 def _metadata(options: EmbedOptions, engine: Engine) -> dict[str, str]:
     spec = engine.spec
     return {
-        "artifact": spec.artifact, "engine": spec.format, "pool": options.pool,
-        "layer": str(_layer(options, spec)),
+        "artifact": spec.artifact, "engine": spec.format, "pool": ",".join(options.pools),
+        "layer": ",".join(map(str, _vectors(options, spec).layers)),
     }  # fmt: skip
 
 
-def _layer(options: EmbedOptions, spec: EngineSpec) -> int:
-    return spec.layers[-1] if options.layer is None else options.layer
+def _columns(options: EmbedOptions, spec: EngineSpec) -> Columns:
+    return Columns(options.added, _vectors(options, spec).names)
+
+
+def _vectors(options: EmbedOptions, spec: EngineSpec) -> Vectors:
+    return Vectors(options.layers or spec.layers[-1:], options.pools)
 
 
 # --- datasets -----------------------------------------------------------------------------------
@@ -311,6 +323,8 @@ def _run(options: EmbedOptions, manifest: Manifest, found: Scan) -> Run:
     for name in ("artifact", "inputs"):
         del given[name]
     given["device"] = kind_of(options.device)
+    given["pool"] = ",".join(given.pop("pools"))
+    given["layer"] = ",".join(map(str, given.pop("layers"))) or None
     given["with"] = ",".join(given.pop("added")) or None
     given["on_error"] = "skip" if given.pop("skip") else "stop"
     return Run(

@@ -8,7 +8,7 @@ a window are run once.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -101,6 +101,9 @@ class AsyncInferenceRunner:
         max_length: residues of the longest protein; None takes all.
         long: what becomes of longer ones (see ``RecordOptions``).
         kept: vectors of earlier runs; None computes all.
+        of_pack: gives each protein's values, in place of pooling ``layer``; they grow with the
+            protein where ``pool`` is ``"none"``, and are bounded else.
+        rows_of_token: of E numbers that they hold for each token where they grow.
 
     Attributes:
         totals: what was done so far.
@@ -124,20 +127,17 @@ class AsyncInferenceRunner:
         max_length: int | None = None,
         long: Long = "error",
         kept: Kept | None = None,
+        of_pack: Callable[[PackedBatch], list[Values]] | None = None,
+        rows_of_token: int = 1,
     ):
         check_pool(pool)
         if max_tokens is None:
             max_tokens = default_max_tokens(engine.spec.device)
         if max_tokens < 1:
             raise InputError(f"max_tokens must be at least 1, got {max_tokens}")
-        layers = engine.spec.layers
         if layer is None:
-            layer = layers[-1]
-        if layer not in layers:
-            raise InputError(
-                f"layer {layer} is not in this artifact, it exports {list(layers)}. "
-                f"Export it with 'esm2-export build --layers {layer}'"
-            )
+            layer = engine.spec.layers[-1]
+        check_layer(layer, engine.spec.layers)
         self.totals = Totals()
         self.window_ends: deque[int] = deque()
         self._engine = engine
@@ -147,6 +147,8 @@ class AsyncInferenceRunner:
         self._options = RecordOptions(unknown, upper, strip_stop, max_length, long)
         self._on_rejected = on_rejected
         self._kept = kept
+        self._of_pack = of_pack
+        self._rows_of_token = rows_of_token
         self._warned = False
 
     def run(self, records: Iterable[Record], first_row: int = 0) -> Iterator[Embedding]:
@@ -226,7 +228,7 @@ class AsyncInferenceRunner:
     def _held_tokens(self) -> int:
         """Tokens whose rows take ``WINDOW_BYTES``, at least those of a pack."""
         spec = self._engine.spec
-        row_bytes = spec.embed_dim * (2 if spec.dtype == "float16" else 4)
+        row_bytes = self._rows_of_token * spec.embed_dim * (2 if spec.dtype == "float16" else 4)
         return max(WINDOW_BYTES // row_bytes, self._max_tokens)
 
     def _running(
@@ -282,6 +284,8 @@ class AsyncInferenceRunner:
                 f"engine {self._engine.spec.format!r} cannot run this pack: {'; '.join(reasons)}"
             )
         self._warn_beyond_the_proof(batch)
+        if self._of_pack:
+            return self._of_pack(batch)
         rows = self._engine.embed(batch, self._layer, self._pool)
         check_finite(batch, rows, self._pool)
         if self._pool != "none":
@@ -332,6 +336,15 @@ class AsyncInferenceRunner:
 
 def _is_there(upcoming: "Future[Window]") -> bool:
     return upcoming.done() and upcoming.exception() is None
+
+
+def check_layer(layer: int, exported: Sequence[int]) -> None:
+    """Raises InputError where an artifact does not export it."""
+    if layer not in exported:
+        raise InputError(
+            f"layer {layer} is not in this artifact, it exports {list(exported)}. "
+            f"Export it with 'esm2-export build --layers {layer}'"
+        )
 
 
 def check_finite(batch: PackedBatch, rows: NDArray[np.floating], how: Pool) -> None:

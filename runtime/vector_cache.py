@@ -16,7 +16,7 @@ from runtime.device import kind_of
 from runtime.engine import EngineSpec
 from runtime.errors import InputError
 from runtime.manifest import Manifest
-from runtime.pooling import Pool
+from runtime.several import Vectors
 
 FILE_NAME = "vectors.sqlite"
 # Of this file and of what a key is made of: another one finds nothing, and overwrites nothing.
@@ -36,7 +36,7 @@ Values = NDArray[np.floating]
 
 
 class VectorCache:
-    """Vectors of one model, layer and pooling, by the tokens of a protein.
+    """Vectors of one model, of its layers and poolings, by the tokens of a protein.
 
     What this run keeps it does not find again: which proteins are left to compute, and so which
     packs they get, depends on the input and on earlier runs alone, wherever this one is ended and
@@ -46,8 +46,7 @@ class VectorCache:
         folder: of the file; it is made where it does not exist.
         manifest: of the artifact.
         spec: of the engine that computes what is not found.
-        layer: of the vectors.
-        pool: of the vectors.
+        vectors: which; several of a protein are kept as one.
         tf32: whether float32 products are rounded to it.
         run: from ``new_run``, the same for a run that is gone on with.
         warn: told once where no more can be kept; the run goes on.
@@ -57,13 +56,14 @@ class VectorCache:
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, spec: EngineSpec, *, layer: int, pool: Pool,
-        tf32: bool, run: int, warn: Callable[[str], None],
+        self, folder: Path, manifest: Manifest, spec: EngineSpec, vectors: Vectors, *, tf32: bool,
+        run: int, warn: Callable[[str], None],
     ):  # fmt: skip
         self.path = folder / FILE_NAME
-        self._context = _context(manifest, spec, layer, pool, tf32)
+        self._context = _context(manifest, spec, vectors, tf32)
         self._dtype = np.dtype("<f2" if spec.dtype == "float16" else "<f4")
-        self._shape = (-1, spec.embed_dim) if pool == "none" else (spec.embed_dim,)
+        width = len(vectors.names) * spec.embed_dim
+        self._shape = (-1, width) if vectors.pools == ("none",) else (width,)
         self._run = run
         self._warn = warn
         self._pending: list[tuple[bytes, int, int, bytes]] = []
@@ -176,7 +176,7 @@ def _check(key: bytes, data: bytes) -> int:
     return zlib.crc32(data, zlib.crc32(key))
 
 
-def _context(manifest: Manifest, spec: EngineSpec, layer: int, pool: Pool, tf32: bool) -> bytes:
+def _context(manifest: Manifest, spec: EngineSpec, vectors: Vectors, tf32: bool) -> bytes:
     """All that a vector depends on, but for the protein.
 
     Threads and packs change last bits alone, and those of another pack would be as good.
@@ -189,8 +189,8 @@ def _context(manifest: Manifest, spec: EngineSpec, layer: int, pool: Pool, tf32:
         "dtype": spec.dtype,
         "attention": spec.attention,
         "library": spec.library,
-        "layer": layer,
-        "pool": pool,
+        "layers": vectors.layers,
+        "pools": vectors.pools,
         "tf32": tf32,
     }
     return hashlib.sha256(json.dumps(of_vector, sort_keys=True).encode()).digest()

@@ -4,7 +4,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +34,7 @@ from runtime.readers.records import Rejection, printable
 from runtime.runner import Embedding
 from runtime.staging import staged, staging
 from runtime.writers.blocks import blocks
+from runtime.writers.columns import USUAL, Columns
 from runtime.writers.writing import FORMATS, naming_errors
 
 # What a kill costs at most.
@@ -108,9 +109,8 @@ class Dataset:
             InputError: it is not.
         """
         if self.before is None:
-            _write_durably(
-                self.path / RUN_FILE, encode_run(msgspec.structs.replace(run, resolved=resolved))
-            )
+            whole = msgspec.structs.replace(run, resolved=resolved)
+            _write_durably(self.path / RUN_FILE, encode_run(whole))
             return run.number
         assert self.before.resolved is not None
         if found := differences_of_resolved(self.before.resolved, resolved):
@@ -128,7 +128,7 @@ class Dataset:
         window_ends: deque[int],
         metadata: dict[str, str],
         part_bytes: int,
-        columns: Sequence[str] = (),
+        columns: Columns = USUAL,
         part_seconds: float = PART_SECONDS,
     ) -> None:
         """Writes all embeddings, part by part, and finishes the dataset.
@@ -151,15 +151,15 @@ class Dataset:
             self._append(Finished(self.next_row))
         self.is_finished = True
 
-    def _write_part(self, cutter: Cutter, metadata: dict[str, str], columns: Sequence[str]) -> None:
+    def _write_part(self, cutter: Cutter, metadata: dict[str, str], columns: Columns) -> None:
         from runtime.writers.parquet import Writer
 
         begun = time.monotonic()
         name = f"part-{self.files:05}.parquet"
         target = self.path / name
         with staging(target) as aside:
-            with closing(Writer(aside, metadata, numbered=True)) as writer:
-                for block in blocks(cutter.part(), columns):
+            with closing(Writer(aside, metadata, columns, numbered=True)) as writer:
+                for block in blocks(cutter.part(), columns.added):
                     writer.write(block)
                 proteins = writer.proteins
                 if proteins:

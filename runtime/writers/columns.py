@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import InputError
@@ -19,6 +20,22 @@ COLUMNS: dict[str, Callable[[Embedding], str]] = {
 }
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Of a file of vectors.
+
+    Attributes:
+        added: names of ``COLUMNS``.
+        vectors: names of the columns of vectors, which lie one behind the other in a row.
+    """
+
+    added: Sequence[str] = ()
+    vectors: Sequence[str] = ("embeddings",)
+
+
+USUAL = Columns()
+
+
 def columns_of(given: str | None) -> tuple[str, ...]:
     """Names of ``COLUMNS`` in the order of a list with commas, each once.
 
@@ -31,7 +48,14 @@ def columns_of(given: str | None) -> tuple[str, ...]:
     return names
 
 
-def check_columns(names: Sequence[str], output: Path) -> None:
+def check_columns(added: Sequence[str], num_vectors: int, output: Path) -> None:
     """Raises InputError where a file has no place for them."""
-    if names and output.suffix != ".parquet":
+    if output.suffix == ".parquet":
+        return
+    if added:
         raise InputError(f"--with adds columns to Parquet, and {output} is none. Give -o NAME/")
+    if num_vectors > 1:
+        raise InputError(
+            f"several layers or poolings go to columns of Parquet, and {output} is none. "
+            "Give -o NAME/"
+        )

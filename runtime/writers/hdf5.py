@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.writers.blocks import Block
+from runtime.writers.columns import USUAL, Columns
 from runtime.writers.enduring_file import EnduringFile
 
 # Of one chunk of the embeddings; rows are whole, so that one protein is read from few chunks.
@@ -27,7 +28,7 @@ class Writer:
     functions that it calls, which cannot pass it on.
     """
 
-    def __init__(self, path: Path, metadata: dict[str, str]):
+    def __init__(self, path: Path, metadata: dict[str, str], _: Columns = USUAL):
         self.proteins = 0
         self._rows = 0
         self._bytes = EnduringFile(path)

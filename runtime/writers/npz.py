@@ -19,6 +19,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from runtime.writers.blocks import Block
+from runtime.writers.columns import USUAL, Columns
 
 _COPY_BYTES = 1 << 20
 
@@ -29,7 +30,7 @@ class Writer:
     Everything but ``embeddings`` is kept in small files beside it until the end, not in memory.
     """
 
-    def __init__(self, path: Path, metadata: dict[str, str]):
+    def __init__(self, path: Path, metadata: dict[str, str], _: Columns = USUAL):
         self.proteins = 0
         self._metadata = metadata
         self._row: NDArray[np.floating] | None = None

@@ -6,18 +6,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow
+from numpy.typing import NDArray
 from pyarrow import parquet
 
 from runtime.writers.blocks import Block
+from runtime.writers.columns import Columns
 
 
 class Writer:
     """See ``writing.Writer``; ``numbered`` adds the column ``row``, the record's in the input."""
 
-    def __init__(self, path: Path, metadata: dict[str, str], numbered: bool = False):
+    def __init__(
+        self, path: Path, metadata: dict[str, str], columns: Columns, numbered: bool = False
+    ):
         self.proteins = 0
         self._path = path
         self._metadata = metadata
+        self._vectors = columns.vectors
         self._numbered = numbered
         self._file: Any = None
         self._sink: Any = None
@@ -26,12 +31,10 @@ class Writer:
         # A row group that fails midway takes the file along: memory runs out here, or nowhere.
         # Arrow was measured to take 3.5 times the block.
         np.empty(4 * block.rows.nbytes, np.uint8)
-        vectors = pyarrow.FixedSizeListArray.from_arrays(
-            pyarrow.array(block.rows.reshape(-1)), block.rows.shape[1]
-        )
-        if block.ends is not None:
-            starts = pyarrow.array([0, *block.ends], pyarrow.int64())
-            vectors = pyarrow.LargeListArray.from_arrays(starts, vectors)
+        each = np.split(block.rows, len(self._vectors), axis=1)
+        vectors = {
+            name: _lists(rows, block) for name, rows in zip(self._vectors, each, strict=True)
+        }
         table = pyarrow.table(
             ({"row": block.numbers} if self._numbered else {})
             | {
@@ -39,9 +42,7 @@ class Writer:
                 "num_tokens": block.num_tokens,
             }
             | {name: pyarrow.array(text, pyarrow.string()) for name, text in block.columns.items()}
-            | {
-                "embeddings": vectors,
-            }
+            | vectors
         ).replace_schema_metadata(self._metadata)
         if self._file is None:
             # Opened here: the writer's own stays open, and its space taken, where the disk is full.
@@ -61,3 +62,12 @@ class Writer:
         for each in (self._file, self._sink):
             with contextlib.suppress(Exception):
                 each.close()
+
+
+def _lists(rows: NDArray[np.floating], block: Block) -> Any:
+    """Of vectors, or for each protein of its residues' vectors."""
+    vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.reshape(-1)), rows.shape[1])
+    if block.ends is None:
+        return vectors
+    starts = pyarrow.array([0, *block.ends], pyarrow.int64())
+    return pyarrow.LargeListArray.from_arrays(starts, vectors)

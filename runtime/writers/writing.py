@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +13,7 @@ from runtime.errors import InputError, OutOfMemoryError, OutputError
 from runtime.runner import Embedding
 from runtime.staging import staging
 from runtime.writers.blocks import SPARING, Block, blocks
+from runtime.writers.columns import USUAL, Columns
 
 # Ending -> its module, which has a class ``Writer``, and the library that it needs.
 FORMATS: dict[str, tuple[str, str | None]] = {
@@ -23,7 +24,7 @@ FORMATS: dict[str, tuple[str, str | None]] = {
 
 
 class Writer(Protocol):
-    """A file of one format. ``Writer(path, metadata)`` creates it."""
+    """A file of one format. ``Writer(path, metadata, columns)`` creates it."""
 
     proteins: int
     """That are in the file for good."""
@@ -66,7 +67,7 @@ def write_embeddings(
     path: Path,
     embeddings: Iterable[Embedding],
     metadata: dict[str, str],
-    columns: Sequence[str] = (),
+    columns: Columns = USUAL,
 ) -> None:
     """Writes all embeddings; ``path`` appears only when the last of them is in it.
 
@@ -76,7 +77,7 @@ def write_embeddings(
         path: ends in .npz, .parquet or .h5.
         embeddings: consumed once, in order.
         metadata: stored beside the data.
-        columns: see ``columns_of``; for .parquet.
+        columns: others than the usual ones are for .parquet.
 
     Raises:
         InputError: there are no embeddings.
@@ -89,9 +90,9 @@ def write_embeddings(
         with _naming(path):
             aside = stack.enter_context(staging(target))
             module = importlib.import_module(FORMATS[path.suffix][0])
-            writer: Writer = stack.enter_context(closing(module.Writer(aside, metadata)))
+            writer: Writer = stack.enter_context(closing(module.Writer(aside, metadata, columns)))
         try:
-            for block in blocks(embeddings, columns):
+            for block in blocks(embeddings, columns.added):
                 with _naming(path, writer):
                     writer.write(block)
         except MemoryError as error:

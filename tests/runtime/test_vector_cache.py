@@ -18,6 +18,7 @@ import runtime
 from runtime import cli, manifest, vector_cache
 from runtime.errors import InputError
 from runtime.runner import AsyncInferenceRunner, Record
+from runtime.several import Vectors
 from runtime.vector_cache import FILE_NAME, VectorCache, new_run
 from tests.conftest import random_sequence
 
@@ -40,9 +41,10 @@ def opened(engine: runtime.Engine, artifact: Path, tmp_path: Path) -> Callable[.
         in_spec = {name: changed.pop(name) for name in ("device", "library") if name in changed}
         options = {
             "layer": 2, "pool": "mean", "tf32": False, "run": new_run(), "warn": pytest.fail,
-        }  # fmt: skip
+        } | changed  # fmt: skip
+        vectors = Vectors((options.pop("layer"),), (options.pop("pool"),))
         spec = replace(engine.spec, **in_spec)
-        return VectorCache(tmp_path / "cache", of, spec, **(options | changed))
+        return VectorCache(tmp_path / "cache", of, spec, vectors, **options)
 
     return open_it
 
@@ -138,8 +140,8 @@ def test_another_artifact_finds_nothing(
     tokens = [runtime.PackedBatch.from_sequences([PROTEINS["p5"]]).input_ids]
     other = type(of)(**{f: getattr(of, f) for f in of.__struct_fields__} | {"manifest_sha256": "0"})
     with VectorCache(
-        tmp_path / "cache", other, engine.spec, layer=2, pool="mean", tf32=False, run=new_run(),
-        warn=pytest.fail,
+        tmp_path / "cache", other, engine.spec, Vectors((2,), ("mean",)), tf32=False,
+        run=new_run(), warn=pytest.fail,
     ) as cache:  # fmt: skip
         assert cache.find(tokens) == [None]
 
