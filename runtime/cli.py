@@ -92,6 +92,11 @@ def info(artifact: Path, as_json: bool) -> None:
     "with commas: a column of Parquet each, from one run.",
 )
 @click.option(
+    "--layer",
+    metavar="NUMBERS",
+    help="Which exported layer to embed with, or several with commas.  [default: the last]",
+)
+@click.option(
     "--store",
     type=click.Choice(("float16", "float32")),
     help="What numbers are written in. float16: half the bytes, rounded to 11 bits.  "
@@ -107,11 +112,6 @@ def info(artifact: Path, as_json: bool) -> None:
     "--cache",
     metavar="FOLDER",
     help="Keep vectors over runs: of what is in it already nothing is computed again.",
-)
-@click.option(
-    "--layer",
-    metavar="NUMBERS",
-    help="Which exported layer to embed with, or several with commas.  [default: the last]",
 )
 @click.option(
     "--max-tokens",

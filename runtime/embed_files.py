@@ -176,8 +176,9 @@ def embed_dataset(
         with loading as engine:
             budget = before.max_tokens if before else _budget(options, engine, packing)
             threads = before.threads if before else options.threads or default_threads()
-            number = dataset.begin(run, _resolved(engine, threads, packing.concurrency, budget))
+            number = dataset.before.number if dataset.before else run.number
             with _kept(options, manifest, engine.spec, number, warn) as kept:
+                dataset.begin(run, _resolved(engine, threads, packing.concurrency, budget))
                 runner = _runner(options, engine, budget, dataset.reject, kept)
                 _introduce(engine.spec, say, warn)
                 _tell_of_the_longest(found, manifest, engine.spec, say)

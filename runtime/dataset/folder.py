@@ -102,8 +102,8 @@ class Dataset:
         """Where they are listed in the end."""
         return self.path / REJECTED_FILE
 
-    def begin(self, run: Run, resolved: Resolved) -> int:
-        """Says what runs, or makes sure that it is what ran before; gives the run's number.
+    def begin(self, run: Run, resolved: Resolved) -> None:
+        """Says what runs, or makes sure that it is what ran before.
 
         Raises:
             InputError: it is not.
@@ -111,11 +111,10 @@ class Dataset:
         if self.before is None:
             whole = msgspec.structs.replace(run, resolved=resolved)
             _write_durably(self.path / RUN_FILE, encode_run(whole))
-            return run.number
+            return
         assert self.before.resolved is not None
         if found := differences_of_resolved(self.before.resolved, resolved):
             raise _other_run(self.path, found)
-        return self.before.number
 
     def reject(self, rejection: Rejection) -> None:
         """Takes a record that is left out; any thread may call it."""

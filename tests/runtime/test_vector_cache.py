@@ -233,7 +233,8 @@ def test_a_cache_that_cannot_be_written_is_one_line(
     embed: Callable[..., Result], tmp_path: Path
 ) -> None:
     (tmp_path / "cache").write_text("a file")
-    result = embed("1.npz")
-    assert result.exit_code == 2
-    assert "cannot use the cache" in result.stderr
-    assert not (tmp_path / "1.npz").exists()
+    for output in ("1.npz", "parts/"):
+        result = embed(output)
+        assert result.exit_code == 2
+        assert "cannot use the cache" in result.stderr
+        assert not (tmp_path / output).exists()
