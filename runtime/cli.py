@@ -13,6 +13,7 @@ from runtime.device import default_max_tokens
 from runtime.engine_options import attention_of, attention_options, device_option
 from runtime.engines.table import FORMATS
 from runtime.errors import EngineError, Esm2Error, InputError, UnsupportedError
+from runtime.extract.command import extract
 from runtime.one_line_errors import one_line_errors
 from runtime.pooling import POOL_CHOICES
 from runtime.readers.record_options import length_options, record_options
@@ -31,6 +32,9 @@ FAILED_SELFTEST = 1
 @click.version_option(package_name="esm2-engines")
 def main() -> None:
     """Run frozen ESM-2 engines on packed proteins."""
+
+
+main.add_command(extract)
 
 
 @main.command(epilog="Example: esm2-run info artifacts/NAME")

@@ -1,0 +1,173 @@
+"""``esm2-run extract``, with the flags of fair-esm's ``scripts/extract.py``."""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from runtime.device import default_max_tokens, kind_of
+from runtime.engine_options import device_option
+from runtime.engines.table import FORMATS
+from runtime.errors import Esm2Error, InputError
+from runtime.one_line_errors import one_line_errors
+from runtime.readers.record_options import record_options
+from runtime.terminal import say
+
+if TYPE_CHECKING:
+    from runtime.extract.run import Extracted
+
+MB = 1_000_000
+SOME_REJECTED = 3
+INCLUDE = ("mean", "per_tok", "bos", "contacts")
+# -1 is a value, as it is for argparse.
+_OPTION = re.compile(r"-(?!\d)")
+
+
+class Several(click.ParamType):
+    """Words that one option takes, as with argparse's ``nargs="+"``; see ``WithSeveral``."""
+
+    name = "several"
+
+    def __init__(self, of: click.ParamType):
+        self._of = of
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> tuple[Any, ...]:
+        """Of all words, or a usage error."""
+        return tuple(self._of.convert(word, param, context) for word in value.split())
+
+
+class WithSeveral(click.Command):
+    """A command whose ``Several`` options take all words up to the next option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Puts those words into one, which click takes."""
+        several = {
+            name for option in self.params if isinstance(option.type, Several)
+            for name in option.opts
+        }  # fmt: skip
+        return super().parse_args(ctx, list(_joined(args, several)))
+
+
+def _joined(words: list[str], several: set[str]) -> Iterator[str]:
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        yield word
+        values = []
+        while word in several and words and not _OPTION.match(words[0]):
+            values.append(words.pop(0))
+        if values:
+            yield " ".join(values)
+
+
+@click.command(
+    cls=WithSeveral,
+    epilog="Example: esm2-run extract artifacts/NAME proteins.fasta embeddings/ --repr_layers 33 "
+    "--include mean per_tok",
+)
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("fasta_file")
+@click.argument("output_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--toks_per_batch",
+    type=click.IntRange(min=1),
+    help="Budget of a pack; no number depends on it.  [default: "
+    f"{default_max_tokens('cpu')}, on a card {default_max_tokens('cuda')}]",
+)
+@click.option(
+    "--repr_layers",
+    type=Several(click.INT),
+    default="-1",
+    show_default=True,
+    metavar="N...",
+    help="Layers, from 0 on; -1 is the last. The artifact must export them.",
+)
+@click.option(
+    "--include",
+    type=Several(click.Choice(INCLUDE)),
+    required=True,
+    metavar="[mean|per_tok|bos]...",
+    help="What to write of each layer.",
+)
+@click.option(
+    "--truncation_seq_length",
+    type=click.IntRange(min=1),
+    default=1022,
+    show_default=True,
+    help="Residues that are run of longer proteins.",
+)
+@click.option("--nogpu", is_flag=True, help="The same as --device cpu.")
+@click.option(
+    "--engine",
+    default="auto",
+    show_default=True,
+    help=f"{', '.join(FORMATS)}, or auto: the first one that runs here, never int8.",
+)
+@device_option
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: every core]")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(min=1),
+    help="Packs that run at once on a CPU.  [default: by cores, proteins and memory]",
+)
+@record_options
+@one_line_errors(Esm2Error, OSError)
+def extract(
+    artifact: Path, fasta_file: str, output_dir: Path, toks_per_batch: int | None,
+    repr_layers: tuple[int, ...], include: tuple[str, ...], truncation_seq_length: int,
+    nogpu: bool, engine: str, device: str, threads: int | None, concurrency: int | None,
+    on_error: str, unknown: Any, upper: bool, strip_stop: bool,
+) -> None:  # fmt: skip
+    """Write what fair-esm's extract.py writes: OUTPUT_DIR/LABEL.pt for each protein.
+
+    Takes that script's flags. Exits with 0 if every record was extracted, 3 if some were rejected
+    (--on-error skip: they are listed in OUTPUT_DIR), 2 on errors.
+    """
+    from runtime.extract.run import ExtractOptions
+    from runtime.extract.run import extract as run
+    from runtime.readers.records import RecordOptions
+
+    if nogpu and kind_of(device) == "cuda":
+        raise InputError(f"--nogpu is --device cpu, got --device {device} too")
+    options = ExtractOptions(
+        artifact=artifact,
+        fasta=fasta_file,
+        output=output_dir,
+        repr_layers=repr_layers,
+        include=include,
+        max_tokens=toks_per_batch,
+        engine=engine,
+        device="cpu" if nogpu else device,
+        threads=threads,
+        concurrency=concurrency,
+        skip=on_error == "skip",
+        records=RecordOptions(unknown, upper, strip_stop, truncation_seq_length, "truncate"),
+    )
+    extracted = run(options, _say, _warn)
+    _summarise(output_dir, extracted)
+    if extracted.rejected:
+        sys.exit(SOME_REJECTED)
+
+
+def _summarise(output: Path, extracted: "Extracted") -> None:
+    tokens = extracted.totals.tokens
+    say(
+        f"{output}: {extracted.files:,} files, {tokens:,} tokens in {extracted.seconds:.1f} s "
+        f"({tokens / extracted.seconds:,.0f} tokens/s, loading included), "
+        f"{extracted.bytes / MB:.1f} MB"
+    )
+    if extracted.rejected:
+        say(f"  records rejected, listed in {extracted.rejected_path}: {extracted.rejected:,}")
+
+
+def _say(message: str) -> None:
+    say(message, err=True)
+
+
+def _warn(message: str) -> None:
+    say(f"warning: {message}", err=True, fg="yellow")
