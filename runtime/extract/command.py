@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,51 +22,42 @@ if TYPE_CHECKING:
 MB = 1_000_000
 SOME_REJECTED = 3
 INCLUDE = ("mean", "per_tok", "bos", "contacts")
+SEVERAL = ("--repr_layers", "--include")
 # -1 is a value, as it is for argparse.
 _OPTION = re.compile(r"-(?!\d)")
 
 
-class Several(click.ParamType):
-    """Words that one option takes, as with argparse's ``nargs="+"``; see ``WithSeveral``."""
-
-    name = "several"
-
-    def __init__(self, of: click.ParamType):
-        self._of = of
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, context: click.Context | None
-    ) -> tuple[Any, ...]:
-        """Of all words, or a usage error."""
-        return tuple(self._of.convert(word, param, context) for word in value.split())
-
-
-class WithSeveral(click.Command):
-    """A command whose ``Several`` options take all words up to the next option."""
+class _WithSeveral(click.Command):
+    """A command whose ``SEVERAL`` options take all words up to the next option, as in argparse."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Puts those words into one, which click takes."""
-        several = {
-            name for option in self.params if isinstance(option.type, Several)
-            for name in option.opts
-        }  # fmt: skip
-        return super().parse_args(ctx, list(_joined(args, several)))
+        return super().parse_args(ctx, list(_joined(args)))
 
 
-def _joined(words: list[str], several: set[str]) -> Iterator[str]:
+def _joined(words: list[str]) -> Iterator[str]:
     words = list(words)
     while words:
         word = words.pop(0)
         yield word
         values = []
-        while word in several and words and not _OPTION.match(words[0]):
+        while word in SEVERAL and words and not _OPTION.match(words[0]):
             values.append(words.pop(0))
         if values:
             yield " ".join(values)
 
 
+def _each(
+    word_type: "click.ParamType[Any]",
+) -> Callable[[click.Context, click.Parameter, str], tuple[Any, ...]]:
+    """What converts the words of one of the ``SEVERAL``."""
+    return lambda context, option, words: tuple(
+        word_type.convert(word, option, context) for word in words.split()
+    )
+
+
 @click.command(
-    cls=WithSeveral,
+    cls=_WithSeveral,
     epilog="Example: esm2-run extract artifacts/NAME proteins.fasta embeddings/ --repr_layers 33 "
     "--include mean per_tok",
 )
@@ -81,7 +72,7 @@ def _joined(words: list[str], several: set[str]) -> Iterator[str]:
 )
 @click.option(
     "--repr_layers",
-    type=Several(click.INT),
+    callback=_each(click.INT),
     default="-1",
     show_default=True,
     metavar="N...",
@@ -89,7 +80,7 @@ def _joined(words: list[str], several: set[str]) -> Iterator[str]:
 )
 @click.option(
     "--include",
-    type=Several(click.Choice(INCLUDE)),
+    callback=_each(click.Choice(INCLUDE)),
     required=True,
     metavar="[mean|per_tok|bos]...",
     help="What to write of each layer.",
