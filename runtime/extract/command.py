@@ -58,8 +58,7 @@ def _each(
 
 @click.command(
     cls=_WithSeveral,
-    epilog="Example: esm2-run extract artifacts/NAME proteins.fasta embeddings/ --repr_layers 33 "
-    "--include mean per_tok",
+    epilog="Example: esm2-run extract artifacts/NAME x.fasta out/ --include mean per_tok",
 )
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("fasta_file")
@@ -67,7 +66,7 @@ def _each(
 @click.option(
     "--toks_per_batch",
     type=click.IntRange(min=1),
-    help="Budget of a pack; no number depends on it.  [default: "
+    help="Budget of a pack, in tokens.  [default: "
     f"{default_max_tokens('cpu')}, on a card {default_max_tokens('cuda')}]",
 )
 @click.option(

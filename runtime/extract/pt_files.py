@@ -37,7 +37,10 @@ class PtFiles:
         self._aside = aside / "next.pt"
 
     def write(self, name: str, result: dict[str, Any]) -> None:
-        """Writes ``result``, its arrays as tensors of their own.
+        """Writes ``result``, its arrays as tensors.
+
+        A part of a larger array is saved alone, as the script's clones are: to PyTorch it is a
+        storage of its own.
 
         Raises:
             OSError: the file system does not take it.
@@ -56,5 +59,4 @@ def _with_tensors(value: Any) -> Any:
 
     if isinstance(value, dict):
         return {key: _with_tensors(each) for key, each in value.items()}
-    # A copy: a view would be saved with all that it is a view of.
-    return torch.tensor(value) if isinstance(value, np.ndarray) else value
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value

@@ -229,6 +229,22 @@ class TestLayers:
             ]
         assert windows == [819, 273, 64]
 
+    def test_what_is_held_counts_every_layer(
+        self, artifact: Path, fasta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = []
+
+        def runner(*arguments: object, **named: object) -> runtime.AsyncInferenceRunner:
+            made.append((arguments[2], named["rows_of_token"]))
+            return runtime.AsyncInferenceRunner(*arguments, **named)
+
+        monkeypatch.setattr(extract_run, "AsyncInferenceRunner", runner)
+        for include in ("per_tok", "mean"):
+            layers = ("--repr_layers", 0, 1, 2)
+            result = run(artifact, fasta, tmp_path / "out", "--include", include, *layers)
+            assert result.exit_code == 0, result.output
+        assert made == [("none", 3), ("mean", 3)]
+
 
 class TestNames:
     @pytest.mark.parametrize(
