@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runtime.pooling import Pool
+from runtime.readers.records import Record
 from runtime.sliding import joined
 from runtime.windows import Pack, Values
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+NO_RECORD = Record("", "")
 
 
 @dataclass(frozen=True)
@@ -22,16 +26,14 @@ class Embedding:
         num_tokens: of the protein, BOS and EOS included.
         values: ``[E]``, or ``[L, E]`` for its residues where pooling is ``"none"``.
         row: of the record in the input, from 0; those that were rejected count.
-        header: of the record, all of it; empty where it has none.
-        sequence: of the record, as it was given.
+        record: that it is of, as it was given.
     """
 
     id: str
     num_tokens: int
     values: "NDArray[np.floating]"
     row: int = 0
-    header: str = ""
-    sequence: str = ""
+    record: Record = NO_RECORD
 
 
 class InOrder:
@@ -78,8 +80,5 @@ class InOrder:
                 record = holder.record
                 yield (
                     holder.place,
-                    Embedding(
-                        record.id, holder.num_tokens, own, holder.row, record.header,
-                        record.sequence,
-                    ),
-                )  # fmt: skip
+                    Embedding(record.id, holder.num_tokens, own, holder.row, record),
+                )

@@ -5,8 +5,7 @@ The data's path: labels and scan -> packing -> engine -> (records -> runner -> p
 
 import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,7 +24,7 @@ from runtime.progress import with_progress
 from runtime.readers.fasta import check_readable, is_regular, open_input
 from runtime.readers.inputs import Inputs
 from runtime.readers.nucleotides import watch_for_nucleotides
-from runtime.readers.records import Record, RecordOptions, Rejection
+from runtime.readers.records import RecordOptions, Rejection
 from runtime.readers.scan import scan
 from runtime.runner import AsyncInferenceRunner, Totals
 from runtime.staging import staging
@@ -129,11 +128,10 @@ def extract(options: ExtractOptions, say: Say, warn: Say) -> Extracted:
             budget = options.max_tokens or default_max_tokens(engine.spec.device)
             budget = packing.max_tokens if engine.concurrency > 1 else budget
             runner = _runner(options, engine, budget, wanted, rejected.add)
-            labels: deque[tuple[int, str]] = deque()
-            records = watch_for_nucleotides(_noted(inputs.records(0), labels), warn)
+            records = watch_for_nucleotides(inputs.records(0), warn)
             files = PtFiles(options.output, aside)
             for each in with_progress(runner.run(records), runner.totals, found.num_tokens, say):
-                label = _label_of_row(labels, each.row)
+                label = label_of(each.record)
                 with naming_errors(
                     options.output, lambda: f"{files.count:,} files were written before, and stay"
                 ):
@@ -228,18 +226,3 @@ def _introduce(spec: EngineSpec, say: Say, warn: Say) -> None:
     say(f"{spec.artifact}: {spec.format} ({spec.library}) on {spec.device}, {spec.dtype}")
     if spec.synthetic:
         warn("this artifact's weights are random: its representations mean nothing")
-
-
-def _noted(records: Iterable[Record], labels: deque[tuple[int, str]]) -> Iterator[Record]:
-    """Keeps the labels of records that are under way, by their rows."""
-    for row, record in enumerate(records):
-        labels.append((row, label_of(record)))
-        yield record
-
-
-def _label_of_row(labels: deque[tuple[int, str]], row: int) -> str:
-    """Of a record that is finished; those before it were rejected."""
-    while True:
-        found, label = labels.popleft()
-        if found == row:
-            return label

@@ -68,7 +68,8 @@ def _gathered(
     """Gives ``gathered`` whenever it holds so many bytes; who takes it empties it."""
     held = 0
     for embedding in embeddings:
-        text = len(embedding.id) + len(embedding.header) + len(embedding.sequence)
+        record = embedding.record
+        text = len(embedding.id) + len(record.header) + len(record.sequence)
         size = embedding.values.nbytes + 4 * text + OVERHEAD_BYTES
         if gathered and held + size > num_bytes:
             yield gathered

@@ -10,12 +10,12 @@ from runtime.runner import Embedding
 
 
 def _sha256(embedding: Embedding) -> str:
-    return hashlib.sha256(embedding.sequence.encode(errors="surrogateescape")).hexdigest()
+    return hashlib.sha256(embedding.record.sequence.encode(errors="surrogateescape")).hexdigest()
 
 
 COLUMNS: dict[str, Callable[[Embedding], str]] = {
-    "header": lambda embedding: embedding.header,
-    "sequence": lambda embedding: embedding.sequence,
+    "header": lambda embedding: embedding.record.header,
+    "sequence": lambda embedding: embedding.record.sequence,
     "sha256": _sha256,
 }
 
