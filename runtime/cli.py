@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,6 @@ from runtime.terminal import say
 
 if TYPE_CHECKING:
     from runtime.embed_files import Summary
-    from runtime.manifest import Manifest
 
 MB = 1_000_000
 SOME_REJECTED = UNFINISHED = 3
@@ -44,12 +42,13 @@ main.add_command(extract)
 def info(artifact: Path, as_json: bool) -> None:
     """Show what ARTIFACT holds; every file is checked against its SHA-256."""
     from runtime import manifest as manifests
+    from runtime.describe import describe
 
     manifest = manifests.read(artifact)
     if as_json:
         click.echo((artifact / manifests.FILE_NAME).read_text(), nl=False)
     else:
-        say("\n".join(_describe(manifest)))
+        say("\n".join(describe(manifest)))
 
 
 @main.command(epilog="Example: esm2-run embed artifacts/NAME proteins.fasta -o embeddings.npz")
@@ -140,6 +139,17 @@ def info(artifact: Path, as_json: bool) -> None:
     type=click.IntRange(min=1),
     help="Packs that run at once on a CPU.  [default: by cores, proteins and memory]",
 )
+@click.option(
+    "--ray",
+    metavar="[local|auto|HOST:PORT]",
+    help="Run on all GPUs, or CPUs, of a Ray cluster. local: of this machine. auto: of the cluster "
+    "that this machine is a node of.",
+)
+@click.option(
+    "--ray-actors",
+    type=click.IntRange(min=1),
+    help="Engines on the cluster.  [default: one a GPU; on CPUs one a node, or by --threads]",
+)
 @click.option("--debug", is_flag=True, help="Log one line for each pack.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @one_line_errors(Esm2Error, OSError)
@@ -149,7 +159,8 @@ def embed(
     store: str | None, added: str | None, cache: str | None, layer: str | None,
     max_tokens: int | None, max_length: int | None, long: Any, on_error: str, unknown: Any,
     upper: bool, strip_stop: bool, attention: Any, v1_attention: bool, tf32: bool,
-    cuda_graphs: bool, threads: int | None, concurrency: int | None, debug: bool, as_json: bool,
+    cuda_graphs: bool, threads: int | None, concurrency: int | None, ray: str | None,
+    ray_actors: int | None, debug: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Embed the proteins of FASTA files, or of tables.
 
@@ -161,7 +172,8 @@ def embed(
     written or the run did not come to its end.
     """
     from runtime.dataset.folder import is_dataset
-    from runtime.embed_files import EmbedOptions, embed_dataset, embed_file
+    from runtime.embed_files import embed_dataset, embed_file
+    from runtime.embed_options import EmbedOptions
     from runtime.readers.paths import files_of
     from runtime.readers.records import RecordOptions
     from runtime.readers.tables import Columns
@@ -170,6 +182,8 @@ def embed(
 
     if id_column and not sequence_column:
         raise InputError("--id-column is for tables: give --sequence-column too")
+    if ray_actors and ray is None:
+        raise InputError("--ray-actors is for Ray: give --ray too")
     if debug:
         import logging
 
@@ -194,6 +208,8 @@ def embed(
         store=store,
         cache=cache,
         added=columns_of(added),
+        ray=ray,
+        ray_actors=ray_actors,
     )
     if not output:
         raise InputError("-o is empty. Name a file or a folder")
@@ -329,48 +345,6 @@ def _summarise(output: Path, summary: "Summary", as_json: bool) -> None:
     ):
         if count:
             say(f"  {what}: {count:,}")
-
-
-def _describe(manifest: "Manifest") -> Iterator[str]:
-    shape = manifest.architecture
-    weights = manifest.weights
-    yield manifest.name
-    yield (
-        f"  architecture  {shape.name}: {shape.num_layers} layers, {shape.embed_dim} wide, "
-        f"{shape.num_heads} heads of {shape.head_dim}"
-    )
-    revision = f" at {weights.revision}" if weights.revision else ""
-    yield f"  weights       {weights.kind}: {weights.source}{revision}, {manifest.dtype}"
-    if weights.left_out:
-        yield f"                left out of the checkpoint: {', '.join(weights.left_out)}"
-    if not weights.lm_head:
-        yield "                no LM head in this checkpoint: embeddings only, no logits"
-    if weights.kind == "synthetic":
-        yield "                RANDOM WEIGHTS: for trying the project, the embeddings mean nothing"
-    for direction, tensors in (
-        ("inputs", manifest.signature.inputs), ("outputs", manifest.signature.outputs),
-    ):  # fmt: skip
-        shown = (f"{t.name} {t.dtype}[{', '.join(map(str, t.shape))}]" for t in tensors)
-        yield f"  {direction:13} {', '.join(shown)}"
-    for name, entry in manifest.engines.items():
-        parity = manifest.parity.get(name)
-        verdict = (
-            "not verified"
-            if parity is None
-            else (
-                f"{'passed' if parity.passed else 'FAILED'} parity: worst relative L2 "
-                f"{parity.worst_relative_l2:.1e}, {parity.worst_ratio_to_eager:.2f} x eager's own"
-            )
-        )
-        yield f"  engine        {name}: {entry.file}, {verdict}"
-        for plan in entry.plans:
-            yield (
-                f"    plan        {plan.file}: compute capability {plan.compute_capability}, "
-                f"attention {plan.attention}, proteins of up to {plan.profiles[-1].max_seqlen} "
-                "tokens"
-            )
-    total = sum(entry.bytes for entry in manifest.files.values())
-    yield f"  files         {len(manifest.files)} unchanged, {total / 1e6:.1f} MB"
 
 
 def _say(message: str) -> None:

@@ -10,30 +10,27 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from runtime import __version__
 from runtime import manifest as manifests
-from runtime.attention import Attention
-from runtime.concurrency import Packing, memory_of_longest, packing_for
+from runtime.concurrency import memory_of_longest
 from runtime.dataset.folder import Dataset, opened
-from runtime.dataset.records import SCHEMA_VERSION, Input, Resolved, Run
+from runtime.dataset.records import SCHEMA_VERSION, Input, Run
 from runtime.device import default_max_tokens, kind_of
+from runtime.embed_engine import loaded
+from runtime.embed_options import EmbedOptions
 from runtime.embed_stream import Say, Stream, unless_empty
 from runtime.engine import Engine, EngineSpec
 from runtime.errors import InputError
 from runtime.files import sha256
-from runtime.loading import load
 from runtime.manifest import Manifest
-from runtime.pooling import Pool
 from runtime.progress import with_progress
 from runtime.readers.fasta import check_readable, is_regular
 from runtime.readers.inputs import Inputs
-from runtime.readers.records import RecordOptions, Rejection, printable
+from runtime.readers.records import Rejection, printable
 from runtime.readers.scan import Scan, scan
-from runtime.readers.tables import Columns as TableColumns
 from runtime.runner import AsyncInferenceRunner, Totals, check_layer
 from runtime.several import Vectors
 from runtime.sliding import TRAINED_ON
-from runtime.threads import default_threads, usable_memory
+from runtime.threads import usable_memory
 from runtime.vector_cache import VectorCache, new_run
 from runtime.writers import check_output, write_embeddings
 from runtime.writers.columns import Columns, check_columns
@@ -41,43 +38,6 @@ from runtime.writers.rejected_file import rejected_file
 
 # Bytes of a protein that are worth a word.
 LEAST_TOLD = 1_000_000_000
-
-
-@dataclass(frozen=True)
-class EmbedOptions:
-    """What the command was asked for; None where nothing was said.
-
-    Attributes:
-        artifact, inputs: what to run, on which files.
-        engine, device, attention, tf32, cuda_graphs, threads, concurrency: as in ``runtime.load``.
-        pools, layers: of the vectors, see ``runtime.several``; no layer takes the last.
-        max_tokens: as in ``AsyncInferenceRunner``.
-        skip: leave records out that cannot be run.
-        records: what is taken beyond ESM-2's alphabet.
-        columns: of tables; None where the inputs are FASTA.
-        store: the dtype to write, ``"float16"`` or ``"float32"``; None takes the engine's.
-        cache: a folder of vectors that are kept over runs; None computes all.
-        added: columns beside the vectors, of ``runtime.writers.columns``.
-    """
-
-    artifact: Path
-    inputs: tuple[str, ...]
-    engine: str
-    device: str
-    attention: Attention | None
-    tf32: bool
-    cuda_graphs: bool
-    threads: int | None
-    concurrency: int | None
-    pools: tuple[Pool, ...]
-    layers: tuple[int, ...]
-    max_tokens: int | None
-    skip: bool
-    records: RecordOptions
-    columns: TableColumns | None = None
-    store: str | None = None
-    cache: str | None = None
-    added: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,22 +77,20 @@ def embed_file(options: EmbedOptions, output: Path, say: Say, warn: Say) -> Summ
     check_output(output)
     check_columns(options.added, len(options.pools) * len(options.layers or (0,)), output)
     manifest, inputs, found = _looked_at(options, say)
-    packing = _packing(options, manifest, found)
     with (
-        _loaded(options, options.engine, options.threads, packing) as engine,
+        loaded(options, manifest, found, None, say) as (engine, resolved),
         rejected_file(output, len(options.inputs) > 1) as rejected,
+        _kept(options, manifest, engine.spec, new_run(), warn) as kept,
     ):
-        budget = _budget(options, engine, packing)
-        with _kept(options, manifest, engine.spec, new_run(), warn) as kept:
-            runner = _runner(options, engine, budget, rejected.add, kept)
-            _introduce(engine.spec, say, warn)
-            _tell_of_the_longest(found, manifest, engine.spec, say)
-            stream = Stream(inputs, runner, options.store, warn)
-            embeddings = with_progress(stream.embeddings(0), runner.totals, _total(found), say)
-            embeddings = unless_empty(embeddings, runner.totals, rejected)
-            write_embeddings(
-                output, embeddings, _metadata(options, engine), _columns(options, engine.spec)
-            )
+        runner = _runner(options, engine, resolved.max_tokens, rejected.add, kept)
+        _introduce(engine.spec, say, warn)
+        _tell_of_the_longest(found, manifest, engine.spec, say)
+        stream = Stream(inputs, runner, options.store, warn)
+        embeddings = with_progress(stream.embeddings(0), runner.totals, _total(found), say)
+        embeddings = unless_empty(embeddings, runner.totals, rejected)
+        write_embeddings(
+            output, embeddings, _metadata(options, engine), _columns(options, engine.spec)
+        )
     stream.report_oddities(options.max_tokens or default_max_tokens(engine.spec.device))
     return Summary(
         spec=engine.spec,
@@ -168,31 +126,26 @@ def embed_dataset(
         before = dataset.before.resolved if dataset.before else None
         if before:
             say(f"{output}: goes on behind {dataset.proteins:,} proteins")
-            packing = Packing(before.concurrency, before.max_tokens)
-            loading = _loaded(options, before.engine, before.threads, packing)
-        else:
-            packing = _packing(options, manifest, found)
-            loading = _loaded(options, options.engine, options.threads, packing)
-        with loading as engine:
-            budget = before.max_tokens if before else _budget(options, engine, packing)
-            threads = before.threads if before else options.threads or default_threads()
-            number = dataset.before.number if dataset.before else run.number
-            with _kept(options, manifest, engine.spec, number, warn) as kept:
-                dataset.begin(run, _resolved(engine, threads, packing.concurrency, budget))
-                runner = _runner(options, engine, budget, dataset.reject, kept)
-                _introduce(engine.spec, say, warn)
-                _tell_of_the_longest(found, manifest, engine.spec, say)
-                stream = Stream(inputs, runner, options.store, warn)
-                embeddings = with_progress(
-                    stream.embeddings(dataset.next_row), runner.totals, _total(found), say,
-                    dataset.tokens,
-                )  # fmt: skip
-                embeddings = unless_empty(embeddings, runner.totals, dataset, dataset.proteins)
-                dataset.write(
-                    embeddings, runner.window_ends, _metadata(options, engine), part_bytes,
-                    _columns(options, engine.spec),
-                )  # fmt: skip
-    stream.report_oddities(budget)
+        number = dataset.before.number if dataset.before else run.number
+        with (
+            loaded(options, manifest, found, before, say) as (engine, resolved),
+            _kept(options, manifest, engine.spec, number, warn) as kept,
+        ):
+            dataset.begin(run, resolved)
+            runner = _runner(options, engine, resolved.max_tokens, dataset.reject, kept)
+            _introduce(engine.spec, say, warn)
+            _tell_of_the_longest(found, manifest, engine.spec, say)
+            stream = Stream(inputs, runner, options.store, warn)
+            embeddings = with_progress(
+                stream.embeddings(dataset.next_row), runner.totals, _total(found), say,
+                dataset.tokens,
+            )  # fmt: skip
+            embeddings = unless_empty(embeddings, runner.totals, dataset, dataset.proteins)
+            dataset.write(
+                embeddings, runner.window_ends, _metadata(options, engine), part_bytes,
+                _columns(options, engine.spec),
+            )  # fmt: skip
+    stream.report_oddities(resolved.max_tokens)
     return _summary(engine.spec, runner.totals, dataset, started)
 
 
@@ -218,27 +171,6 @@ def _looked_at(options: EmbedOptions, say: Say) -> tuple[Manifest, Inputs, Scan]
             "trained on: --max-length and --long say what becomes of them"
         )
     return manifest, inputs, found
-
-
-def _packing(options: EmbedOptions, manifest: Manifest, found: Scan) -> Packing:
-    return packing_for(
-        found, manifest.architecture.embed_dim, options.max_tokens or default_max_tokens("cpu"),
-        options.threads, options.concurrency,
-    )  # fmt: skip
-
-
-def _loaded(options: EmbedOptions, engine: str, threads: int | None, packing: Packing) -> Engine:
-    return load(
-        options.artifact, engine, options.device, options.attention, threads, packing.concurrency,
-        options.tf32, options.cuda_graphs,
-    )  # fmt: skip
-
-
-def _budget(options: EmbedOptions, engine: Engine, packing: Packing) -> int:
-    """Smaller packs are for engines that share their cores among them."""
-    if engine.concurrency > 1:
-        return packing.max_tokens
-    return options.max_tokens or default_max_tokens(engine.spec.device)
 
 
 def _kept(
@@ -328,6 +260,10 @@ def _run(options: EmbedOptions, manifest: Manifest, found: Scan) -> Run:
     given["layer"] = ",".join(map(str, given.pop("layers"))) or None
     given["with"] = ",".join(given.pop("added")) or None
     given["on_error"] = "skip" if given.pop("skip") else "stop"
+    # Which cluster, and how large, may change from run to run.
+    del given["ray_actors"]
+    if given.pop("ray") is not None:
+        given["ray"] = True
     return Run(
         schema_version=SCHEMA_VERSION,
         artifact=manifest.name,
@@ -349,21 +285,6 @@ def _input(path: str) -> Input:
         return Input(printable(path), None, None)
     size = Path(path).stat().st_size
     return Input(printable(path), size, sha256(Path(path), 0, size))
-
-
-def _resolved(engine: Engine, threads: int, concurrency: int, budget: int) -> Resolved:
-    spec = engine.spec
-    return Resolved(
-        engine=spec.format,
-        device=kind_of(spec.device),
-        dtype=spec.dtype,
-        attention=spec.attention,
-        library=spec.library,
-        threads=threads,
-        concurrency=concurrency,
-        max_tokens=budget,
-        esm2_engines=__version__,
-    )
 
 
 def _summary(spec: EngineSpec | None, totals: Totals, dataset: Dataset, started: float) -> Summary:

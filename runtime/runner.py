@@ -20,7 +20,7 @@ from runtime.background import in_background
 from runtime.bin_packing import even_packs
 from runtime.device import default_max_tokens
 from runtime.engine import Engine
-from runtime.errors import EngineError, InputError, NonFiniteError
+from runtime.errors import InputError, NonFiniteError, UnsupportedError
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool, check_pool, residue_rows
 from runtime.readers.records import Long, Record, RecordOptions, Rejection, prepare
@@ -280,7 +280,7 @@ class AsyncInferenceRunner:
 
     def _embed(self, batch: PackedBatch) -> list[Values]:
         if reasons := self._engine.unsupported_reasons(batch):
-            raise EngineError(
+            raise UnsupportedError(
                 f"engine {self._engine.spec.format!r} cannot run this pack: {'; '.join(reasons)}"
             )
         self._warn_beyond_the_proof(batch)

@@ -24,9 +24,10 @@ class Resolved(msgspec.Struct, frozen=True):
 
     Attributes:
         engine, device, dtype, attention, library: of ``EngineSpec``; the device without its number.
-        threads, concurrency: of the engine.
+        threads, concurrency: of the engine; with Ray, of each.
         max_tokens: the budget of a pack.
         esm2_engines: the version of this package.
+        actors: with Ray, those that the runner's windows are counted by; else None.
     """
 
     engine: str
@@ -38,6 +39,7 @@ class Resolved(msgspec.Struct, frozen=True):
     concurrency: int
     max_tokens: int
     esm2_engines: str
+    actors: int | None = None
 
 
 class Run(msgspec.Struct, frozen=True):

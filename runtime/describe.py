@@ -1,0 +1,48 @@
+"""What ``esm2-run info`` shows of an artifact."""
+
+from collections.abc import Iterator
+
+from runtime.manifest import Manifest
+
+
+def describe(manifest: Manifest) -> Iterator[str]:
+    """For a terminal, line by line."""
+    shape = manifest.architecture
+    weights = manifest.weights
+    yield manifest.name
+    yield (
+        f"  architecture  {shape.name}: {shape.num_layers} layers, {shape.embed_dim} wide, "
+        f"{shape.num_heads} heads of {shape.head_dim}"
+    )
+    revision = f" at {weights.revision}" if weights.revision else ""
+    yield f"  weights       {weights.kind}: {weights.source}{revision}, {manifest.dtype}"
+    if weights.left_out:
+        yield f"                left out of the checkpoint: {', '.join(weights.left_out)}"
+    if not weights.lm_head:
+        yield "                no LM head in this checkpoint: embeddings only, no logits"
+    if weights.kind == "synthetic":
+        yield "                RANDOM WEIGHTS: for trying the project, the embeddings mean nothing"
+    for direction, tensors in (
+        ("inputs", manifest.signature.inputs), ("outputs", manifest.signature.outputs),
+    ):  # fmt: skip
+        shown = (f"{t.name} {t.dtype}[{', '.join(map(str, t.shape))}]" for t in tensors)
+        yield f"  {direction:13} {', '.join(shown)}"
+    for name, entry in manifest.engines.items():
+        parity = manifest.parity.get(name)
+        verdict = (
+            "not verified"
+            if parity is None
+            else (
+                f"{'passed' if parity.passed else 'FAILED'} parity: worst relative L2 "
+                f"{parity.worst_relative_l2:.1e}, {parity.worst_ratio_to_eager:.2f} x eager's own"
+            )
+        )
+        yield f"  engine        {name}: {entry.file}, {verdict}"
+        for plan in entry.plans:
+            yield (
+                f"    plan        {plan.file}: compute capability {plan.compute_capability}, "
+                f"attention {plan.attention}, proteins of up to {plan.profiles[-1].max_seqlen} "
+                "tokens"
+            )
+    total = sum(entry.bytes for entry in manifest.files.values())
+    yield f"  files         {len(manifest.files)} unchanged, {total / 1e6:.1f} MB"
