@@ -102,7 +102,10 @@ class Crew:
     def size(self) -> int:
         """Actors that live."""
         with self._lock:
-            return sum(not member.is_lost for member in self._members)
+            return self._living()
+
+    def _living(self) -> int:
+        return sum(not member.is_lost for member in self._members)
 
     def call(self, method: str, *arguments: object) -> Any:
         """Calls a method of ``Worker`` at one of the actors, again where it is lost.
@@ -159,7 +162,8 @@ class Crew:
 
     def _gather(self, actors: int) -> None:
         begun = time.monotonic()
-        hires = [self._hire() for _ in range(actors)]
+        self._coming = actors
+        hires = [in_background(self._loaded) for _ in range(actors)]
         waiting = set(hires)
         first_at: float | None = None
         is_told = False
@@ -190,11 +194,6 @@ class Crew:
             )  # fmt: skip
         for hire in waiting:
             hire.add_done_callback(self._join_later)
-
-    def _hire(self) -> "Future[Member]":
-        with self._lock:
-            self._coming += 1
-        return in_background(self._loaded)
 
     def _loaded(self) -> Member:
         """A new actor, once it has loaded; waits for its place as long as the run lasts."""
@@ -272,12 +271,14 @@ class Crew:
             self._last_failure = why
             if self._is_closed:
                 return
+            # Together with the loss: nobody may see that none lives and none comes.
+            self._coming += 1
         logger.warning(
             "an actor on %s is lost (%s). Its packs go to others, of which there are %d, and a new "
             "one is asked for", member.description.host, why, self.size,
         )  # fmt: skip
         self._end(member.handle)  # should it live, and only its node be out of reach
-        self._hire().add_done_callback(self._join_later)
+        in_background(self._loaded).add_done_callback(self._join_later)
 
     def _borrow(self) -> Member:
         alone_since = time.monotonic()
@@ -289,9 +290,11 @@ class Crew:
                     return member
                 continue
             now = time.monotonic()
-            if self.size:
+            with self._lock:
+                living, coming = self._living(), self._coming
+            if living:
                 alone_since = now
-            elif not self._coming or now - alone_since > PATIENCE_SECONDS:
+            elif not coming or now - alone_since > PATIENCE_SECONDS:
                 raise EngineError(f"no actor is left: {self._last_failure}")
 
     def _answer(self, reference: Any) -> Any:
