@@ -1,7 +1,7 @@
 """Private APIs of other libraries that this project stands on: all of them, and that they are here.
 
-Seen in PyTorch 2.11 and 2.13, ONNX Runtime 1.23 to 1.31, fair-esm 2.0. A new version of one of them
-is to be tried with this list in hand.
+Seen in PyTorch 2.11 and 2.13, ONNX Runtime 1.23 to 1.31, fair-esm 2.0, Ray 2.60. A new version of
+one of them is to be tried with this list in hand.
 """
 
 import importlib
@@ -51,6 +51,11 @@ def test_there_are_no_others() -> None:
 def test_fair_esms_rotary_tables_have_the_name_that_forgets_them() -> None:
     embedding = esm.rotary_embedding.RotaryEmbedding(16)
     assert embedding._seq_len_cached is None
+
+
+def test_ray_prints_by_the_function_that_is_replaced() -> None:
+    worker = pytest.importorskip("ray._private.worker")
+    assert callable(worker.print_to_stdstream)
 
 
 def test_the_slots_of_onnxruntime_are_of_a_version_that_it_still_serves() -> None:
