@@ -177,13 +177,19 @@ def embed(
     from runtime.readers.paths import files_of
     from runtime.readers.records import RecordOptions
     from runtime.readers.tables import Columns
-    from runtime.several import layers_of, pools_of
+    from runtime.several import check_vectors, layers_of, pools_of
     from runtime.writers.columns import columns_of
 
     if id_column and not sequence_column:
         raise InputError("--id-column is for tables: give --sequence-column too")
     if ray_actors and ray is None:
         raise InputError("--ray-actors is for Ray: give --ray too")
+    if not output:
+        raise InputError("-o is empty. Name a file or a folder")
+    if cache == "":
+        raise InputError("--cache is empty. Name a folder")
+    layers, pools = layers_of(layer), pools_of(pool)
+    check_vectors(layers, pools)
     if debug:
         import logging
 
@@ -191,7 +197,7 @@ def embed(
         logging.getLogger("runtime").setLevel(logging.DEBUG)  # not the libraries
     options = EmbedOptions(
         artifact=artifact,
-        inputs=files_of(inputs, sequence_column is not None),
+        inputs=files_of(inputs, sequence_column is not None, output),
         engine=engine,
         device=device,
         attention=attention_of(attention, v1_attention),
@@ -199,8 +205,8 @@ def embed(
         cuda_graphs=cuda_graphs,
         threads=threads,
         concurrency=concurrency,
-        pools=pools_of(pool),
-        layers=layers_of(layer),
+        pools=pools,
+        layers=layers,
         max_tokens=max_tokens,
         skip=on_error == "skip",
         records=RecordOptions(unknown, upper, strip_stop, max_length, long),
@@ -211,8 +217,6 @@ def embed(
         ray=ray,
         ray_actors=ray_actors,
     )
-    if not output:
-        raise InputError("-o is empty. Name a file or a folder")
     path = Path(output)
     if is_dataset(output):
         summary = embed_dataset(options, path, resume, round(part_mb * MB), _say, _warn)

@@ -62,7 +62,7 @@ def packing_for(
         return Packing(concurrency, max_tokens)
     stream = Stream()
     if found.is_whole:
-        stream = Stream(found.num_proteins, found.num_tokens, found.longest)
+        stream = Stream(found.num_proteins, found.tokens_to_run, found.longest)
     return choose_packing(
         threads or default_threads(), max_tokens, embed_dim, stream, usable_memory()
     )

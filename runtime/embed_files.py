@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import msgspec
+
 from runtime import manifest as manifests
 from runtime.concurrency import memory_of_longest
 from runtime.dataset.folder import Dataset, opened
@@ -31,7 +33,7 @@ from runtime.runner import AsyncInferenceRunner, Totals, check_layer
 from runtime.several import Vectors
 from runtime.sliding import TRAINED_ON
 from runtime.threads import usable_memory
-from runtime.vector_cache import VectorCache, new_run
+from runtime.vector_cache import VectorCache
 from runtime.writers import check_output, write_embeddings
 from runtime.writers.columns import Columns, check_columns
 from runtime.writers.rejected_file import rejected_file
@@ -80,7 +82,7 @@ def embed_file(options: EmbedOptions, output: Path, say: Say, warn: Say) -> Summ
     with (
         loaded(options, manifest, found, None, say) as (engine, resolved),
         rejected_file(output, len(options.inputs) > 1) as rejected,
-        _kept(options, manifest, engine.spec, new_run(), warn) as kept,
+        _kept(options, manifest, engine.spec, None, warn) as kept,
     ):
         runner = _runner(options, engine, resolved.max_tokens, rejected.add, kept)
         _introduce(engine.spec, say, warn)
@@ -126,11 +128,12 @@ def embed_dataset(
         before = dataset.before.resolved if dataset.before else None
         if before:
             say(f"{output}: goes on behind {dataset.proteins:,} proteins")
-        number = dataset.before.number if dataset.before else run.number
+        cached = dataset.before.cached if dataset.before else None
         with (
             loaded(options, manifest, found, before, say) as (engine, resolved),
-            _kept(options, manifest, engine.spec, number, warn) as kept,
+            _kept(options, manifest, engine.spec, cached, warn) as kept,
         ):
+            run = msgspec.structs.replace(run, cached=kept.newest if kept else None)
             dataset.begin(run, resolved)
             runner = _runner(options, engine, resolved.max_tokens, dataset.reject, kept)
             _introduce(engine.spec, say, warn)
@@ -174,13 +177,13 @@ def _looked_at(options: EmbedOptions, say: Say) -> tuple[Manifest, Inputs, Scan]
 
 
 def _kept(
-    options: EmbedOptions, manifest: Manifest, spec: EngineSpec, run: int, warn: Say
+    options: EmbedOptions, manifest: Manifest, spec: EngineSpec, newest: int | None, warn: Say
 ) -> AbstractContextManager[VectorCache | None]:
     if options.cache is None:
         return nullcontext()
     return VectorCache(
-        Path(options.cache), manifest, spec, _vectors(options, spec), tf32=options.tf32, run=run,
-        warn=warn,
+        Path(options.cache), manifest, spec, _vectors(options, spec), tf32=options.tf32,
+        newest=newest, warn=warn,
     )  # fmt: skip
 
 
@@ -253,7 +256,8 @@ def _run(options: EmbedOptions, manifest: Manifest, found: Scan) -> Run:
     given = asdict(options)
     records = given.pop("records")
     columns = given.pop("columns") or {"sequence": None, "id": None}
-    for name in ("artifact", "inputs"):
+    # Another cache gives other last bits at most.
+    for name in ("artifact", "inputs", "cache"):
         del given[name]
     given["device"] = kind_of(options.device)
     given["pool"] = ",".join(given.pop("pools"))
@@ -276,7 +280,6 @@ def _run(options: EmbedOptions, manifest: Manifest, found: Scan) -> Run:
         },  # fmt: skip
         proteins=found.num_proteins if found.is_whole else None,
         tokens=_total(found),
-        number=new_run(),
     )
 
 

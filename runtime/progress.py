@@ -24,7 +24,7 @@ def with_progress(
     Args:
         embeddings: of a runner.
         totals: of that runner.
-        num_tokens: that will have been run in the end, or None where that is not known.
+        num_tokens: of all proteins, or None where that is not known.
         say: receives each line.
         tokens_before: that an earlier run has run of them.
     """
@@ -34,12 +34,13 @@ def with_progress(
         total=num_tokens, initial=tokens_before, unit=" tokens", unit_scale=True,
         disable=not is_terminal,
     ) as bar:  # fmt: skip
+        tokens = tokens_before
         for embedding in embeddings:
+            tokens += embedding.num_tokens
             bar.update(embedding.num_tokens)
             bar.set_postfix_str(f"{totals.proteins} proteins", refresh=False)
             now = time.perf_counter()
             if not is_terminal and now - said >= LINE_SECONDS:
-                tokens = tokens_before + totals.tokens
                 of_all = f" ({tokens / num_tokens:.0%})" if num_tokens else ""
                 say(
                     f"{totals.proteins:,} proteins, {totals.tokens:,} tokens{of_all} "

@@ -259,7 +259,7 @@ class AsyncInferenceRunner:
                 records_before += window.num_records
                 upcoming = in_background(self._next_window, stream) if window.num_records else None
                 if window.found:
-                    self.totals.found += sum(map(len, found.holders))
+                    self.totals.found += sum(_proteins(holders) for holders in found.holders)
                     yield found, list(window.found.values())
             else:
                 pack, future = running.popleft()
@@ -316,8 +316,8 @@ class AsyncInferenceRunner:
         for tokens, holders in zip(pack.tokens, pack.holders, strict=True):
             length = len(tokens)
             totals.tokens += length * len(holders)
-            totals.equal += len(holders) - 1
-            names = [holder.record.id for holder in holders]
+            totals.equal += max(0, _proteins(holders) - 1)
+            names = [holder.record.id for holder in holders if holder.window == 0]
             totals.without_residues += names if length == 2 else []
             totals.over_budget += names if length > self._max_tokens else []
 
@@ -336,6 +336,11 @@ class AsyncInferenceRunner:
 
 def _is_there(upcoming: "Future[Window]") -> bool:
     return upcoming.done() and upcoming.exception() is None
+
+
+def _proteins(holders: Iterable[Holder]) -> int:
+    """Of those that are run in windows the first counts."""
+    return sum(holder.window == 0 for holder in holders)
 
 
 def check_layer(layer: int, exported: Sequence[int]) -> None:

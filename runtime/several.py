@@ -1,6 +1,6 @@
 """Several vectors of one protein from one forward: of layers, by poolings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +52,15 @@ class Vectors:
         return run
 
 
+def check_vectors(layers: Sequence[int], pools: Sequence[Pool]) -> None:
+    """Raises InputError where one vector a residue is asked for among others."""
+    if "none" in pools and len(pools) * max(1, len(layers)) > 1:
+        raise InputError(
+            "--pool none gives a vector for each residue, and goes alone: with no other pooling, "
+            "and one layer"
+        )
+
+
 def layers_of(given: str | None) -> tuple[int, ...]:
     """Numbers with commas, each once; empty where nothing is given."""
     names = [name.strip() for name in (given or "").split(",") if name.strip()]
@@ -65,6 +74,4 @@ def pools_of(given: str) -> tuple[Pool, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in given.split(",")))
     for name in names:
         check_pool(name)
-    if "none" in names and len(names) > 1:
-        raise InputError("--pool none gives a vector for each residue, and goes alone")
     return names  # type: ignore[return-value]

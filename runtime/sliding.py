@@ -25,7 +25,7 @@ def starts_of(length: int, window: int) -> list[int]:
         length: residues of the protein, more than ``window``.
         window: residues of one.
     """
-    step = max(1, window - math.floor(OVERLAP * window))
+    step = max(1, window - math.ceil(OVERLAP * window))
     count = 1 + math.ceil((length - window) / step)
     return [round(i * (length - window) / (count - 1)) for i in range(count)]
 
@@ -67,4 +67,5 @@ def joined(windows: Sequence[Floats], length: int, how: Pool) -> Floats:
     for start, rows in zip(starts_of(length, size), windows, strict=True):
         sums[start : start + size] += rows
         counts[start : start + size] += 1
-    return (sums / counts).astype(dtype)
+    sums /= counts
+    return sums.astype(dtype)

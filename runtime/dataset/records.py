@@ -53,7 +53,7 @@ class Run(msgspec.Struct, frozen=True):
         options: of the command, as they were given; None and ``auto`` where they were not.
         proteins, tokens: that the inputs hold, or None where they can be read only once.
         resolved: what the options came to.
-        number: of the run, which no other one has; 0 in folders of older versions.
+        cached: the newest vector in the cache when the run began; None without a cache.
     """
 
     schema_version: int
@@ -64,7 +64,7 @@ class Run(msgspec.Struct, frozen=True):
     proteins: int | None
     tokens: int | None
     resolved: Resolved | None = None
-    number: int = 0
+    cached: int | None = None
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -115,7 +115,7 @@ def differences(before: Run, now: Run) -> list[str]:
         found.append(f"the artifact is another {now.artifact!r}, it was {before.artifact!r}")
     for name in dict.fromkeys([*before.options, *now.options]):
         was, is_now = before.options.get(name), now.options.get(name)
-        if was != is_now:
+        if str(was) != str(is_now):  # a layer was a number once
             found.append(f"--{name.replace('_', '-')} is {is_now}, it was {was}")
     if len(before.inputs) != len(now.inputs):
         found.append(f"there are {len(now.inputs)} inputs, there were {len(before.inputs)}")

@@ -51,9 +51,13 @@ def _each(
     word_type: "click.ParamType[Any]",
 ) -> Callable[[click.Context, click.Parameter, str], tuple[Any, ...]]:
     """What converts the words of one of the ``SEVERAL``."""
-    return lambda context, option, words: tuple(
-        word_type.convert(word, option, context) for word in words.split()
-    )
+
+    def convert(context: click.Context, option: click.Parameter, words: str) -> tuple[Any, ...]:
+        if not words.split():
+            raise click.BadParameter("it has no value", context, option)
+        return tuple(word_type.convert(word, option, context) for word in words.split())
+
+    return convert
 
 
 @click.command(

@@ -44,7 +44,7 @@ def engine_on_ray(
     """
     stream = Stream()
     if found.is_whole:
-        stream = Stream(found.num_proteins, found.num_tokens, found.longest)
+        stream = Stream(found.num_proteins, found.tokens_to_run, found.longest)
     with connected(address):
         alive = nodes()
         plan = plan_for(alive, wanted, stream, manifest.architecture.embed_dim)

@@ -23,13 +23,14 @@ class Scan:
     Attributes:
         num_proteins: that can be run.
         num_tokens: of all of them, BOS and EOS included.
-        longest: tokens of the longest of them; 0 where there is none.
+        longest: tokens of the longest that is run; 0 where there is none.
         num_rejected: records that cannot be run, or are not to be.
         first_rejected: the first of those.
         num_errors: of those, the ones that nobody asked to leave out.
         first_error: the first of those.
         num_cut: proteins that are longer than they may be, and are cut.
-        num_in_windows: those that are run in windows; their windows' tokens count.
+        num_in_windows: those that are run in windows.
+        tokens_to_run: of what is run, which windows are in their place.
         num_long: proteins of more residues than ESM-2 was trained on.
         is_whole: every path was read. A pipe can be read only once, when its proteins are run.
     """
@@ -44,6 +45,7 @@ class Scan:
     first_error: Rejection | None = None
     num_cut: int = 0
     num_in_windows: int = 0
+    tokens_to_run: int = 0
     num_long: int = 0
 
     def check(self, skip: bool) -> None:
@@ -102,6 +104,7 @@ def _add_clean(so_far: Scan, pieces: Pieces) -> Scan | None:
         so_far,
         num_proteins=so_far.num_proteins + len(pairs),
         num_tokens=so_far.num_tokens + sum(lengths) + 2 * len(pairs),
+        tokens_to_run=so_far.tokens_to_run + sum(lengths) + 2 * len(pairs),
         longest=max([so_far.longest, *(length + 2 for length in lengths)]),
         num_long=so_far.num_long + sum(length > TRAINED_ON for length in lengths),
     )
@@ -116,7 +119,8 @@ def _add_each(so_far: Scan, records: Iterable[Record], options: RecordOptions) -
     return replace(
         so_far,
         num_proteins=so_far.num_proteins + len(prepared),
-        num_tokens=so_far.num_tokens + sum(lengths),
+        num_tokens=so_far.num_tokens + sum(len(result.tokens) for result in prepared),
+        tokens_to_run=so_far.tokens_to_run + sum(lengths),
         longest=max([so_far.longest, *lengths]),
         num_rejected=so_far.num_rejected + len(rejected),
         first_rejected=so_far.first_rejected or (rejected[0] if rejected else None),

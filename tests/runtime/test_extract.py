@@ -467,3 +467,12 @@ def test_torch_is_needed_to_write_alone(
     assert result.returncode == 2
     assert result.stderr.startswith("error: cannot write .pt files: torch is not installed. pip ")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--include", "--repr_layers"])
+def test_an_option_without_a_value_is_an_error(tmp_path: Path, option: str) -> None:
+    result = CliRunner().invoke(
+        main, ["extract", "artifact", "x.fasta", str(tmp_path / "out"), option, ""]
+    )
+    assert result.exit_code == 2
+    assert "it has no value" in result.output

@@ -33,23 +33,44 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_files_that_are_meant(here: Path, given: list[str], expected: list[str]) -> None:
-    found = files_of(given, tables=False)
+    found = files_of(given, False, "out.npz")
     assert [path for path in found if "_x" not in path] == expected
 
 
+def test_a_file_of_several_names_is_meant_once(here: Path) -> None:
+    (here / "in" / "low" / "loop").symlink_to("..")
+    (here / "in" / "other.fasta").symlink_to("b.fasta")
+    found = files_of(["in/**/**/*.fa*"], False, "out.npz")
+    assert [path for path in found if "_x" not in path] == ["in/b.fasta", "in/low/c.faa"]
+
+
+def test_what_is_written_is_not_read(here: Path) -> None:
+    for name in ("out.csv", "out.csv.rejected.tsv", "parts/part-0.csv", "parts/_journal.jsonl"):
+        (here / "in" / name).parent.mkdir(exist_ok=True)
+        (here / "in" / name).write_text("sequence\nMK\n")
+    assert files_of(["in"], True, "in/out.csv") == ("in/t.csv",)
+    assert files_of(["in/parts/../**/*.csv"], True, f"{here}/in/parts/") == (
+        "in/parts/../out.csv", "in/parts/../t.csv",
+    )  # fmt: skip
+    with pytest.raises(InputError, match="in/parts means no file but what is written"):
+        files_of(["in/parts"], True, "in/parts")
+
+
 def test_tables_of_a_folder(here: Path) -> None:
-    assert files_of(["in"], tables=True) == ("in/t.csv",)
+    assert files_of(["in"], True, "out.npz") == ("in/t.csv",)
 
 
 def test_whole_path_patterns(here: Path) -> None:
-    assert files_of([f"{here}/in/low/*"], tables=False) == (f"{here}/in/low/c.faa",)
+    assert files_of([f"{here}/in/low/*"], False, "out.npz") == (f"{here}/in/low/c.faa",)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         (["*.nothing"], r"no file is named like \*\.nothing"),
-        (["in", "in/b*"], "in/b.fasta is given twice, by itself and by in/b"),
+        (["in", "in/b*"], r"in/b.fasta is given twice, by in and by in/b\*"),
+        (["in", "./in/b.fasta"], "in/b.fasta is given twice, by in and by ./in/b.fasta"),
+        (["in/b.fasta", "in"], "in/b.fasta is given twice, by in/b.fasta and by in"),
         (["in/empty"], "folder in/empty holds no file that ends in .fasta, .fa, .*a pattern in"),
         (["in/tables"], "for its tables give --sequence-column"),
     ],
@@ -59,7 +80,7 @@ def test_what_is_none(here: Path, given: list[str], message: str) -> None:
     (here / "in" / "tables").mkdir()
     (here / "in" / "tables" / "a.tsv").write_text("sequence\nMK\n")
     with pytest.raises(InputError, match=message):
-        files_of(given, tables=False)
+        files_of(given, False, "out.npz")
 
 
 def test_the_command_reads_a_folder_in_order(ready_artifact: Path, tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def test_the_scan_says_what_the_run_will(path: Path, text: str, options: RecordO
         lengths = [len(run) for result in prepared for run in result.runs]
         rejected = [result for result in results if not isinstance(result, Prepared)]
         assert found.num_proteins == len(prepared)
-        assert found.num_tokens == sum(lengths)
+        assert found.num_tokens == sum(len(result.tokens) for result in prepared)
+        assert found.tokens_to_run == sum(lengths)
         assert found.longest == max([0, *lengths])
         assert found.num_rejected == len(rejected)
         errors = [result for result in rejected if not result.asked]

@@ -85,13 +85,17 @@ def test_with_cache_and_windows(embed: Callable[..., Result], tmp_path: Path) ->
     ("options", "message"),
     [
         (["--pool", "mean,none"], "--pool none gives a vector for each residue, and goes alone"),
+        (["--pool", "none", "--layer", "1,2"], "--pool none .* and one layer"),
         (["--pool", "mean,median"], "pool must be one of mean, .* got 'median'"),
         (["--layer", "1,x"], "--layer takes numbers with commas, such as 6,33, got 'x'"),
         (["--layer", "1,7"], r"layer 7 is not in this artifact, it exports \[0, 1, 2\]"),
         (["--layer", "1,2", "-o", "x.npz"], "several layers or poolings go to columns of Parquet"),
     ],
 )
-def test_what_is_refused(embed: Callable[..., Result], options: list[str], message: str) -> None:
+def test_what_is_refused(
+    embed: Callable[..., Result], tmp_path: Path, options: list[str], message: str
+) -> None:
     result = embed("out/", *options)
     assert result.exit_code == 2
+    assert not (tmp_path / "out").exists()
     assert re.search(message, result.stderr), result.stderr

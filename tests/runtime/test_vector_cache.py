@@ -4,8 +4,9 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import closing
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from runtime import cli, manifest, vector_cache
 from runtime.errors import InputError
 from runtime.runner import AsyncInferenceRunner, Record
 from runtime.several import Vectors
-from runtime.vector_cache import FILE_NAME, VectorCache, new_run
+from runtime.vector_cache import FILE_NAME, VectorCache
 from tests.conftest import random_sequence
 
 NAMES = [f"p{i}" for i in range(40)]
@@ -40,7 +41,7 @@ def opened(engine: runtime.Engine, artifact: Path, tmp_path: Path) -> Callable[.
     def open_it(**changed: Any) -> VectorCache:
         in_spec = {name: changed.pop(name) for name in ("device", "library") if name in changed}
         options = {
-            "layer": 2, "pool": "mean", "tf32": False, "run": new_run(), "warn": pytest.fail,
+            "layer": 2, "pool": "mean", "tf32": False, "newest": None, "warn": pytest.fail,
         } | changed  # fmt: skip
         vectors = Vectors((options.pop("layer"),), (options.pop("pool"),))
         spec = replace(engine.spec, **in_spec)
@@ -104,13 +105,14 @@ def test_equal_proteins_are_found_once_each(
     assert np.array_equal(found["b"], found["d"])
 
 
-def test_a_run_does_not_find_what_it_kept_itself(
+def test_a_run_finds_what_was_there_when_it_began(
     engine: runtime.Engine, opened: Callable[..., VectorCache]
 ) -> None:
     """Or a run that is gone on with would have other packs, and other last bits."""
-    number = new_run()
-    run(engine, opened(run=number))
-    assert run(engine, opened(run=number))[1].totals.found == 0
+    run(engine, opened(), {"first": PROTEINS["p3"]})
+    begun = opened()
+    assert run(engine, begun)[1].totals.found == 1
+    assert run(engine, opened(newest=begun.newest))[1].totals.found == 1
     assert run(engine, opened())[1].totals.found == 40
 
 
@@ -141,7 +143,7 @@ def test_another_artifact_finds_nothing(
     other = type(of)(**{f: getattr(of, f) for f in of.__struct_fields__} | {"manifest_sha256": "0"})
     with VectorCache(
         tmp_path / "cache", other, engine.spec, Vectors((2,), ("mean",)), tf32=False,
-        run=new_run(), warn=pytest.fail,
+        newest=None, warn=pytest.fail,
     ) as cache:  # fmt: skip
         assert cache.find(tokens) == [None]
 
@@ -184,6 +186,47 @@ def test_a_disk_that_is_full_ends_the_keeping_and_not_the_run(
     assert list(found) == NAMES
     assert len(said) == 1
     assert "database or disk is full" in said[0]
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        yield
+
+
+def test_a_cache_that_another_process_holds_is_waited_for(
+    engine: runtime.Engine, opened: Callable[..., VectorCache]
+) -> None:
+    run(engine, opened())
+    cache = opened()
+    release = threading.Event()
+
+    def hold() -> None:
+        with held(cache.path):
+            release.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    threading.Timer(0.3, release.set).start()
+    assert run(engine, cache)[1].totals.found == 40
+    holder.join()
+
+
+def test_a_cache_that_is_held_for_good_is_left_alone(
+    engine: runtime.Engine, opened: Callable[..., VectorCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    cache = opened(warn=said.append)
+    monkeypatch.setattr(vector_cache, "WAIT_SECONDS", 0.1)
+    with held(cache.path):
+        found, _ = run(engine, cache)
+        with pytest.raises(InputError, match="database is locked.* no other process holds"):
+            opened()
+    assert list(found) == NAMES
+    assert said == [
+        f"cannot read the cache {cache.path} (database is locked): the run goes on without it"
+    ]
 
 
 def test_two_processes_fill_one_cache(ready_artifact: Path, tmp_path: Path) -> None:
