@@ -18,17 +18,27 @@ from pyarrow import parquet
 from runtime import manifest as manifests
 from runtime.concurrency import Packing
 from runtime.engine import EngineSpec
-from runtime.errors import ArtifactError, EngineError, InputError
+from runtime.errors import (
+    ArtifactError,
+    EngineError,
+    InputError,
+    NonFiniteError,
+    UnsupportedError,
+)
 from runtime.loading import load
 from runtime.model import load_model
 from runtime.packing import PackedBatch
+from runtime.pooling import Pool
 from runtime.ray import embed
 from runtime.ray import engine as engine_of_actors
 from runtime.ray.artifact import Shipped
 from runtime.ray.crew import Crew, Member
+from runtime.ray.data import _Embedder
 from runtime.ray.engine import RayEngine
 from runtime.ray.plan import Plan
 from runtime.ray.worker import Description, Loading
+from runtime.readers.records import RecordOptions
+from runtime.tokenizer import TOKENS
 from tests.conftest import random_sequence
 
 ray = pytest.importorskip("ray", reason="needs ray: pip install 'esm2-engines[ray]'")
@@ -198,3 +208,33 @@ def test_what_cannot_be_used(ready_artifact: Path, tmp_path: Path, cluster: Path
         embed(given, ready_artifact, batch_size=0)
     with pytest.raises(ArtifactError, match="is not an artifact"):
         embed(given, tmp_path)
+
+
+@pytest.mark.parametrize("raised", [NonFiniteError, UnsupportedError])
+def test_a_pack_that_fails_says_which_row_it_is(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, raised: type[Exception]
+) -> None:
+    seal = manifests.read(artifact, check_files=False).manifest_sha256
+    loading = Loading("onnx", "cpu", "auto", 1, 1, False, False)
+    embedder = _Embedder(
+        Shipped(str(artifact), seal, "a run"), None, loading, ("sequence", "embedding", "error"),
+        {"max_tokens": None, "pool": "mean", "layer": None}, RecordOptions(),
+    )  # fmt: skip
+    original = embedder._engine.embed
+
+    def failing(batch: PackedBatch, layer: int, how: Pool) -> np.ndarray:
+        if TOKENS.index("W") in batch.input_ids:
+            raise raised("the engine returned NaN")
+        return original(batch, layer, how)
+
+    monkeypatch.setattr(embedder._engine, "embed", failing)
+    rows = embedder(pa.table({"sequence": ["MKT", "MWK", "GGA", None]}))
+    assert rows["error"].to_pylist() == [
+        None, "the engine returned NaN", None, "the column 'sequence' is null",
+    ]  # fmt: skip
+    assert [vector is None for vector in rows["embedding"].to_pylist()] == [
+        False,
+        True,
+        False,
+        True,
+    ]
