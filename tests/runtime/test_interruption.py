@@ -35,7 +35,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
                 command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
             )
         processes.append(process)
-        assert STARTED in process.stderr.readline()
+        while STARTED not in (line := process.stderr.readline()):
+            assert line, "it ended"
         return process
 
     yield start
