@@ -12,7 +12,7 @@ from runtime.device import default_max_tokens
 from runtime.engine_options import attention_of, attention_options, device_option
 from runtime.engines.table import FORMATS
 from runtime.errors import EngineError, Esm2Error, InputError, UnsupportedError
-from runtime.extract.command import extract
+from runtime.extract.command import extract, run_and_report
 from runtime.one_line_errors import one_line_errors
 from runtime.pooling import POOL_CHOICES
 from runtime.readers.record_options import length_options, record_options
@@ -68,6 +68,13 @@ def info(artifact: Path, as_json: bool) -> None:
     required=True,
     help="Where to write: a .npz, .parquet or .h5 file; or a folder, in parts, for runs too long "
     "to lose.",
+)
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(("pt",)),
+    help="pt: a folder of .pt files, one a protein, as fair-esm's extract.py writes them; --pool "
+    "mean,none,cls and --layer say what is in them.  [default: by -o]",
 )
 @click.option(
     "--resume", is_flag=True, help="Go on with a folder behind its last part; or begin a new one."
@@ -155,8 +162,8 @@ def info(artifact: Path, as_json: bool) -> None:
 @one_line_errors(Esm2Error, OSError)
 def embed(
     artifact: Path, inputs: tuple[str, ...], sequence_column: str | None, id_column: str | None,
-    output: str, resume: bool, part_mb: float, engine: str, device: str, pool: str,
-    store: str | None, added: str | None, cache: str | None, layer: str | None,
+    output: str, file_format: str | None, resume: bool, part_mb: float, engine: str, device: str,
+    pool: str, store: str | None, added: str | None, cache: str | None, layer: str | None,
     max_tokens: int | None, max_length: int | None, long: Any, on_error: str, unknown: Any,
     upper: bool, strip_stop: bool, attention: Any, v1_attention: bool, tf32: bool,
     cuda_graphs: bool, threads: int | None, concurrency: int | None, ray: str | None,
@@ -174,6 +181,7 @@ def embed(
     from runtime.dataset.folder import is_dataset
     from runtime.embed_files import embed_dataset, embed_file
     from runtime.embed_options import EmbedOptions
+    from runtime.extract.of_embed import extract_options
     from runtime.readers.paths import files_of
     from runtime.readers.records import RecordOptions
     from runtime.readers.tables import Columns
@@ -189,7 +197,8 @@ def embed(
     if cache == "":
         raise InputError("--cache is empty. Name a folder")
     layers, pools = layers_of(layer), pools_of(pool)
-    check_vectors(layers, pools)
+    if file_format is None:
+        check_vectors(layers, pools)
     if debug:
         import logging
 
@@ -218,6 +227,9 @@ def embed(
         ray_actors=ray_actors,
     )
     path = Path(output)
+    if file_format == "pt":
+        run_and_report(extract_options(options, path, resume, as_json))
+        return
     if is_dataset(output):
         summary = embed_dataset(options, path, resume, round(part_mb * MB), _say, _warn)
     elif resume:

@@ -17,7 +17,7 @@ from runtime.readers.record_options import record_options
 from runtime.terminal import say
 
 if TYPE_CHECKING:
-    from runtime.extract.run import Extracted
+    from runtime.extract.run import Extracted, ExtractOptions
 
 MB = 1_000_000
 SOME_REJECTED = 3
@@ -123,7 +123,6 @@ def extract(
     (--on-error skip: they are listed in OUTPUT_DIR), 2 on errors.
     """
     from runtime.extract.run import ExtractOptions
-    from runtime.extract.run import extract as run
     from runtime.readers.records import RecordOptions
 
     if nogpu and kind_of(device) == "cuda":
@@ -142,8 +141,15 @@ def extract(
         skip=on_error == "skip",
         records=RecordOptions(unknown, upper, strip_stop, truncation_seq_length, "truncate"),
     )
+    run_and_report(options)
+
+
+def run_and_report(options: "ExtractOptions") -> None:
+    """Extracts, says what was done, and exits with 3 if some records were rejected."""
+    from runtime.extract.run import extract as run
+
     extracted = run(options, _say, _warn)
-    _summarise(output_dir, extracted)
+    _summarise(options.output, extracted)
     if extracted.rejected:
         sys.exit(SOME_REJECTED)
 

@@ -476,3 +476,45 @@ def test_an_option_without_a_value_is_an_error(tmp_path: Path, option: str) -> N
     )
     assert result.exit_code == 2
     assert "it has no value" in result.output
+
+
+def embed_as_pt(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["embed", *map(str, arguments), "--format", "pt"])
+
+
+def test_embed_writes_the_same_files(artifact: Path, fasta: Path, tmp_path: Path) -> None:
+    length = ("--truncation_seq_length", TRUNCATION)
+    given = ("--include", "mean", "per_tok", "bos", "--repr_layers", 0, 2, *length)
+    assert run(artifact, fasta, tmp_path / "a", *given).exit_code == 0
+    length = ("--max-length", TRUNCATION, "--long", "truncate")
+    given = ("--pool", "mean,none,cls", "--layer", "0,2", *length)
+    result = embed_as_pt(artifact, fasta, "-o", tmp_path / "b", *given)
+    assert result.exit_code == 0, result.output
+    expected, found = saved(tmp_path / "a"), saved(tmp_path / "b")
+    assert found.keys() == expected.keys()
+    for name, file in expected.items():
+        assert found[name].keys() == file.keys()
+        for key in file.keys() - {"label"}:
+            for layer, tensor in file[key].items():
+                torch.testing.assert_close(
+                    found[name][key][layer], tensor, rtol=0, atol=0, equal_nan=True
+                )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--resume", "--json"], "--format pt goes without --resume, --json. Write Parquet"),
+        (["--with", "header", "--cache", "c"], "--format pt goes without --with, --cache"),
+        (["--max-length", "9", "--long", "window"], "--format pt goes without --long window"),
+        (["--pool", "mean-with-eos"], "fair-esm's files hold mean, none and cls, got --pool mean-"),
+        (["one_more.fasta"], "--format pt takes one FASTA file, got 2"),
+    ],
+)  # fmt: skip
+def test_what_means_nothing_for_a_file_a_protein(
+    artifact: Path, fasta: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    result = embed_as_pt(artifact, fasta, "-o", tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
