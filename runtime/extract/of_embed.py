@@ -25,9 +25,9 @@ def extract_options(
             than one.
     """
     given = {
-        "--resume": resume, "--json": as_json, "--sequence-column": options.columns, "--store": options.store,
-        "--with": options.added, "--cache": options.cache, "--ray": options.ray,
-        "--attention": options.attention, "--tf32": options.tf32,
+        "--resume": resume, "--json": as_json, "--sequence-column": options.columns,
+        "--store": options.store, "--with": options.added, "--cache": options.cache,
+        "--ray": options.ray, "--attention": options.attention, "--tf32": options.tf32,
         "--cuda-graphs": options.cuda_graphs, "--long window": options.records.long == "window",
     }  # fmt: skip
     if meaningless := [name for name, value in given.items() if value]:
