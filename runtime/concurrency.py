@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from runtime.device import default_max_tokens
 from runtime.threads import default_threads, usable_memory
 
 if TYPE_CHECKING:
@@ -37,6 +38,13 @@ class Stream:
     num_tokens: int | None = None
     longest: int | None = None
 
+    @classmethod
+    def of(cls, found: "Scan") -> "Stream":
+        """What files hold that were scanned; what came through a pipe is not known."""
+        if not found.is_whole:
+            return cls()
+        return cls(found.num_proteins, found.tokens_to_run, found.longest)
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -60,12 +68,21 @@ def packing_for(
     """
     if concurrency is not None:
         return Packing(concurrency, max_tokens)
-    stream = Stream()
-    if found.is_whole:
-        stream = Stream(found.num_proteins, found.tokens_to_run, found.longest)
     return choose_packing(
-        threads or default_threads(), max_tokens, embed_dim, stream, usable_memory()
+        threads or default_threads(), max_tokens, embed_dim, Stream.of(found), usable_memory()
     )
+
+
+def budget_of(packing: Packing, concurrency: int, device: str, max_tokens: int | None) -> int:
+    """Of a pack, once an engine is loaded: smaller ones are for engines that share their cores.
+
+    Args:
+        packing: that was chosen before.
+        concurrency: of the engine.
+        device: that it runs on.
+        max_tokens: that the caller asked for.
+    """
+    return packing.max_tokens if concurrency > 1 else max_tokens or default_max_tokens(device)
 
 
 def memory_of_longest(tokens: int, embed_dim: int, num_heads: int, keeps_scores: bool) -> int:

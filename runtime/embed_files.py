@@ -19,9 +19,8 @@ from runtime.dataset.records import SCHEMA_VERSION, Input, Run
 from runtime.device import default_max_tokens, kind_of
 from runtime.embed_engine import loaded
 from runtime.embed_options import EmbedOptions
-from runtime.embed_stream import Say, Stream, unless_empty
+from runtime.embed_stream import Say, Stream, strictly, unless_empty
 from runtime.engine import Engine, EngineSpec
-from runtime.errors import InputError
 from runtime.files import sha256
 from runtime.manifest import Manifest
 from runtime.progress import with_progress
@@ -192,15 +191,10 @@ def _runner(
     kept: VectorCache | None,
 ) -> AsyncInferenceRunner:  # fmt: skip
 
-    def reject_or_raise(rejection: Rejection) -> None:
-        if not (options.skip or rejection.asked):
-            raise InputError(str(rejection))
-        reject(rejection)
-
     vectors = _vectors(options, engine.spec)
     return AsyncInferenceRunner(
         engine, budget, vectors.pools[0], vectors.layers[0], **asdict(options.records),
-        on_rejected=reject_or_raise, kept=kept,
+        on_rejected=strictly(options.skip, reject), kept=kept,
         of_pack=vectors.of_pack(engine) if vectors.are_several else None,
     )  # fmt: skip
 

@@ -22,6 +22,22 @@ class Rejections(Protocol):
     first: Rejection | None
 
 
+def strictly(skip: bool, reject: Callable[[Rejection], None]) -> Callable[[Rejection], None]:
+    """Gives on what may be left out, and raises InputError for the rest.
+
+    Args:
+        skip: leave out what cannot be run.
+        reject: gets each record that is left out.
+    """
+
+    def reject_or_raise(rejection: Rejection) -> None:
+        if not (skip or rejection.asked):
+            raise InputError(str(rejection))
+        reject(rejection)
+
+    return reject_or_raise
+
+
 class Stream:
     """Records of files to embeddings, watched for what is odd.
 

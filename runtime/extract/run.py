@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from runtime import manifest as manifests
-from runtime.concurrency import packing_for
+from runtime.concurrency import budget_of, packing_for
 from runtime.device import default_max_tokens
+from runtime.embed_stream import Say, strictly
 from runtime.engine import Engine, EngineSpec
 from runtime.errors import InputError
 from runtime.extract.labels import FileNames, check_labels, label_of
@@ -30,8 +31,6 @@ from runtime.runner import AsyncInferenceRunner, Totals
 from runtime.staging import staging
 from runtime.writers.rejected_file import rejected_file
 from runtime.writers.writing import naming_errors
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -125,8 +124,7 @@ def extract(options: ExtractOptions, say: Say, warn: Say) -> Extracted:
             rejected_file(options.output / _own_name(options.fasta), False) as rejected,
         ):  # fmt: skip
             _introduce(engine.spec, say, warn)
-            budget = options.max_tokens or default_max_tokens(engine.spec.device)
-            budget = packing.max_tokens if engine.concurrency > 1 else budget
+            budget = budget_of(packing, engine.concurrency, engine.spec.device, options.max_tokens)
             runner = _runner(options, engine, budget, wanted, rejected.add)
             records = watch_for_nucleotides(inputs.records(0), warn)
             files = PtFiles(options.output, aside)
@@ -210,14 +208,9 @@ def _runner(
     options: ExtractOptions, engine: Engine, budget: int, wanted: Wanted,
     reject: Callable[[Rejection], None],
 ) -> AsyncInferenceRunner:  # fmt: skip
-    def reject_or_raise(rejection: Rejection) -> None:
-        if not options.skip:
-            raise InputError(str(rejection))
-        reject(rejection)
-
     return AsyncInferenceRunner(
         engine, budget, "none" if "per_tok" in wanted.include else "mean", wanted.layers[-1],
-        **asdict(options.records), on_rejected=reject_or_raise,
+        **asdict(options.records), on_rejected=strictly(options.skip, reject),
         of_pack=partial(wanted.of_pack, engine), rows_of_token=len(wanted.layers),
     )  # fmt: skip
 

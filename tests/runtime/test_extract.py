@@ -518,3 +518,13 @@ def test_what_means_nothing_for_a_file_a_protein(
     assert result.exit_code == 2
     assert message in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_long_proteins_are_left_out_where_embed_leaves_them_out(
+    artifact: Path, tmp_path: Path
+) -> None:
+    fasta = fasta_of(tmp_path / "in.fasta", {"short": "MKTA", "long": "MKTAYIAKQRQ"})
+    options = ("--max-length", 8, "--long", "skip")
+    result = embed_as_pt(artifact, fasta, "-o", tmp_path / "out", *options)
+    assert result.exit_code == 3, result.output
+    assert [path.name for path in (tmp_path / "out").glob("*.pt")] == ["short.pt"]
