@@ -9,20 +9,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runtime.device import default_max_tokens
-from runtime.engine_options import attention_of, attention_options, device_option
-from runtime.engines.table import FORMATS
+from runtime.engine_options import (
+    attention_of,
+    attention_options,
+    concurrency_option,
+    device_option,
+    engine_option,
+)
 from runtime.errors import EngineError, Esm2Error, InputError, UnsupportedError
 from runtime.extract.command import extract, run_and_report
-from runtime.one_line_errors import one_line_errors
+from runtime.one_line_errors import SOME_REJECTED, one_line_errors
 from runtime.pooling import POOL_CHOICES
 from runtime.readers.record_options import length_options, record_options
-from runtime.terminal import say
+from runtime.terminal import say, tell, warn
 
 if TYPE_CHECKING:
     from runtime.embed_files import Summary
 
 MB = 1_000_000
-SOME_REJECTED = UNFINISHED = 3
+UNFINISHED = 3
 FAILED_SELFTEST = 1
 
 
@@ -86,12 +91,7 @@ def info(artifact: Path, as_json: bool) -> None:
     show_default=True,
     help="Vectors in a file of a folder, in MB.",
 )
-@click.option(
-    "--engine",
-    default="auto",
-    show_default=True,
-    help=f"{', '.join(FORMATS)}, or auto: the first one that runs here, never int8.",
-)
+@engine_option
 @device_option
 @click.option(
     "--pool",
@@ -141,11 +141,7 @@ def info(artifact: Path, as_json: bool) -> None:
     type=click.IntRange(min=1),
     help="CPU threads.  [default: OMP_NUM_THREADS, else every core of the mask and the quota]",
 )
-@click.option(
-    "--concurrency",
-    type=click.IntRange(min=1),
-    help="Packs that run at once on a CPU.  [default: by cores, proteins and memory]",
-)
+@concurrency_option
 @click.option(
     "--ray",
     metavar="[local|auto|HOST:PORT]",
@@ -231,11 +227,11 @@ def embed(
         run_and_report(extract_options(options, path, resume, as_json))
         return
     if is_dataset(output):
-        summary = embed_dataset(options, path, resume, round(part_mb * MB), _say, _warn)
+        summary = embed_dataset(options, path, resume, round(part_mb * MB), tell, warn)
     elif resume:
         raise InputError(f"--resume is for folders, and {path} is a file. Give -o {path.stem}/")
     else:
-        summary = embed_file(options, path, _say, _warn)
+        summary = embed_file(options, path, tell, warn)
     _summarise(path, summary, as_json)
     if summary.rejected:
         sys.exit(SOME_REJECTED)
@@ -361,14 +357,6 @@ def _summarise(output: Path, summary: "Summary", as_json: bool) -> None:
     ):
         if count:
             say(f"  {what}: {count:,}")
-
-
-def _say(message: str) -> None:
-    say(message, err=True)
-
-
-def _warn(message: str) -> None:
-    say(f"warning: {message}", err=True, fg="yellow")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from runtime import __version__
 from runtime.attention import default_attention
-from runtime.concurrency import Packing, packing_for
+from runtime.concurrency import Packing, budget_of, packing_for
 from runtime.dataset.records import Resolved
 from runtime.device import default_max_tokens, kind_of
 from runtime.embed_options import EmbedOptions
@@ -38,7 +38,9 @@ def loaded(
         options.artifact, name, options.device, options.attention, threads, packing.concurrency,
         options.tf32, options.cuda_graphs,
     ) as engine:  # fmt: skip
-        budget = before.max_tokens if before else _budget(options, engine, packing)
+        budget = packing.max_tokens
+        if not before:
+            budget = budget_of(packing, engine.concurrency, engine.spec.device, options.max_tokens)
         threads = threads or default_threads()
         yield engine, _resolved(engine.spec, threads, packing.concurrency, budget)
 
@@ -69,19 +71,13 @@ def _loaded_on_ray(
         before.actors if before else None, say,
     ) as (engine, plan):  # fmt: skip
         budget = plan.packing.max_tokens
-        if not before and engine.concurrency_of_one == 1:
-            budget = options.max_tokens or default_max_tokens(plan.device)
+        if not before:
+            at_once = engine.concurrency_of_one
+            budget = budget_of(plan.packing, at_once, plan.device, options.max_tokens)
         yield (
             engine,
             _resolved(engine.spec, plan.threads, plan.packing.concurrency, budget, engine.actors),
         )
-
-
-def _budget(options: EmbedOptions, engine: Engine, packing: Packing) -> int:
-    """Smaller packs are for engines that share their cores among them."""
-    if engine.concurrency > 1:
-        return packing.max_tokens
-    return options.max_tokens or default_max_tokens(engine.spec.device)
 
 
 def _resolved(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from runtime.attention import Attention
 from runtime.domain import Domain
+from runtime.errors import UnsupportedError
 from runtime.packing import PackedBatch
 from runtime.threads import Threads
 
@@ -49,6 +50,11 @@ class EngineSpec:
     embed_dim: int
     passed_over: tuple[str, ...] = ()
     domain: Domain | None = None
+
+    @property
+    def output_dtype(self) -> np.dtype[np.floating]:
+        """Of numbers on the host: NumPy has no bfloat16, and int8 engines give float32."""
+        return np.dtype(np.float16 if self.dtype == "float16" else np.float32)
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,14 @@ class Engine(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+
+def require_supported(engine: Engine, batch: PackedBatch) -> None:
+    """Raises UnsupportedError for a pack that ``engine`` cannot run."""
+    if reasons := engine.unsupported_reasons(batch):
+        raise UnsupportedError(
+            f"engine {engine.spec.format!r} cannot run this pack: {'; '.join(reasons)}"
+        )
 
 
 @dataclass(frozen=True)

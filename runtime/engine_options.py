@@ -4,6 +4,7 @@ import click
 
 from runtime.attention import ATTENTION_CHOICES, Attention
 from runtime.device import check_device
+from runtime.engines.table import FORMATS
 from runtime.errors import EngineError, InputError
 from runtime.option_group import option_group
 
@@ -29,6 +30,19 @@ def _checked_device(context: click.Context, parameter: click.Parameter, device: 
         raise click.BadParameter(str(error)) from None
     return device
 
+
+engine_option = click.option(
+    "--engine",
+    default="auto",
+    show_default=True,
+    help=f"{', '.join(FORMATS)}, or auto: the first one that runs here, never int8.",
+)
+
+concurrency_option = click.option(
+    "--concurrency",
+    type=click.IntRange(min=1),
+    help="Packs that run at once on a CPU.  [default: by cores, proteins and memory]",
+)
 
 device_option = click.option(
     "--device",

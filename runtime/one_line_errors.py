@@ -11,6 +11,7 @@ from runtime.interruption import orderly_end
 from runtime.terminal import say
 
 USER_ERROR = 2
+SOME_REJECTED = 3
 
 
 def one_line_errors(*roots: type[Exception]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from runtime.background import in_background
 from runtime.bin_packing import even_packs
 from runtime.device import default_max_tokens
-from runtime.engine import Engine
-from runtime.errors import InputError, NonFiniteError, UnsupportedError
+from runtime.engine import Engine, require_supported
+from runtime.errors import InputError, NonFiniteError
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool, check_pool, residue_rows
 from runtime.readers.records import Long, Record, RecordOptions, Rejection, prepare
@@ -228,7 +228,7 @@ class AsyncInferenceRunner:
     def _held_tokens(self) -> int:
         """Tokens whose rows take ``WINDOW_BYTES``, at least those of a pack."""
         spec = self._engine.spec
-        row_bytes = self._rows_of_token * spec.embed_dim * (2 if spec.dtype == "float16" else 4)
+        row_bytes = self._rows_of_token * spec.embed_dim * spec.output_dtype.itemsize
         return max(WINDOW_BYTES // row_bytes, self._max_tokens)
 
     def _running(
@@ -279,13 +279,11 @@ class AsyncInferenceRunner:
                 yield embedding
 
     def _embed(self, batch: PackedBatch) -> list[Values]:
-        if reasons := self._engine.unsupported_reasons(batch):
-            raise UnsupportedError(
-                f"engine {self._engine.spec.format!r} cannot run this pack: {'; '.join(reasons)}"
-            )
+        require_supported(self._engine, batch)
         self._warn_beyond_the_proof(batch)
-        if self._of_pack:
-            return self._of_pack(batch)
+        return (self._of_pack or self._pooled)(batch)
+
+    def _pooled(self, batch: PackedBatch) -> list[Values]:
         rows = self._engine.embed(batch, self._layer, self._pool)
         check_finite(batch, rows, self._pool)
         if self._pool != "none":

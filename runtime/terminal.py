@@ -31,6 +31,16 @@ def say(text: str, *, err: bool = False, fg: str | None = None, bold: bool | Non
     click.echo(text, err=err)
 
 
+def tell(text: str) -> None:
+    """Says on stderr what goes on; stdout is for results."""
+    say(text, err=True)
+
+
+def warn(text: str) -> None:
+    """Says on stderr what is odd."""
+    say(f"warning: {text}", err=True, fg="yellow")
+
+
 def wrapped(text: str, width: int) -> str:
     """``text`` in lines of at most ``width`` characters, but for words that are longer."""
     return "\n".join(part for line in text.split("\n") for part in _wrapped(line, width))

@@ -18,6 +18,7 @@ from runtime.engine import EngineSpec
 from runtime.errors import InputError
 from runtime.manifest import Manifest
 from runtime.several import Vectors
+from runtime.windows import Values
 
 FILE_NAME = "vectors.sqlite"
 # Of this file and of what a key is made of: another one finds nothing, and overwrites nothing.
@@ -35,7 +36,6 @@ WAIT_SECONDS = 60.0
 _RETRY_SECONDS = 0.05
 
 T = TypeVar("T")
-Values = NDArray[np.floating]
 
 
 class VectorCache:
@@ -67,7 +67,7 @@ class VectorCache:
     ):  # fmt: skip
         self.path = folder / FILE_NAME
         self._context = _context(manifest, spec, vectors, tf32)
-        self._dtype = np.dtype("<f2" if spec.dtype == "float16" else "<f4")
+        self._dtype = spec.output_dtype.newbyteorder("<")
         width = len(vectors.names) * spec.embed_dim
         self._shape = (-1, width) if vectors.pools == ("none",) else (width,)
         self._warn = warn

@@ -9,18 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runtime.device import default_max_tokens, kind_of
-from runtime.engine_options import device_option
-from runtime.engines.table import FORMATS
+from runtime.engine_options import concurrency_option, device_option, engine_option
 from runtime.errors import Esm2Error, InputError
-from runtime.one_line_errors import one_line_errors
+from runtime.one_line_errors import SOME_REJECTED, one_line_errors
 from runtime.readers.record_options import record_options
-from runtime.terminal import say
+from runtime.terminal import say, tell, warn
 
 if TYPE_CHECKING:
     from runtime.extract.run import Extracted, ExtractOptions
 
-MB = 1_000_000
-SOME_REJECTED = 3
 INCLUDE = ("mean", "per_tok", "bos", "contacts")
 SEVERAL = ("--repr_layers", "--include")
 # -1 is a value, as it is for argparse.
@@ -96,19 +93,10 @@ def _each(
     help="Residues that are run of longer proteins.",
 )
 @click.option("--nogpu", is_flag=True, help="The same as --device cpu.")
-@click.option(
-    "--engine",
-    default="auto",
-    show_default=True,
-    help=f"{', '.join(FORMATS)}, or auto: the first one that runs here, never int8.",
-)
+@engine_option
 @device_option
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: every core]")
-@click.option(
-    "--concurrency",
-    type=click.IntRange(min=1),
-    help="Packs that run at once on a CPU.  [default: by cores, proteins and memory]",
-)
+@concurrency_option
 @record_options
 @one_line_errors(Esm2Error, OSError)
 def extract(
@@ -148,7 +136,7 @@ def run_and_report(options: "ExtractOptions") -> None:
     """Extracts, says what was done, and exits with 3 if some records were rejected."""
     from runtime.extract.run import extract as run
 
-    extracted = run(options, _say, _warn)
+    extracted = run(options, tell, warn)
     _summarise(options.output, extracted)
     if extracted.rejected:
         sys.exit(SOME_REJECTED)
@@ -159,15 +147,7 @@ def _summarise(output: Path, extracted: "Extracted") -> None:
     say(
         f"{output}: {extracted.files:,} files, {tokens:,} tokens in {extracted.seconds:.1f} s "
         f"({tokens / extracted.seconds:,.0f} tokens/s, loading included), "
-        f"{extracted.bytes / MB:.1f} MB"
+        f"{extracted.bytes / 1e6:.1f} MB"
     )
     if extracted.rejected:
         say(f"  records rejected, listed in {extracted.rejected_path}: {extracted.rejected:,}")
-
-
-def _say(message: str) -> None:
-    say(message, err=True)
-
-
-def _warn(message: str) -> None:
-    say(f"warning: {message}", err=True, fg="yellow")

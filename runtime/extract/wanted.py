@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from runtime.engine import Engine
 from runtime.errors import InputError
@@ -13,8 +12,7 @@ from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
 from runtime.pooling import pool, residue_rows
 from runtime.runner import check_finite
-
-Values = NDArray[np.floating]
+from runtime.windows import Values
 
 
 @dataclass(frozen=True)

@@ -220,7 +220,7 @@ class _Embedder:
         import pyarrow
 
         spec = self._engine.spec
-        dtype = np.dtype("float16" if spec.dtype == "float16" else "float32")
+        dtype = spec.output_dtype
         number = pyarrow.from_numpy_dtype(dtype)
         vector = pyarrow.list_(number, spec.embed_dim)
         if self._running["pool"] != "none":

@@ -42,12 +42,9 @@ def engine_on_ray(
         InputError: there is no such cluster, or it has not what was asked for.
         EngineError: the artifact cannot be loaded there.
     """
-    stream = Stream()
-    if found.is_whole:
-        stream = Stream(found.num_proteins, found.tokens_to_run, found.longest)
     with connected(address):
         alive = nodes()
-        plan = plan_for(alive, wanted, stream, manifest.architecture.embed_dim)
+        plan = plan_for(alive, wanted, Stream.of(found), manifest.architecture.embed_dim)
         with RayEngine(folder, manifest, loading_of(plan), plan, counted_actors) as engine:
             if kind_of(engine.spec.device) != plan.device:
                 raise EngineError(

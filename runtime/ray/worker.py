@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from runtime import __version__
 from runtime.attention import Attention
-from runtime.engine import Engine, EngineSpec
-from runtime.errors import UnsupportedError
+from runtime.engine import Engine, EngineSpec, require_supported
 from runtime.loading import load
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool
@@ -126,8 +125,5 @@ class Worker:
 
     def _checked(self, pack: SentPack) -> PackedBatch:
         batch = pack.batch()
-        if reasons := self._engine.unsupported_reasons(batch):
-            raise UnsupportedError(
-                f"engine {self._engine.spec.format!r} cannot run this pack: {'; '.join(reasons)}"
-            )
+        require_supported(self._engine, batch)
         return batch
