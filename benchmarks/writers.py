@@ -12,13 +12,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import click
 import numpy as np
 
 from benchmarks.growth import records
+from runtime.engine import EngineSpec
 from runtime.packing import PackedBatch
 from runtime.runner import AsyncInferenceRunner, Embedding
 from runtime.writers import write_embeddings
@@ -37,13 +37,18 @@ class VectorEngine:
 
     def __init__(self, width: int):
         self._width = width
-        self.spec: Any = SimpleNamespace(
-            layers=(1,),
+        self.spec = EngineSpec(
             format="vectors",
+            artifact="none",
             device="cpu",
-            embed_dim=width,
             dtype="float32",
-            domain=None,
+            layers=(1,),
+            pool=None,
+            attention="none",
+            attention_reason="",
+            library="none",
+            synthetic=True,
+            embed_dim=width,
         )
 
     def unsupported_reasons(self, batch: PackedBatch) -> list[str]:
