@@ -22,6 +22,7 @@ from runtime.one_line_errors import SOME_REJECTED, one_line_errors
 from runtime.pooling import POOL_CHOICES
 from runtime.readers.record_options import length_options, record_options
 from runtime.terminal import say, tell, warn
+from runtime.variants.command import logits, perplexity, score
 
 if TYPE_CHECKING:
     from runtime.embed_files import Summary
@@ -38,6 +39,8 @@ def main() -> None:
 
 
 main.add_command(extract)
+for _command in (score, perplexity, logits):
+    main.add_command(_command)
 
 
 @main.command(epilog="Example: esm2-run info artifacts/NAME")

@@ -22,6 +22,7 @@ def describe(manifest: Manifest) -> Iterator[str]:
         yield "                no LM head in this checkpoint: embeddings only, no logits"
     if weights.kind == "synthetic":
         yield "                RANDOM WEIGHTS: for trying the project, the embeddings mean nothing"
+    yield f"  commands      embed, extract{', score, perplexity, logits' * weights.lm_head}"
     for direction, tensors in (
         ("inputs", manifest.signature.inputs), ("outputs", manifest.signature.outputs),
     ):  # fmt: skip

@@ -84,8 +84,8 @@ def embed_file(options: EmbedOptions, output: Path, say: Say, warn: Say) -> Summ
         _kept(options, manifest, engine.spec, None, warn) as kept,
     ):
         runner = _runner(options, engine, resolved.max_tokens, rejected.add, kept)
-        _introduce(engine.spec, say, warn)
-        _tell_of_the_longest(found, manifest, engine.spec, say)
+        introduce(engine.spec, say, warn)
+        tell_of_the_longest(found, manifest, engine.spec, say)
         stream = Stream(inputs, runner, options.store, warn)
         embeddings = with_progress(stream.embeddings(0), runner.totals, _total(found), say)
         embeddings = unless_empty(embeddings, runner.totals, rejected)
@@ -135,8 +135,8 @@ def embed_dataset(
             run = msgspec.structs.replace(run, cached=kept.newest if kept else None)
             dataset.begin(run, resolved)
             runner = _runner(options, engine, resolved.max_tokens, dataset.reject, kept)
-            _introduce(engine.spec, say, warn)
-            _tell_of_the_longest(found, manifest, engine.spec, say)
+            introduce(engine.spec, say, warn)
+            tell_of_the_longest(found, manifest, engine.spec, say)
             stream = Stream(inputs, runner, options.store, warn)
             embeddings = with_progress(
                 stream.embeddings(dataset.next_row), runner.totals, _total(found), say,
@@ -199,7 +199,7 @@ def _runner(
     )  # fmt: skip
 
 
-def _tell_of_the_longest(found: Scan, manifest: Manifest, spec: EngineSpec, say: Say) -> None:
+def tell_of_the_longest(found: Scan, manifest: Manifest, spec: EngineSpec, say: Say) -> None:
     """What it may take, where that is much."""
     shape = manifest.architecture
     keeps_scores = spec.attention == "standard"
@@ -213,7 +213,8 @@ def _tell_of_the_longest(found: Scan, manifest: Manifest, spec: EngineSpec, say:
     say(told)
 
 
-def _introduce(spec: EngineSpec, say: Say, warn: Say) -> None:
+def introduce(spec: EngineSpec, say: Say, warn: Say) -> None:
+    """Says which engine runs."""
     reason = f" ({spec.attention_reason})" if spec.attention_reason else ""
     say(
         f"{spec.artifact}: {spec.format} ({spec.library}) on {spec.device}, {spec.dtype}, "
@@ -266,7 +267,7 @@ def _run(options: EmbedOptions, manifest: Manifest, found: Scan) -> Run:
         schema_version=SCHEMA_VERSION,
         artifact=manifest.name,
         manifest_sha256=manifest.manifest_sha256,
-        inputs=[_input(path) for path in options.inputs],
+        inputs=[input_of(path) for path in options.inputs],
         options={
             **given,
             **records,
@@ -277,7 +278,8 @@ def _run(options: EmbedOptions, manifest: Manifest, found: Scan) -> Run:
     )
 
 
-def _input(path: str) -> Input:
+def input_of(path: str) -> Input:
+    """What a run keeps of an input."""
     if not is_regular(path):
         return Input(printable(path), None, None)
     size = Path(path).stat().st_size

@@ -7,10 +7,10 @@
 
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,20 +21,20 @@ from runtime.concurrency import Packing, Stream, choose_packing
 from runtime.device import default_max_tokens
 from runtime.engine import Engine
 from runtime.engines.table import FORMATS
-from runtime.errors import EngineError, InputError, UnsupportedError
+from runtime.errors import EngineError, InputError
+from runtime.lm_head import check_lm_head, logits_of
 from runtime.loading import load
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool
-from runtime.readers.records import Record, RecordOptions, Rejection, prepare
-from runtime.runner import AsyncInferenceRunner, Embedding, check_finite
+from runtime.readers.records import RecordOptions, Rejection, prepare
+from runtime.runner import AsyncInferenceRunner, Embedding
+from runtime.sequences import Many, One, records_of, stream_of
 from runtime.threads import Threads, at_least_1, usable_memory
 from runtime.tokenizer import Unknown
 
 if TYPE_CHECKING:
     from runtime.manifest import Manifest
 
-One = str | Record
-Many = Mapping[str, str] | Iterable[str | tuple[str, str] | Record]
 PerProtein = Literal["mean", "mean-with-eos", "cls"]
 Floats = NDArray[np.float32]
 
@@ -163,7 +163,7 @@ class Model:
         runner = AsyncInferenceRunner(
             engine, max_tokens, pool or "none", layer, unknown, upper, strip_stop, on_rejected
         )
-        return runner.run(_records(sequences))
+        return runner.run(records_of(sequences))
 
     @overload
     def logits(  # type: ignore[overload-overlap]
@@ -197,14 +197,10 @@ class Model:
             NonFiniteError: the engine returned NaN or Inf.
             EngineError: the engine failed, or the model is closed.
         """
-        if not self.manifest.weights.lm_head:
-            raise UnsupportedError(
-                f"artifact {self.manifest.name!r} gives no logits: its checkpoint had no LM head. "
-                "Build it from a masked language model's checkpoint"
-            )
+        check_lm_head(self.manifest)
         options = RecordOptions(unknown, upper, strip_stop)
         names, tokens = [], []
-        for record in _records(sequences):
+        for record in records_of(sequences):
             prepared = prepare(record, options)
             if isinstance(prepared, Rejection):
                 raise InputError(str(prepared))
@@ -215,11 +211,50 @@ class Model:
             batch = PackedBatch.from_tokens(
                 [tokens[i] for i in members], [names[i] for i in members]
             )
-            logits = np.asarray(self.engine.run(batch).logits, np.float32)
-            check_finite(batch, logits, "none")
+            logits = np.asarray(logits_of(self.engine, batch), np.float32)
             for place, rows in zip(members, np.split(logits, batch.cu_seqlens[1:-1]), strict=True):
                 found[place] = rows.copy()
         return found[0] if isinstance(sequences, One) else found
+
+    def score(
+        self, wild_type: str, variants: Iterable[str] | None = None,
+        convention: str = "masked-marginals", *, offset: int = 1,
+    ) -> NDArray[np.float64]:  # fmt: skip
+        """How likely substitutions are, by ``runtime.variants.conventions``; higher is likelier.
+
+        Args:
+            wild_type: residues.
+            variants: such as ``A12G`` or ``A12G:S45T``; None takes all single substitutions.
+            convention: ``"masked-marginals"``, ``"wt-marginals"`` or ``"pseudo-ppl"``.
+            offset: number of the first residue.
+
+        Returns:
+            ``[N]`` float64 in the order of ``variants``. Of all single ones ``[L, 20]``, columns in
+            the order of ``runtime.lm_head.AMINO_ACIDS``, the wild type's own score where nothing
+            changes.
+
+        Raises:
+            InputError: variants that cannot be scored, all of them; otherwise as ``logits``.
+        """
+        from runtime.variants.of_model import scores
+
+        return scores(self.manifest, self._engine_for, wild_type, variants, convention, offset)
+
+    def perplexity(
+        self, sequences: One | Many, *, unknown: Unknown = "error", upper: bool = False,
+        strip_stop: bool = False,
+    ) -> NDArray[np.float64]:  # fmt: skip
+        """Pseudo-perplexities: each residue is masked once, see ``runtime.variants.conventions``.
+
+        Arguments and errors are those of ``logits``, but for inline tokens, which are refused.
+
+        Returns:
+            ``[N]`` float64, also of one sequence.
+        """
+        from runtime.variants.of_model import perplexities
+
+        options = RecordOptions(unknown, upper, strip_stop)
+        return perplexities(self.manifest, self._engine_for, list(records_of(sequences)), options)
 
     def close(self) -> None:
         """Frees the weights."""
@@ -258,13 +293,13 @@ class Model:
         ]  # fmt: skip
         return "\n".join([f"Model {spec.artifact}", *shown])
 
-    def _engine_for(self, sequences: One | Many) -> tuple[Engine, int]:
+    def _engine_for(self, work: One | Many | Stream) -> tuple[Engine, int]:
         """The engine for so much work, and the budget of a pack."""
         if self._is_closed:
             raise EngineError("this model is closed: load it again")
         if self._at_once == 1:
             return self.engine, self._max_tokens
-        packing = self._packing(_stream_of(sequences))
+        packing = self._packing(work if isinstance(work, Stream) else stream_of(work))
         # Packs that are too few for the cores, or too uneven, get all of them one by one.
         if 2 * packing.concurrency <= self._at_once:
             return self.engine, self._max_tokens
@@ -333,58 +368,6 @@ def load_model(
         cuda_graphs=cuda_graphs, check_files=check_files, validate=validate,
     )  # fmt: skip
     return Model(manifest, load_engine, max_tokens, total, concurrency)
-
-
-def _records(sequences: Any) -> Iterator[Record]:
-    match sequences:
-        case str() | Record():
-            given: Iterable[Any] = [sequences]
-        case Mapping():
-            given = sequences.items()
-        case bytes() | bytearray() | os.PathLike():
-            raise _not_sequences(sequences)
-        case (str(), str()) if isinstance(sequences, tuple):
-            raise InputError(
-                "two strings in a tuple are a pair (id, sequence) or two sequences. Put them in a "
-                "list: [(id, sequence)], or [sequence, sequence]"
-            )
-        case Iterable():
-            given = sequences
-        case _:
-            raise _not_sequences(sequences)
-    return _each(given)
-
-
-def _each(given: Iterable[Any]) -> Iterator[Record]:
-    for number, one in enumerate(given):
-        match one:
-            case Record():
-                yield one
-            case str():
-                yield Record(str(number), one)
-            case (str(name), str(sequence)) if isinstance(one, tuple):
-                yield Record(name, sequence)
-            case _:
-                raise InputError(
-                    f"protein {number} must be a string, a pair (id, sequence) or a Record, got "
-                    f"{type(one).__name__}"
-                )
-
-
-def _not_sequences(given: object) -> InputError:
-    return InputError(
-        "sequences must be a string, a Record, or an iterable of strings, pairs (id, sequence) or "
-        f"Records, got {type(given).__name__}. Files are read by read_fasta"
-    )
-
-
-def _stream_of(sequences: One | Many) -> Stream:
-    """What is known of them before they are run: nothing of what can be read only once."""
-    if not isinstance(sequences, One) and not hasattr(sequences, "__len__"):
-        return Stream()
-    # BOS and EOS; inline tokens such as <mask> make it too many, which does no harm.
-    lengths = [len(record.sequence) + 2 for record in _records(sequences)]
-    return Stream(len(lengths), sum(lengths), max(lengths, default=0))
 
 
 def _layers(layers: Sequence[int]) -> str:

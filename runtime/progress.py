@@ -18,6 +18,7 @@ def with_progress(
     num_tokens: int | None,
     say: Callable[[str], None],
     tokens_before: int = 0,
+    what: str = "proteins",
 ) -> Iterator[Embedding]:
     """Yields ``embeddings``.
 
@@ -27,6 +28,7 @@ def with_progress(
         num_tokens: of all proteins, or None where that is not known.
         say: receives each line.
         tokens_before: that an earlier run has run of them.
+        what: comes out, in the plural.
     """
     is_terminal = sys.stderr.isatty()
     started = said = time.perf_counter()
@@ -38,12 +40,12 @@ def with_progress(
         for embedding in embeddings:
             tokens += embedding.num_tokens
             bar.update(embedding.num_tokens)
-            bar.set_postfix_str(f"{totals.proteins} proteins", refresh=False)
+            bar.set_postfix_str(f"{totals.proteins} {what}", refresh=False)
             now = time.perf_counter()
             if not is_terminal and now - said >= LINE_SECONDS:
                 of_all = f" ({tokens / num_tokens:.0%})" if num_tokens else ""
                 say(
-                    f"{totals.proteins:,} proteins, {totals.tokens:,} tokens{of_all} "
+                    f"{totals.proteins:,} {what}, {totals.tokens:,} tokens{of_all} "
                     f"after {now - started:.0f} s"
                 )
                 said = now

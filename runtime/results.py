@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from runtime.pooling import Pool
 from runtime.readers.records import Record
 from runtime.sliding import joined
-from runtime.windows import Pack, Values
+from runtime.windows import Holder, Pack, Task, Values
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,10 +41,12 @@ class InOrder:
 
     Args:
         pool: of the vectors that come.
+        task: whose values they are; None where they are vectors.
     """
 
-    def __init__(self, pool: Pool):
+    def __init__(self, pool: Pool, task: Task | None = None):
         self._pool: Pool = pool
+        self._task = task
         self._finished: dict[int, Embedding] = {}
         self._windows: dict[int, dict[int, Values]] = {}
         self._next = 0
@@ -68,7 +70,7 @@ class InOrder:
         """
         for holders, vector in zip(pack.holders, values, strict=True):
             for i, holder in enumerate(holders):
-                own = vector.copy() if i else vector
+                own = vector.copy() if i and self._task is None else vector
                 if holder.windows > 1:
                     there = self._windows.setdefault(holder.place, {})
                     there[holder.window] = own
@@ -76,9 +78,16 @@ class InOrder:
                         continue
                     del self._windows[holder.place]
                     in_turn = [there[window] for window in sorted(there)]
-                    own = joined(in_turn, holder.num_tokens - 2, self._pool)
+                    own = self._joined(holder, in_turn)
+                elif self._task is not None:
+                    own = self._joined(holder, [vector])
                 record = holder.record
                 yield (
                     holder.place,
                     Embedding(record.id, holder.num_tokens, own, holder.row, record),
                 )
+
+    def _joined(self, holder: Holder, in_turn: list[Values]) -> Values:
+        if self._task is not None:
+            return self._task.result(holder.record, in_turn)
+        return joined(in_turn, holder.num_tokens - 2, self._pool)

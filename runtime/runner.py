@@ -7,10 +7,12 @@ a window are run once.
 """
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -23,11 +25,11 @@ from runtime.engine import Engine, require_supported
 from runtime.errors import InputError, NonFiniteError
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool, check_pool, residue_rows
-from runtime.readers.records import Long, Record, RecordOptions, Rejection, prepare
+from runtime.readers.records import Long, Prepared, Record, RecordOptions, Rejection, prepare
 from runtime.results import Embedding as Embedding
 from runtime.results import InOrder
 from runtime.tokenizer import Unknown
-from runtime.windows import Holder, Pack, Values, Window
+from runtime.windows import Holder, Pack, Task, Values, Window
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ WINDOW_BYTES = 16 << 20
 # A window is full a little before its packs are, so that the protein that fills it, and those that
 # fit nowhere, do not open a pack of their own.
 WINDOW_FILL = 0.975
+# Of records that share what is run, such as variants, a window holds so many at most.
+WINDOW_RECORDS = 1 << 16
 
 
 @dataclass
@@ -104,6 +108,8 @@ class AsyncInferenceRunner:
         of_pack: gives each protein's values, in place of pooling ``layer``; they grow with the
             protein where ``pool`` is ``"none"``, and are bounded else.
         rows_of_token: of E numbers that they hold for each token where they grow.
+        task: what is run in place of the proteins, and what comes of it; it goes before ``of_pack``
+            and what is said of records. Its values are bounded, as those of ``pool="mean"``.
 
     Attributes:
         totals: what was done so far.
@@ -129,6 +135,7 @@ class AsyncInferenceRunner:
         kept: Kept | None = None,
         of_pack: Callable[[PackedBatch], list[Values]] | None = None,
         rows_of_token: int = 1,
+        task: Task | None = None,
     ):
         check_pool(pool)
         if max_tokens is None:
@@ -147,7 +154,8 @@ class AsyncInferenceRunner:
         self._options = RecordOptions(unknown, upper, strip_stop, max_length, long)
         self._on_rejected = on_rejected
         self._kept = kept
-        self._of_pack = of_pack
+        self._of_pack = of_pack if task is None else partial(task.of_pack, engine)
+        self._task = task
         self._rows_of_token = rows_of_token
         self._warned = False
 
@@ -181,9 +189,10 @@ class AsyncInferenceRunner:
         tokens: list[NDArray[np.int64]] = []
         budget = self._window_tokens()
         row = None
-        while budget > 0 and (numbered := next(stream, None)) is not None:
+        most = WINDOW_RECORDS if self._task else math.inf
+        while budget > 0 and num_records < most and (numbered := next(stream, None)) is not None:
             row, record = numbered
-            prepared = prepare(record, self._options)
+            prepared = self._prepare(record)
             if isinstance(prepared, Rejection):
                 self._reject(replace(prepared, row=row))
                 continue
@@ -192,9 +201,10 @@ class AsyncInferenceRunner:
                 equal = holders.setdefault(run.tobytes(), [])
                 if not equal:
                     tokens.append(run)
+                if not equal or self._task is None:
+                    budget -= len(run)
                 whole = len(prepared.tokens)
                 equal.append(Holder(num_records, row, record, whole, number, len(runs)))
-                budget -= len(run)
             num_records += 1
             self.totals.lower_case += prepared.was_lower
             self.totals.stops += prepared.had_stop
@@ -208,6 +218,9 @@ class AsyncInferenceRunner:
         packs = even_packs([len(tokens[i]) for i in to_run], self._max_tokens)
         packs = [[to_run[i] for i in members] for members in packs]
         return Window(num_records, list(holders.values()), tokens, packs, found)
+
+    def _prepare(self, record: Record) -> Prepared | Rejection:
+        return self._task.prepare(record) if self._task else prepare(record, self._options)
 
     def _find(self, tokens: list[NDArray[np.int64]]) -> dict[int, Values]:
         found = self._kept.find(tokens) if self._kept else []
@@ -271,7 +284,7 @@ class AsyncInferenceRunner:
                 yield pack, values
 
     def _in_order(self, finished_packs: Iterator[tuple[Pack, list[Values]]]) -> Iterator[Embedding]:
-        in_order = InOrder(self._pool)
+        in_order = InOrder(self._pool, self._task)
         for pack, values in finished_packs:
             self._account_for(pack)
             for embedding in in_order.add(pack, values):

@@ -2,14 +2,35 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.engine import Engine
 from runtime.packing import PackedBatch
-from runtime.readers.records import Record
+from runtime.readers.records import Prepared, Record, Rejection
 
 Values = NDArray[np.floating]
+
+
+class Task(Protocol):
+    """What is run in place of records, and what comes of it: where that is not the protein itself.
+
+    Records may share what is run, as the variants of one protein do.
+    """
+
+    def prepare(self, record: Record) -> Prepared | Rejection:
+        """What is run of a record, as its windows."""
+        ...
+
+    def of_pack(self, engine: Engine, batch: PackedBatch) -> list[Values]:
+        """What is kept of each protein of a pack."""
+        ...
+
+    def result(self, record: Record, values: list[Values]) -> Values:
+        """What the values of a record's windows, in order, come to."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -54,14 +54,14 @@ class FileNames:
         probe.unlink()
         return cls(longest, tells_case)
 
-    def of(self, label: str) -> str:
+    def of(self, label: str, ending: str = ENDING) -> str:
         """``{label}.pt``; else a name of the same beginning with a digest of the whole label."""
         safe = _UNSAFE.sub("_", label)
-        name = _bytes(safe) + ENDING.encode()
+        name = _bytes(safe) + ending.encode()
         if safe == label and len(name) <= self.longest:
-            return label + ENDING
+            return label + ending
         # The digest keeps "a/b" and "a_b" apart, and long labels that begin alike.
-        end = f"-{hashlib.sha256(_bytes(label)).hexdigest()[:_DIGEST_LENGTH]}{ENDING}"
+        end = f"-{hashlib.sha256(_bytes(label)).hexdigest()[:_DIGEST_LENGTH]}{ending}"
         return _bytes(safe)[: self.longest - len(end)].decode(errors="ignore") + end
 
     def key(self, name: str) -> str:

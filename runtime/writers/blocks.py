@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import EngineError, NonFiniteError
 from runtime.runner import Embedding
-from runtime.writers.columns import COLUMNS
+from runtime.writers.columns import COLUMNS, OTHERS
 
 # Held in memory before they go to the file, and once more while they are joined.
 BLOCK_BYTES = 8 << 20
@@ -26,10 +26,11 @@ class Block:
     Attributes:
         ids: ``[N]``.
         num_tokens: ``[N]`` int64.
-        rows: ``[N, E]`` little-endian; ``[sum(L), E]`` where there is one row a residue.
+        rows: ``[N, E]`` little-endian; ``[sum(L), E]`` where there is one row a residue, ``[N]``
+            where there is one number a record.
         ends: ``[N]`` int64, where each protein ends in ``rows``; None where it has one row.
         numbers: ``[N]`` int64, the row of each protein's record in the input.
-        columns: of ``columns.COLUMNS``, ``[N]`` each.
+        columns: of ``columns.COLUMNS`` and ``OTHERS``, ``[N]`` each.
     """
 
     ids: list[str]
@@ -45,7 +46,7 @@ def blocks(embeddings: Iterable[Embedding], columns: Sequence[str] = ()) -> Iter
 
     Args:
         embeddings: consumed once.
-        columns: names of ``columns.COLUMNS`` to add.
+        columns: names of ``columns.COLUMNS`` and ``OTHERS`` to add.
 
     Raises:
         MemoryError, EngineError, NonFiniteError: of ``embeddings``, after a last block with all
@@ -82,6 +83,7 @@ def _gathered(
 
 def _joined(embeddings: list[Embedding], columns: Sequence[str]) -> Block:
     """Empties the list when all is done, so that nothing is held twice while it is written."""
+    known = COLUMNS | OTHERS
     values = [embedding.values for embedding in embeddings]
     per_residue = values[0].ndim == 2
     if len(values) == 1:
@@ -94,7 +96,7 @@ def _joined(embeddings: list[Embedding], columns: Sequence[str]) -> Block:
         np.ascontiguousarray(rows, rows.dtype.newbyteorder("<")),
         np.array(list(accumulate(map(len, values))), np.int64) if per_residue else None,
         np.array([embedding.row for embedding in embeddings], np.int64),
-        {name: list(map(COLUMNS[name], embeddings)) for name in columns},
+        {name: list(map(known[name], embeddings)) for name in columns},
     )
     embeddings.clear()
     return block

@@ -18,6 +18,11 @@ COLUMNS: dict[str, Callable[[Embedding], str]] = {
     "sequence": lambda embedding: embedding.record.sequence,
     "sha256": _sha256,
 }
+# The same of what is no vector.
+OTHERS: dict[str, Callable[[Embedding], str]] = {
+    "mutant": lambda embedding: embedding.record.sequence,
+    "length": lambda embedding: str(embedding.num_tokens - 2),
+}
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,9 @@ class Columns:
     """Of a file of vectors.
 
     Attributes:
-        added: names of ``COLUMNS``.
-        vectors: names of the columns of vectors, which lie one behind the other in a row.
+        added: names of ``COLUMNS`` or ``OTHERS``.
+        vectors: names of the columns of vectors, which lie one behind the other in a row; or of the
+            one column of numbers.
     """
 
     added: Sequence[str] = ()

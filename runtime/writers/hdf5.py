@@ -28,8 +28,9 @@ class Writer:
     functions that it calls, which cannot pass it on.
     """
 
-    def __init__(self, path: Path, metadata: dict[str, str], _: Columns = USUAL):
+    def __init__(self, path: Path, metadata: dict[str, str], columns: Columns = USUAL):
         self.proteins = 0
+        self._name = columns.vectors[0]
         self._rows = 0
         self._bytes = EnduringFile(path)
         self._thread = ThreadPoolExecutor(1, "esm2-hdf5")
@@ -64,12 +65,12 @@ class Writer:
         self._append("num_tokens", self.proteins, block.num_tokens)
         if block.ends is not None:
             self._append("offsets", self.proteins + 1, block.ends + self._rows)
-        self._append("embeddings", self._rows, block.rows)
+        self._append(self._name, self._rows, block.rows)
 
     def _finish(self) -> None:
         # Of a write that failed nothing is left.
         for name in self._file:
-            length = self._rows if name == "embeddings" else self.proteins + (name == "offsets")
+            length = self._rows if name == self._name else self.proteins + (name == "offsets")
             self._file[name].resize(length, axis=0)
         self._file.close()
 
@@ -84,7 +85,7 @@ class Writer:
         if block.ends is not None:
             new("offsets", dtype=block.ends.dtype, **{**one_each, "shape": (1,)})
         new(
-            "embeddings", dtype=block.rows.dtype, shape=(0, width), maxshape=(None, width),
+            self._name, dtype=block.rows.dtype, shape=(0, width), maxshape=(None, width),
             chunks=(rows, width),
         )  # fmt: skip
 

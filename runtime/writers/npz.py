@@ -30,7 +30,7 @@ class Writer:
     Everything but ``embeddings`` is kept in small files beside it until the end, not in memory.
     """
 
-    def __init__(self, path: Path, metadata: dict[str, str], _: Columns = USUAL):
+    def __init__(self, path: Path, metadata: dict[str, str], columns: Columns = USUAL):
         self.proteins = 0
         self._metadata = metadata
         self._row: NDArray[np.floating] | None = None
@@ -38,7 +38,7 @@ class Writer:
         self._width_of_ids = 1
         self._has_offsets = False
         # The embeddings' place in the archive: the first.
-        self._member = zipfile.ZipInfo("embeddings.npy")
+        self._member = zipfile.ZipInfo(f"{columns.vectors[0]}.npy")
         self._member.CRC = self._member.header_offset = 0
         with contextlib.ExitStack() as files:
             self._file: IO[bytes] = files.enter_context(path.open("w+b"))

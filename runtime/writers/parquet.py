@@ -31,7 +31,7 @@ class Writer:
         # A row group that fails midway takes the file along: memory runs out here, or nowhere.
         # Arrow was measured to take 3.5 times the block.
         np.empty(4 * block.rows.nbytes, np.uint8)
-        each = np.split(block.rows, len(self._vectors), axis=1)
+        each = np.split(block.rows, len(self._vectors), axis=-1)
         vectors = {
             name: _lists(rows, block) for name, rows in zip(self._vectors, each, strict=True)
         }
@@ -65,7 +65,9 @@ class Writer:
 
 
 def _lists(rows: NDArray[np.floating], block: Block) -> Any:
-    """Of vectors, or for each protein of its residues' vectors."""
+    """Of vectors, or for each protein of its residues' vectors; numbers as they are."""
+    if rows.ndim == 1:
+        return pyarrow.array(rows)
     vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.reshape(-1)), rows.shape[1])
     if block.ends is None:
         return vectors

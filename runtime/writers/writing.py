@@ -16,10 +16,17 @@ from runtime.writers.blocks import SPARING, Block, blocks
 from runtime.writers.columns import USUAL, Columns
 
 # Ending -> its module, which has a class ``Writer``, and the library that it needs.
-FORMATS: dict[str, tuple[str, str | None]] = {
+Formats = dict[str, tuple[str, str | None]]
+FORMATS: Formats = {
     ".npz": ("runtime.writers.npz", None),
     ".parquet": ("runtime.writers.parquet", "pyarrow"),
     ".h5": ("runtime.writers.hdf5", "h5py"),
+}
+# Of one number a record.
+TABLES: Formats = {
+    ".csv": ("runtime.writers.delimited", None),
+    ".tsv": ("runtime.writers.delimited", None),
+    ".parquet": FORMATS[".parquet"],
 }
 
 
@@ -39,16 +46,17 @@ class Writer(Protocol):
         """Lets go of the file, whole or not; raises nothing."""
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, formats: Formats = FORMATS) -> None:
     """Raises InputError or OutputError, before any work is done, if ``path`` cannot be written."""
-    if path.suffix not in FORMATS:
+    if path.suffix not in formats:
         raise InputError(
-            f"cannot write {path}: the ending says the format, one of {', '.join(FORMATS)}"
+            f"cannot write {path}: the ending says the format, one of {', '.join(formats)}"
         )
-    _, library = FORMATS[path.suffix]
+    _, library = formats[path.suffix]
     if library and importlib.util.find_spec(library) is None:
         raise InputError(
-            f"cannot write {path}: {library} is not installed. pip install {library}, or write .npz"
+            f"cannot write {path}: {library} is not installed. pip install {library}, or write "
+            f"{next(iter(formats))}"
         )
     target = _target(path)
     with _naming(path):
@@ -68,16 +76,18 @@ def write_embeddings(
     embeddings: Iterable[Embedding],
     metadata: dict[str, str],
     columns: Columns = USUAL,
+    formats: Formats = FORMATS,
 ) -> None:
     """Writes all embeddings; ``path`` appears only when the last of them is in it.
 
     Memory is bounded (``blocks.BLOCK_BYTES``), however many they are.
 
     Args:
-        path: ends in .npz, .parquet or .h5.
+        path: ends in one of ``formats``.
         embeddings: consumed once, in order.
         metadata: stored beside the data.
         columns: others than the usual ones are for .parquet.
+        formats: what ``path`` may end in.
 
     Raises:
         InputError: there are no embeddings.
@@ -89,7 +99,7 @@ def write_embeddings(
     with ExitStack() as stack:
         with _naming(path):
             aside = stack.enter_context(staging(target))
-            module = importlib.import_module(FORMATS[path.suffix][0])
+            module = importlib.import_module(formats[path.suffix][0])
             writer: Writer = stack.enter_context(closing(module.Writer(aside, metadata, columns)))
         try:
             for block in blocks(embeddings, columns.added):
