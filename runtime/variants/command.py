@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from runtime.embed_files import Summary
     from runtime.embed_options import EmbedOptions
     from runtime.variants.run import Job
+    from runtime.writers.writing import Formats
 
 MB = 1_000_000
 # As in runtime.variants.conventions, which needs NumPy: --help does not.
@@ -113,6 +114,7 @@ def score(
     """
     from runtime.dataset.folder import is_dataset
     from runtime.variants.jobs import Asked, scoring_job
+    from runtime.writers.writing import TABLES
 
     if deep == (variants is not None):
         raise InputError("give --variants TABLE, or --deep for all single substitutions")
@@ -120,6 +122,7 @@ def score(
         raise InputError("--plot goes with --deep, and with one file as output")
     if plot is not None and find_spec("matplotlib") is None:
         raise InputError("--plot needs matplotlib. pip install 'esm2-engines[plot]'")
+    _check_output(output, TABLES, given)
     asked = Asked(wild_type, variants, convention, offset_idx, mutation_col, id_column)
     inputs = (wild_type,) if variants is None else (wild_type, variants)
     job = scoring_job(_engine_options(artifact, inputs, given), asked, tell)
@@ -151,7 +154,9 @@ def perplexity(artifact: Path, fasta: tuple[str, ...], output: str, **given: Any
     """
     from runtime.readers.paths import files_of
     from runtime.variants.jobs import perplexity_job
+    from runtime.writers.writing import TABLES
 
+    _check_output(output, TABLES, given)
     options = _engine_options(artifact, files_of(fasta, False, output), given)
     _run(perplexity_job(options, tell), output, given)
 
@@ -177,7 +182,9 @@ def logits(artifact: Path, fasta: tuple[str, ...], output: str, columns: str, **
     """
     from runtime.readers.paths import files_of
     from runtime.variants.jobs import logits_job
+    from runtime.writers.writing import FORMATS
 
+    _check_output(output, FORMATS, given)
     options = _engine_options(artifact, files_of(fasta, False, output), given)
     _run(logits_job(options, columns, tell), output, given)
 
@@ -206,20 +213,28 @@ def _engine_options(
     )
 
 
-def _run(job: "Job", output: str, given: dict[str, Any], seen: Any = iter) -> None:
+def _check_output(output: str, formats: "Formats", given: dict[str, Any]) -> None:
     from runtime.dataset.folder import is_dataset
-    from runtime.variants.run import to_file, to_folder
     from runtime.writers import check_output
 
-    path = Path(output)
     if not output:
         raise InputError("-o is empty. Name a file or a folder")
     if is_dataset(output):
-        done = to_folder(job, path, given["resume"], round(given["part_mb"] * MB), tell, warn)
-    elif given["resume"]:
+        return
+    path = Path(output)
+    if given["resume"]:
         raise InputError(f"--resume is for folders, and {path} is a file. Give -o {path.stem}/")
+    check_output(path, formats)
+
+
+def _run(job: "Job", output: str, given: dict[str, Any], seen: Any = iter) -> None:
+    from runtime.dataset.folder import is_dataset
+    from runtime.variants.run import to_file, to_folder
+
+    path = Path(output)
+    if is_dataset(output):
+        done = to_folder(job, path, given["resume"], round(given["part_mb"] * MB), tell, warn)
     else:
-        check_output(path, job.formats)
         done = to_file(job, path, tell, warn, seen)
     _summarise(path, job.what, done)
     if done.rejected:
