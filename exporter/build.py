@@ -292,6 +292,7 @@ def _manifest(
         parity={},
         golden=golden,
         files=_files(folder),
+        head=reference.head.entry if reference.head else None,
     )
 
 

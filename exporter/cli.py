@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from exporter.formats.table import FORMATS
 from exporter.model.architectures import DTYPES
 from exporter.parity.truth.packs import LONGEST
 from exporter.proof_options import device_option, longest_option, seed_option
-from exporter.source_options import source_of, source_options
+from exporter.source_options import head_options, source_of, source_options, with_head
 from runtime.errors import Esm2Error
 from runtime.one_line_errors import one_line_errors
 from runtime.readers.record_options import record_options
@@ -41,6 +42,7 @@ def main() -> None:
 
 @main.command(epilog="Example: esm2-export build --model esm2_t6_8M_UR50D")
 @source_options
+@head_options
 @click.option(
     "--target",
     default="torchscript,onnx",
@@ -95,7 +97,8 @@ def main() -> None:
 )
 @one_line_errors(ExportError, Esm2Error, OSError)
 def build(
-    model: str | None, checkpoint: str | None, synthetic: str | None, seed: int, target: str,
+    model: str | None, checkpoint: str | None, synthetic: str | None, seed: int, no_head: bool,
+    probe: str | None, probe_on: str, target: str,
     layers: str | None, pool: "Pool | None", dtype: str, prove: bool, prove_in: str | None,
     jobs: int, device: str, compute_capability: str | None, max_tokens: int, max_seqlen: int,
     longest: int, keep_passed: bool, out: Path | None,
@@ -105,7 +108,7 @@ def build(
     Exits with 0 if all that was asked for was published, 1 if an engine failed, 2 if the weights or
     an option are wrong.
     """
-    source = source_of(model, checkpoint, synthetic, seed)
+    source = with_head(source_of(model, checkpoint, synthetic, seed), no_head, probe, probe_on)
     wanted_layers = None if layers is None else _integers(layers)
 
     from exporter.build import BuildOptions
@@ -162,6 +165,7 @@ def build(
     type=click.Path(),
     help="What the artifact was built from, to compare with the original weights.",
 )
+@click.option("--probe", metavar="FILE", help="Likewise, of an artifact with a linear probe.")
 @seed_option
 @longest_option
 @click.option("--fasta", type=click.Path(), help="Your own proteins, compared beside the packs.")
@@ -188,7 +192,8 @@ def build(
 @click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
 @one_line_errors(ExportError, Esm2Error, OSError)
 def verify(
-    artifact: Path, engine: str | None, checkpoint: str | None, seed: int, longest: int,
+    artifact: Path, engine: str | None, checkpoint: str | None, probe: str | None, seed: int,
+    longest: int,
     fasta: str | None, on_error: str, unknown: Any, upper: bool, strip_stop: bool, prove: bool,
     prove_in: str | None, jobs: int, device: str, v1_attention: bool,
     report: Path | None, junit: Path | None, against: Path | None, no_cache: bool, as_json: bool,
@@ -221,7 +226,7 @@ def verify(
     if fasta is not None:
         own = _sequences(fasta, on_error, unknown, upper, strip_stop)
         own_packs = packs_of(own, Path(fasta).name)
-    load = partial(load_original, artifact, manifest, checkpoint)
+    load = partial(load_original, artifact, manifest, checkpoint, probe)
     result = run_verify(
         artifact,
         manifest,
@@ -281,7 +286,7 @@ def divergence(
     from exporter.parity.truth.cache import Cache
     from exporter.user_cache import default_folder
 
-    reference = load_reference(source)
+    reference = load_reference(replace(source, with_head=False))
     result = study(
         reference, sequences or random_sequences(proteins, seed), Cache(default_folder())
     )

@@ -151,6 +151,7 @@ def load_esm2_model(
     from exporter.model.reference import SourceKind, WeightsSource, load_reference
 
     kind: SourceKind = "model" if model_name in ARCHITECTURES else "checkpoint"
-    reference = load_reference(WeightsSource("synthetic" if synthetic else kind, model_name))
+    source = WeightsSource("synthetic" if synthetic else kind, model_name, with_head=False)
+    reference = load_reference(source)
     model = ESM2WithFlashAttention(reference.model, device, dtype, logger)
     return model, reference.alphabet.get_batch_converter()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Group = Literal[
     "graph", "packing", "length and size", "state", "production", "half precision",
-    "token dropout", "weights",
+    "token dropout", "weights", "head",
     "tokenizer and pooling", "manifest",
 ]  # fmt: skip
 State = Mapping[str, Tensor]

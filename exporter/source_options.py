@@ -1,14 +1,19 @@
 """The command line's options for weights, the same wherever a command takes a model."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
 from exporter.errors import ExportError
 from runtime.option_group import option_group
+from runtime.pooling import POOL_CHOICES
 
 if TYPE_CHECKING:
     from exporter.model.reference import SourceKind, WeightsSource
+
+# Each protein's vector by a pooling, or "residues".
+ON_CHOICES = (*(how for how in POOL_CHOICES if how != "none"), "residues")
 
 # Where the weights come from; read by ``source_of``.
 source_options = option_group(
@@ -29,6 +34,36 @@ source_options = option_group(
         help="Of synthetic weights (and of random proteins).",
     ),
 )
+
+# What is exported on top of the model; read by ``with_head``.
+head_options = option_group(
+    click.option(
+        "--no-head", is_flag=True, help="Leave the classifier of a fine-tuned checkpoint out."
+    ),
+    click.option(
+        "--probe",
+        metavar="FILE",
+        help="A linear model on top: .safetensors with weight and bias, or .npz with coef_ and "
+        "intercept_ of scikit-learn.",
+    ),
+    click.option(
+        "--probe-on",
+        default="mean",
+        show_default=True,
+        type=click.Choice(ON_CHOICES),
+        help="What the probe reads: each protein's vector by this pooling, or its residues'.",
+    ),
+)
+
+
+def with_head(
+    source: "WeightsSource", no_head: bool, probe: str | None, probe_on: str
+) -> "WeightsSource":
+    """``source`` with what those options say of its head."""
+    from exporter.model.sources.probe import ProbeSource
+
+    given = None if probe is None else ProbeSource(probe, probe_on)
+    return replace(source, with_head=not no_head, probe=given)
 
 
 def source_of(

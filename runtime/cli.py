@@ -20,6 +20,7 @@ from runtime.errors import EngineError, Esm2Error, InputError, UnsupportedError
 from runtime.extract.command import extract, run_and_report
 from runtime.one_line_errors import SOME_REJECTED, one_line_errors
 from runtime.pooling import POOL_CHOICES
+from runtime.predict.command import predict
 from runtime.readers.record_options import length_options, record_options
 from runtime.terminal import say, tell, warn
 from runtime.variants.command import logits, perplexity, score
@@ -39,7 +40,7 @@ def main() -> None:
 
 
 main.add_command(extract)
-for _command in (score, perplexity, logits):
+for _command in (score, perplexity, logits, predict):
     main.add_command(_command)
 
 

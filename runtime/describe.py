@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from runtime.manifest import Manifest
 
+MOST_LABELS = 8
+
 
 def describe(manifest: Manifest) -> Iterator[str]:
     """For a terminal, line by line."""
@@ -18,11 +20,26 @@ def describe(manifest: Manifest) -> Iterator[str]:
     yield f"  weights       {weights.kind}: {weights.source}{revision}, {manifest.dtype}"
     if weights.left_out:
         yield f"                left out of the checkpoint: {', '.join(weights.left_out)}"
+    if adapter := weights.adapter:
+        yield (
+            f"                LoRA of rank {adapter.rank} on {adapter.base}, merged: "
+            f"{', '.join(adapter.targets)}"
+        )
     if not weights.lm_head:
         yield "                no LM head in this checkpoint: embeddings only, no logits"
     if weights.kind == "synthetic":
         yield "                RANDOM WEIGHTS: for trying the project, the embeddings mean nothing"
-    yield f"  commands      embed, extract{', score, perplexity, logits' * weights.lm_head}"
+    if head := manifest.head:
+        what = "residue" if head.rows == "tokens" else "protein"
+        named = ", ".join(head.labels[:MOST_LABELS]) + (", ..." * (len(head.labels) > MOST_LABELS))
+        yield (
+            f"  head          {head.kind}, {head.problem_type}: {len(head.labels)} for each {what} "
+            f"({named})"
+        )
+    yield (
+        f"  commands      embed, extract{', score, perplexity, logits' * weights.lm_head}"
+        f"{', predict' * bool(manifest.head)}"
+    )
     for direction, tensors in (
         ("inputs", manifest.signature.inputs), ("outputs", manifest.signature.outputs),
     ):  # fmt: skip

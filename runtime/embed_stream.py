@@ -61,12 +61,17 @@ class Stream:
         watched = watch_for_nucleotides(records, self._warn)
         return stored(self._runner.run(watched, first_row), self._store)
 
-    def report_oddities(self, budget: int) -> None:
-        """Says what was seen, a line for each kind."""
+    def report_oddities(self, budget: int, empty: str = "their mean embedding is NaN") -> None:
+        """Says what was seen, a line for each kind.
+
+        Args:
+            budget: of a pack.
+            empty: what becomes of records without residues.
+        """
         totals = self._runner.totals
         for names, what, consequence in (
             (self._repeated, "repeated ids", "every record is kept, in input order"),
-            (totals.without_residues, "records without residues", "their mean embedding is NaN"),
+            (totals.without_residues, "records without residues", empty),
             (totals.over_budget, f"proteins longer than {budget} tokens", "each ran alone"),
         ):
             if names:

@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 
 from runtime import tokenizer
 from runtime.errors import ArtifactError
-from runtime.manifest import EMBEDDING, Manifest
+from runtime.manifest import EMBEDDING, POOLED, Manifest
 
 # Tokens of a pack: the default budget, a multiple of every block that kernels have. With the
 # shortest protein over and over it holds more than a thousand.
 BLOCK = 4096
-PER_PROTEIN = (EMBEDDING, "pooled")
 _NO_COPIES = np.empty((0, 0), np.int64)
 # Of names in the file: answers to single tokens.
 BARE = "bare."
@@ -29,10 +28,11 @@ class Golden:
         input_ids: ``[T]`` int64, by fair-esm's tokenizer.
         cu_seqlens: ``[N + 1]`` int32.
         rows: ``[R]``, the rows of the pack whose answers are stored.
-        answers: ``logits`` ``[R, 33]``, ``representations.<k>`` ``[R, E]``, and ``pooled``
-            ``[N, E]``, by the name ``EMBEDDING`` too.
+        answers: ``logits`` ``[R, 33]``, ``representations.<k>`` ``[R, E]``, ``pooled`` ``[N, E]``,
+            by the name ``EMBEDDING`` too, and ``head`` ``[N, C]`` or ``[R, C]``.
         bare: single tokens without BOS and EOS; none in artifacts of before.
         bare_answers: the same outputs, one row for each.
+        per_protein: the outputs of N rows.
     """
 
     sequences: tuple[str, ...]
@@ -42,6 +42,7 @@ class Golden:
     answers: dict[str, NDArray[np.float64]]
     bare: tuple[str, ...] = ()
     bare_answers: dict[str, NDArray[np.float64]] = dataclasses.field(default_factory=dict)
+    per_protein: frozenset[str] = frozenset([EMBEDDING, POOLED])
 
     @property
     def lengths(self) -> NDArray[np.int32]:
@@ -97,6 +98,7 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
             rows=arrays.pop("rows"),
             # Who pools makes no difference to the answer.
             answers={EMBEDDING: arrays["pooled"], **arrays},
+            per_protein=frozenset([EMBEDDING, POOLED, *_of_proteins(manifest)]),
         )
     except Exception as error:  # a damaged archive fails in the classes of three libraries
         raise ArtifactError(
@@ -107,6 +109,10 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
     if missing := manifest.golden.limits.keys() - golden.answers.keys():
         raise ArtifactError(f"{path} holds no {', '.join(sorted(missing))}. Export again")
     return golden
+
+
+def _of_proteins(manifest: Manifest) -> list[str]:
+    return [output.name for output in manifest.signature.outputs if output.rows == "proteins"]
 
 
 def packs_of(golden: Golden) -> Iterator[GoldenPack]:
@@ -165,7 +171,7 @@ def _pack(
         np.concatenate(rows),
         proteins,
         {
-            tensor: values[chosen[proteins] if tensor in PER_PROTEIN else by_token]
+            tensor: values[chosen[proteins] if tensor in golden.per_protein else by_token]
             for tensor, values in golden.answers.items()
         },
         _NO_COPIES if copied is None else starts[is_copy, None] + np.arange(golden.lengths[copied]),

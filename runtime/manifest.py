@@ -18,7 +18,15 @@ SCHEMA_VERSION = 8
 
 # What the runtime pools from the last exported layer: compared like an output of the engine.
 EMBEDDING = "embedding"
+# What a graph pools of the last exported layer, where an artifact was built so.
+POOLED = "pooled"
+# What a head that was trained on top of the model gives, where there is one.
+HEAD = "head"
 Rows = Literal["tokens", "proteins"]
+# transformers' names of what a head was trained for.
+ProblemType = Literal[
+    "single_label_classification", "multi_label_classification", "regression"
+]  # fmt: skip
 
 _SEAL = re.compile(rb'("manifest_sha256": ")([0-9a-f]{64})(")')
 _UNSEALED = b"0" * 64
@@ -59,6 +67,53 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outputs: list[TensorSpec]
 
 
+class AdapterEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A LoRA adapter that was merged into the weights: ``W + B A`` times its scale.
+
+    Attributes:
+        kind: PEFT's name of it, ``LORA``.
+        base: the model that it was trained on, as PEFT recorded it.
+        rank, alpha: PEFT's ``r`` and ``lora_alpha``; of some targets others, by PEFT's patterns.
+        rslora: the scale is alpha / sqrt(rank), not alpha / rank.
+        targets: the linears that it changed, ``*`` for each layer's number.
+        replaced: modules that it brought whole, PEFT's ``modules_to_save``.
+    """
+
+    kind: str
+    base: str
+    rank: int
+    alpha: float
+    rslora: bool
+    targets: list[str]
+    replaced: list[str] = []
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}
+
+
+class HeadEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A head that was trained on top of the model: the output ``head``.
+
+    Attributes:
+        kind: ``sequence_classification``, ``token_classification`` or ``linear_probe``.
+        rows: what it has one row for each of.
+        problem_type: what its numbers are: scores of which one label, or of each label alone, is
+            meant, or values.
+        id2label: names of its columns, as in ``config.json`` of transformers.
+        pool: of a linear probe, how each protein's vector is pooled; None: it reads every token.
+    """
+
+    kind: str
+    rows: Rows
+    problem_type: ProblemType
+    id2label: dict[str, str]
+    pool: str | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the columns, in order."""
+        return tuple(self.id2label[key] for key in sorted(self.id2label, key=int))
+
+
 class WeightsOrigin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the weights came from.
 
@@ -70,6 +125,7 @@ class WeightsOrigin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         lm_head: whether there is one; without it engines give no logits.
         left_out: parts of the checkpoint that no engine holds, such as ``classifier``.
         revision: the commit of a model from the Hugging Face Hub, else empty.
+        adapter: what was merged into them, or None.
     """
 
     kind: str
@@ -79,6 +135,7 @@ class WeightsOrigin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lm_head: bool = True
     left_out: list[str] = []
     revision: str = ""
+    adapter: AdapterEntry | None = None
 
 
 class Quantisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -221,6 +278,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     golden: GoldenEntry
     files: dict[str, FileEntry]
     manifest_sha256: str = _UNSEALED.decode()
+    head: HeadEntry | None = None
 
     def rows_of(self, tensor: str) -> Rows:
         """What ``tensor``, an output or ``EMBEDDING``, has one row for each of."""

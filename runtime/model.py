@@ -34,6 +34,7 @@ from runtime.tokenizer import Unknown
 
 if TYPE_CHECKING:
     from runtime.manifest import Manifest
+    from runtime.predict.scores import Prediction
 
 PerProtein = Literal["mean", "mean-with-eos", "cls"]
 Floats = NDArray[np.float32]
@@ -255,6 +256,46 @@ class Model:
 
         options = RecordOptions(unknown, upper, strip_stop)
         return perplexities(self.manifest, self._engine_for, list(records_of(sequences)), options)
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]
+        self, sequences: One, *, unknown: Unknown = ..., upper: bool = ..., strip_stop: bool = ...
+    ) -> "Prediction": ...
+
+    @overload
+    def predict(
+        self, sequences: Many, *, unknown: Unknown = ..., upper: bool = ..., strip_stop: bool = ...
+    ) -> "list[Prediction]": ...
+
+    def predict(
+        self, sequences: One | Many, *, unknown: Unknown = "error", upper: bool = False,
+        strip_stop: bool = False,
+    ) -> "Prediction | list[Prediction]":  # fmt: skip
+        """Labels with probabilities, or values, by the head that was trained on top of the model.
+
+        Args:
+            sequences: as in ``embed``.
+            unknown: as in ``embed``.
+            upper: as in ``embed``.
+            strip_stop: as in ``embed``.
+
+        Returns:
+            One ``Prediction`` for each, in order; of one sequence its prediction.
+
+        Raises:
+            UnsupportedError: the artifact has no head.
+            InputError: a sequence that cannot be tokenized.
+            NonFiniteError: the engine returned NaN or Inf.
+            EngineError: the engine failed, or the model is closed.
+        """
+        from runtime.predict.scores import head_of
+        from runtime.predict.stream import predicting_runner, prediction_of
+
+        head, options = head_of(self.manifest), RecordOptions(unknown, upper, strip_stop)
+        engine, max_tokens = self._engine_for(sequences)
+        runner = predicting_runner(engine, head, max_tokens, options)
+        found = [prediction_of(each, head) for each in runner.run(records_of(sequences))]
+        return found[0] if isinstance(sequences, One) else found
 
     def close(self) -> None:
         """Frees the weights."""

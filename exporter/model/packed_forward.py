@@ -134,7 +134,8 @@ class PackedESM2(nn.Module):
     """ESM-2 on a pack: ``(input_ids, cu_seqlens, max_seqlen)`` to logits and representations.
 
     Shares its parameters with ``base_model``. Outputs come in the order of ``output_names``; there
-    are no logits where ``base_model`` has a ``NoLMHead``.
+    are no logits where ``base_model`` has a ``NoLMHead``, and there is a ``head`` where it has one
+    (``exporter.model.heads``).
 
     Args:
         base_model: fair-esm's ``ESM2``, in eval mode.
@@ -162,6 +163,7 @@ class PackedESM2(nn.Module):
         self.emb_layer_norm_after: nn.LayerNorm = base_model.emb_layer_norm_after
         has_lm_head = not isinstance(base_model.lm_head, NoLMHead)
         self.lm_head = PackedLMHead(base_model.lm_head) if has_lm_head else None
+        self.head = getattr(base_model, "head", None)
         # The reference's own frequencies: a checkpoint may hold rounded ones.
         inv_freq: Tensor = base_model.layers[0].self_attn.rot_emb.inv_freq
         self._reference_inv_freq = inv_freq.detach().clone()
@@ -178,12 +180,13 @@ class PackedESM2(nn.Module):
     @property
     def outputs(self) -> dict[str, tuple[str, int]]:
         """Rows, T or N, and width of each: ``logits`` if there is an LM head,
-        ``representations.<k>`` ascending, and ``pooled``.
+        ``representations.<k>`` ascending, ``pooled``, and ``head``.
         """
         vocabulary, width = self.embed_tokens.weight.shape
         found = {"logits": ("T", vocabulary)} if self.lm_head is not None else {}
         found |= {f"representations.{layer}": ("T", width) for layer in self.repr_layers}
-        return {**found, "pooled": ("N", width)} if self.pool else found
+        found |= {"pooled": ("N", width)} if self.pool else {}
+        return found | ({"head": (self.head.rows, self.head.num_labels)} if self.head else {})
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -201,13 +204,17 @@ class PackedESM2(nn.Module):
             max_seqlen: 0-dim int64 on the host: tokens of the longest protein.
 
         Returns:
-            ``[T, 33]`` logits, ``[T, E]`` per layer, and ``[N, E]`` pooled.
+            ``[T, 33]`` logits, ``[T, E]`` per layer, ``[N, E]`` pooled, and ``[N, C]`` or
+            ``[T, C]`` of the head.
         """
-        logits, representations = self.encode(input_ids, cu_seqlens, max_seqlen, self.repr_layers)
+        layers = (*self.repr_layers, self.num_layers) if self.head else self.repr_layers
+        logits, representations = self.encode(input_ids, cu_seqlens, max_seqlen, layers)
         outputs = [] if logits is None else [logits]
         outputs += [representations[layer] for layer in self.repr_layers]
         if self.pool:
             outputs.append(pool_packed(outputs[-1], cu_seqlens, self.pool))
+        if self.head is not None:
+            outputs.append(self.head(representations[self.num_layers], cu_seqlens))
         return tuple(outputs)
 
     def encode(

@@ -5,13 +5,14 @@ fair-esm, of ``transformers`` or of a trainer, or synthetic weights of a true ar
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import esm
 import esm.pretrained
+import msgspec
 import torch
 from esm.model.esm2 import ESM2
 from torch import Tensor, nn
@@ -19,10 +20,12 @@ from torch.overrides import TorchFunctionMode
 
 from exporter.errors import CheckpointError
 from exporter.model.architectures import Shape, architecture_name, known_architecture
+from exporter.model.heads.head import Head
 from exporter.model.packed_forward import NoLMHead
 from exporter.model.sources import checkpoint as checkpoints
 from exporter.model.sources.artifact import read_artifact
 from exporter.model.sources.loaded import Weights
+from exporter.model.sources.probe import RESIDUES, ProbeSource, read_probe
 from exporter.model.sources.tensor_files import some
 from exporter.model.synthetic import synthetic_state
 from exporter.model.witness import NoWitnessError, unlike_fair_esms, unlike_transformers
@@ -44,11 +47,21 @@ SourceKind = Literal["model", "checkpoint", "synthetic", "artifact"]
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """Where to load from: ``kind`` and the name or path, and the seed of synthetic weights."""
+    """Where to load from.
+
+    Attributes:
+        kind: of ``value``, a name or a path.
+        value: of the model.
+        seed: of synthetic weights.
+        with_head: False leaves a checkpoint's classifier out.
+        probe: a linear model on top of it.
+    """
 
     kind: SourceKind
     value: str
     seed: int = 0
+    with_head: bool = True
+    probe: ProbeSource | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,8 @@ class Reference:
     """fair-esm's own model with the weights in it: what every engine is traced from.
 
     Attributes:
-        model: fair-esm's ``ESM2`` in eval mode, float32, on the CPU.
+        model: fair-esm's ``ESM2`` in eval mode, float32, on the CPU; it has a module ``head`` more
+            where one was trained on top of it.
         alphabet: fair-esm's ``Alphabet``.
         architecture: its shape.
         origin: for the manifest.
@@ -69,6 +83,11 @@ class Reference:
     origin: WeightsOrigin
     notes: tuple[str, ...] = ()
 
+    @property
+    def head(self) -> Head | None:
+        """What was trained on top of the model."""
+        return getattr(self.model, "head", None)
+
 
 def load_reference(source: WeightsSource) -> Reference:
     """Loads weights into fair-esm's model.
@@ -80,6 +99,9 @@ def load_reference(source: WeightsSource) -> Reference:
     model, alphabet = _empty_model(weights.shape, weights.token_dropout)
     _fill(model, dict(weights.state), weights.source)
     num_layers, embed_dim, num_heads = weights.shape
+    head = _head_of(source, weights)
+    if head is not None:
+        model.head = head
     has_lm_head = not isinstance(model.lm_head, NoLMHead)
     origin = WeightsOrigin(
         kind=weights.kind,
@@ -89,6 +111,7 @@ def load_reference(source: WeightsSource) -> Reference:
         lm_head=has_lm_head,
         left_out=list(weights.left_out),
         revision=weights.revision,
+        adapter=weights.adapter,
     )
     architecture = Architecture(
         name=architecture_name(weights.shape),
@@ -109,6 +132,22 @@ def load_reference(source: WeightsSource) -> Reference:
     )
 
 
+def _head_of(source: WeightsSource, weights: Weights) -> Head | None:
+    """The checkpoint's own head, or the probe that was given.
+
+    Raises:
+        CheckpointError: there are both.
+    """
+    if source.probe is None:
+        return weights.head
+    if weights.head is not None:
+        raise CheckpointError(
+            f"{weights.source} has a head of its own, and an artifact holds one: give --no-head to "
+            "take the probe in its place"
+        )
+    return read_probe(source.probe, weights.shape[1])
+
+
 def _ask_the_formats_own_loader(model: ESM2, weights: Weights, has_lm_head: bool) -> list[str]:
     """What could not be asked, in sentences.
 
@@ -122,7 +161,10 @@ def _ask_the_formats_own_loader(model: ESM2, weights: Weights, has_lm_head: bool
         compare = partial(unlike_fair_esms, model, theirs, state)
     elif weights.folder is not None:
         asked = "transformers"
-        compare = partial(unlike_transformers, model, weights.folder, has_lm_head)
+        own = weights.head if weights.head is getattr(model, "head", None) else None
+        compare = partial(
+            unlike_transformers, model, weights.folder, has_lm_head, own, weights.adapter_folder
+        )
     else:
         return []
     try:
@@ -145,28 +187,43 @@ def _read(source: WeightsSource) -> Weights:
         return Weights(shape, True, synthetic_state(shapes, source.seed), "synthetic", source.value)
     if source.kind == "artifact":
         return read_artifact(Path(source.value))
-    return checkpoints.read(source.value, named=source.kind == "model")
+    return checkpoints.read(source.value, source.kind == "model", source.with_head)
 
 
-def load_original(folder: Path, manifest: Manifest, checkpoint: str | None) -> Reference:
+def load_original(
+    folder: Path, manifest: Manifest, checkpoint: str | None, probe: str | None = None
+) -> Reference:
     """The reference for an artifact: the weights that it was built from, proven by their digest.
 
     Synthetic weights are drawn again. Others come from ``checkpoint`` if it is given, else from
-    the artifact itself: equal digests show that those are the ones that were loaded.
+    the artifact itself: equal digests show that those are the ones that were loaded. So does a
+    linear probe, from ``probe``.
 
     Raises:
         CheckpointError: the weights are not those that the artifact was built from.
     """
-    origin = manifest.weights
+    origin, entry = manifest.weights, manifest.head
+    is_probe = entry is not None and entry.kind == "linear_probe"
+    own_head = entry is not None and not is_probe
+    given = ProbeSource(probe, entry.pool or RESIDUES) if probe and entry else None
     if checkpoint is not None:
-        source = WeightsSource("checkpoint", checkpoint)
+        source = WeightsSource("checkpoint", checkpoint, with_head=own_head, probe=given)
     elif origin.kind == "synthetic":
-        source = WeightsSource("synthetic", origin.source, origin.seed or 0)
+        source = WeightsSource("synthetic", origin.source, origin.seed or 0, probe=given)
     else:
         source = WeightsSource("artifact", str(folder))
     reference = load_reference(source)
+    if is_probe and reference.head is None:
+        stored = read_artifact(folder).head
+        reference.model.head = stored
+        origin = msgspec.structs.replace(
+            reference.origin, state_sha256=state_sha256(reference.model)
+        )
+        reference = replace(reference, origin=origin)
     # Rounded weights are not the checkpoint's: only the original can be the truth for them.
-    advice = ". Give the original with --checkpoint" if source.kind == "artifact" else ""
+    also = " and --probe" if is_probe else ""
+    is_stored = source.kind == "artifact" or (is_probe and given is None)
+    advice = f". Give the original with --checkpoint{also}" if is_stored else ""
     check_is_original(reference, manifest, f"{source.kind} {source.value}", folder, advice)
     return reference
 
@@ -185,6 +242,12 @@ def check_is_original(
         raise CheckpointError(
             f"{what} is not what {folder} was built from: its settings are "
             f"{reference.architecture}, expected {manifest.architecture}"
+        )
+    entry = reference.head.entry if reference.head else None
+    if entry != manifest.head:
+        raise CheckpointError(
+            f"{what} is not what {folder} was built from: its head is {entry}, expected "
+            f"{manifest.head}{advice}"
         )
 
 

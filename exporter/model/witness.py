@@ -13,11 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exporter.model.heads.head import Head
+
 # Of hidden states in float32. Rounding leaves 1e-6; a tensor in another's place far more.
 TOLERANCE = 1e-4
 SETTINGS = ("num_layers", "embed_dim", "attention_heads", "token_dropout")
 # <cls>, every residue and symbol of fair-esm's alphabet, <mask>, <eos>.
 TOKENS = [0, *range(3, 33), 2]
+CLASS_OF_HEAD = {
+    "sequence_classification": "EsmForSequenceClassification",
+    "token_classification": "EsmForTokenClassification",
+}
 NOT_COMPARED = "not compared with what transformers reads from this folder: "
 
 
@@ -51,16 +57,27 @@ def unlike_fair_esms(model: Any, theirs: Any, state: dict[str, Tensor]) -> list[
     ]
 
 
-def unlike_transformers(model: Any, folder: Path, has_lm_head: bool) -> list[str]:
+def unlike_transformers(
+    model: Any, folder: Path, has_lm_head: bool, head: Head | None = None,
+    adapter: Path | None = None,
+) -> list[str]:  # fmt: skip
     """Which outputs transformers' model of the folder gives otherwise; empty if none.
 
+    Args:
+        model: as this project loaded it.
+        folder: as transformers would load it.
+        has_lm_head: whether ``model`` has one.
+        head: of ``model``, where transformers has it too.
+        adapter: a folder of PEFT, which is loaded on top of the other.
+
     Raises:
-        NoWitnessError: transformers is not installed, or does not know the names.
+        NoWitnessError: transformers or PEFT is not installed, or does not know the names.
     """
-    if importlib.util.find_spec("transformers") is None:
-        raise NoWitnessError(f"{NOT_COMPARED}transformers is not installed")
+    for library in ["transformers"] + (["peft"] if adapter else []):
+        if importlib.util.find_spec(library) is None:
+            raise NoWitnessError(f"{NOT_COMPARED}{library} is not installed")
     try:
-        return _compare_outputs(model, folder, has_lm_head)
+        return _compare_outputs(model, folder, has_lm_head, head, adapter)
     except NoWitnessError:
         raise
     except Exception as error:  # each of its versions refuses other files, in classes of its own
@@ -68,19 +85,13 @@ def unlike_transformers(model: Any, folder: Path, has_lm_head: bool) -> list[str
         raise NoWitnessError(f"{NOT_COMPARED}it says {said}") from error
 
 
-def _compare_outputs(model: Any, folder: Path, has_lm_head: bool) -> list[str]:
+def _compare_outputs(
+    model: Any, folder: Path, has_lm_head: bool, head: Head | None, adapter: Path | None
+) -> list[str]:
     tokens = torch.tensor([TOKENS])
+    last = model.num_layers
     with _quiet() as transformers, torch.no_grad():
-        kind = transformers.EsmForMaskedLM if has_lm_head else transformers.EsmModel
-        options = {} if has_lm_head else {"add_pooling_layer": False}
-        witness, said = kind.from_pretrained(
-            str(folder), local_files_only=True, output_loading_info=True, **options
-        )
-        if missing := said["missing_keys"]:
-            raise NoWitnessError(
-                f"{NOT_COMPARED}it does not find {len(missing)} tensors under their names"
-            )
-        witness.eval().float()
+        witness = _load(transformers, folder, has_lm_head, head, adapter)
         # Not weights: a folder in half precision may hold rounded ones, which not every version
         # of transformers reads.
         frequencies = model.layers[0].self_attn.rot_emb.inv_freq
@@ -88,13 +99,43 @@ def _compare_outputs(model: Any, folder: Path, has_lm_head: bool) -> list[str]:
             if name.endswith("inv_freq"):
                 buffer.copy_(frequencies)
         theirs = witness(tokens, output_hidden_states=True)
-        ours = model(tokens, repr_layers=[model.num_layers])
-    pairs = {
-        "representations": (ours["representations"][model.num_layers], theirs.hidden_states[-1])
-    }
-    if has_lm_head:
-        pairs["logits"] = ours["logits"], theirs.logits
+        ours = model(tokens, repr_layers=[last])
+        represented = ours["representations"][last]
+        pairs = {"representations": (represented, theirs.hidden_states[-1])}
+        if has_lm_head:
+            pairs["logits"] = ours["logits"], theirs.logits
+        if head is not None:
+            bounds = torch.tensor([0, len(TOKENS)])
+            pairs["head"] = head(represented[0], bounds), theirs.logits.reshape(-1, head.num_labels)
     return [name for name, (a, b) in pairs.items() if not (a - b).norm() <= TOLERANCE * b.norm()]
+
+
+def _load(
+    transformers: Any, folder: Path, has_lm_head: bool, head: Head | None, adapter: Path | None
+) -> Any:
+    options: dict[str, Any] = {}
+    if head is not None:
+        kind = getattr(transformers, CLASS_OF_HEAD[head.entry.kind])
+        options["num_labels"] = head.num_labels
+    elif has_lm_head:
+        kind = transformers.EsmForMaskedLM
+    else:
+        kind, options = transformers.EsmModel, {"add_pooling_layer": False}
+    witness, said = kind.from_pretrained(
+        str(folder), local_files_only=True, output_loading_info=True, **options
+    )
+    missing = [
+        name for name in said["missing_keys"] if not (adapter and name.startswith("classifier."))
+    ]
+    if missing:
+        raise NoWitnessError(
+            f"{NOT_COMPARED}it does not find {len(missing)} tensors under their names"
+        )
+    if adapter:
+        import peft
+
+        witness = peft.PeftModel.from_pretrained(witness, str(adapter))
+    return witness.eval().float()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.manifest import EMBEDDING, Manifest
+from runtime.manifest import EMBEDDING, POOLED, Manifest
 
 Floats = NDArray[np.floating]
 
@@ -19,12 +19,15 @@ class Answers:
         input_ids: ``[T]`` int64, by fair-esm's alphabet.
         cu_seqlens: ``[N + 1]`` int32.
         tensors: ``logits`` ``[T, 33]`` where there is an LM head, ``representations.<k>``
-            ``[T, E]`` and ``EMBEDDING`` ``[N, E]``, of the proteins in their order.
+            ``[T, E]``, ``EMBEDDING`` ``[N, E]`` and, where there is one, ``HEAD`` ``[N, C]`` or
+            ``[T, C]``, of the proteins in their order.
+        per_protein: those of N rows.
     """
 
     input_ids: NDArray[np.int64]
     cu_seqlens: NDArray[np.int32]
     tensors: dict[str, Floats]
+    per_protein: frozenset[str] = frozenset([EMBEDDING])
 
     @property
     def max_seqlen(self) -> int:
@@ -33,7 +36,7 @@ class Answers:
 
     def bounds(self, tensor: str) -> NDArray[np.int32]:
         """``[N + 1]``, which rows of ``tensor`` belong to which protein."""
-        if tensor == EMBEDDING:
+        if tensor in self.per_protein:
             return np.arange(len(self.cu_seqlens), dtype=np.int32)
         return self.cu_seqlens
 
@@ -45,5 +48,5 @@ class Answers:
         for name, values in self.tensors.items():
             yield name, values, self.bounds(name)
         for output in manifest.signature.outputs:
-            if output.rows == "proteins":
+            if output.name == POOLED:
                 yield output.name, self.tensors[EMBEDDING], self.bounds(EMBEDDING)

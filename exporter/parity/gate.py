@@ -19,6 +19,7 @@ from exporter.parity.answers import Answers
 from exporter.parity.probing import Probe
 from exporter.parity.production import rows_of_command
 from exporter.parity.rules import arithmetic, observed
+from exporter.parity.rules.heads import head_checks
 from exporter.parity.rules.rows import Row, rows_of
 from exporter.parity.rules.task import Answer, compare_tasks
 from exporter.parity.rules.verdict import (
@@ -46,7 +47,7 @@ from runtime.engine import Engine
 from runtime.engines.splitting import InParts
 from runtime.errors import EngineError, Esm2Error, UnsupportedError
 from runtime.loading import load
-from runtime.manifest import EMBEDDING, Manifest, Profile
+from runtime.manifest import EMBEDDING, HEAD, Manifest, Profile
 from runtime.pooling import Pool
 from runtime.selftest import all_outputs
 
@@ -334,6 +335,9 @@ def judge(
         exact(REPEATED, repeats.problems(engine, ran, ROUNDS)),
         *others,
     ]
+    if manifest.head:
+        largest = max(float(np.abs(answers.tensors[HEAD]).max()) for answers in oracle.values())
+        checks += head_checks(found, largest, manifest.dtype, manifest.architecture.embed_dim)
     # Asked for, it is the reference's arithmetic, which rounds scores too; eager is its measure.
     if attended and engine.spec.attention != "standard":
         budget = arithmetic.attention_budget(engine.spec.device)

@@ -15,9 +15,11 @@ from exporter.parity.gate import Gate
 from exporter.parity.report.schema import SCHEMA_VERSION, FaultVerdict, Report, is_passed
 from exporter.parity.rules.arithmetic import OF_STEPS
 from exporter.parity.rules.budgets import Budget, budgets_for
+from exporter.parity.rules.heads import HEAD_RULES
 from exporter.parity.rules.verdict import EngineVerdict
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.device import arithmetic_of, memory_of, reference_device
+from exporter.parity.truth.heads import measure_of
 from exporter.parity.truth.oracle import layer_norm_of
 from exporter.parity.truth.packs import LONGEST, Pack, as_batch, longest_pack, parity_packs
 from exporter.weights import shared as shared_weights
@@ -119,6 +121,7 @@ def verify(
             "layer_norm": layer_norm_of(reference),
             "weights": f"{reference.origin.kind}: {reference.origin.source}",
             "weights digest": reference.origin.state_sha256,
+            **({"head": measure_of(reference.head)} if reference.head else {}),
         },
         environment=describe_environment(),
         budgets=[*_budgets(manifest, chosen), *_of_steps(verdicts)],
@@ -133,7 +136,7 @@ def _budgets(manifest: Manifest, engines: Iterable[str]) -> list[Budget]:
     rules = [
         rule for dtype in dtypes for rule in budgets_for(dtype, manifest.architecture.num_layers)
     ]
-    return list(dict.fromkeys(rules))
+    return list(dict.fromkeys([*rules, *(HEAD_RULES if manifest.head else ())]))
 
 
 def _of_steps(verdicts: Iterable[EngineVerdict]) -> list[Budget]:

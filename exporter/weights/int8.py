@@ -50,9 +50,10 @@ def linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """Every linear by name, in the order of the model.
 
     The output projection of the LM head is none: it is the embedding table, which stays float32.
+    Nor are those of a head that was trained on top: they are small, and labels hang on them.
     """
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and not name.startswith("head."):
             yield name, module
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from runtime.engine import Engine, Outputs
 from runtime.engines.base import LoadedEngine
 from runtime.errors import UnsupportedError
-from runtime.manifest import Profile, Signature
+from runtime.manifest import POOLED, Profile, Signature
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool, pool
 
@@ -48,9 +48,10 @@ class InParts(LoadedEngine):
         outputs = [self._engine.run(part.batch) for part in parts]
         tensors = {}
         for output in self._signature.outputs:
-            if output.rows == "tokens":
+            if output.name != POOLED:
                 values = [o.tensors[output.name] for o in outputs]
-                tensors[output.name] = join_rows(batch, parts, values)
+                join = join_rows if output.rows == "tokens" else join_proteins
+                tensors[output.name] = join(batch, parts, values)
             else:
                 last = tensors[f"representations.{self.spec.layers[-1]}"]
                 how: Pool = self.spec.pool  # type: ignore[assignment]

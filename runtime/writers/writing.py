@@ -58,6 +58,11 @@ def check_output(path: Path, formats: Formats = FORMATS) -> None:
             f"cannot write {path}: {library} is not installed. pip install {library}, or write "
             f"{next(iter(formats))}"
         )
+    check_place(path)
+
+
+def check_place(path: Path) -> None:
+    """Raises InputError or OutputError if no file, of whatever format, can be written there."""
     target = _target(path)
     with _naming(path):
         if not target.parent.is_dir():

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnx import ModelProto
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from exporter.errors import ExportError
 from exporter.formats.onnx import export as onnx_cpu
 from exporter.formats.onnx.attention import DOMAIN, ONNX_DTYPES, OP_TYPE, OPSET
 from exporter.formats.onnx.packed_attention import share_rotary_tables
@@ -96,7 +97,15 @@ def lower(packed: PackedESM2, folder: Path) -> ModelProto:
     Args:
         packed: on the CPU, in the dtype to export.
         folder: of the artifact, with ``weights.safetensors``.
+
+    Raises:
+        ExportError: a linear probe reads vectors that would have to be pooled in the graph.
     """
+    if packed.head is not None and packed.head.entry.pool not in (None, "cls"):
+        raise ExportError(
+            "target tensorrt has no float64, in which a linear probe's mean is taken: give "
+            "--probe-on cls or residues, or leave tensorrt out of --target"
+        )
     dtype = ONNX_DTYPES[str(packed.embed_tokens.weight.dtype).removeprefix("torch.")]
     unpooled = copy.copy(packed)
     unpooled.pool = None

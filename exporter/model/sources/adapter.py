@@ -1,4 +1,4 @@
-"""LoRA and other adapters of PEFT: weights that mean nothing without the model below them."""
+"""Adapters of PEFT where they are not merged: beside a whole model, or wrapped in its weights."""
 
 import re
 from collections.abc import Iterable
@@ -14,30 +14,26 @@ _MARKERS = re.compile(
     r"(^|\.)(lora_\w+|ia3_l|vera_lambda_\w|hada_w\d_\w|oft_\w+|boft_\w+|prompt_encoder"
     r"|base_layer|modules_to_save|original_module)(\.|$)"
 )
-_MERGE = (
-    "Merge it: PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload().save_pretrained(FOLDER),"
-    " and give FOLDER"
-)
 
 
-def refuse_adapter(folder: Path, has_model: bool) -> None:
-    """Raises CheckpointError where ``folder`` holds an adapter, alone or beside a full model."""
+def is_adapter(folder: Path, has_model: bool) -> bool:
+    """Whether ``folder`` holds an adapter of PEFT (``exporter.model.sources.lora``).
+
+    Raises:
+        CheckpointError: it holds a whole model too.
+    """
     found = [name for name in FILES if (folder / name).exists()]
-    if not found:
-        return
-    base = ""
-    if found[0] == FILES[0]:
-        named = read_json(folder / FILES[0]).get("base_model_name_or_path")
-        base = f" for {named}" if named else ""
-    if not has_model:
+    if found and has_model:
+        base = ""
+        if found[0] == FILES[0]:
+            named = read_json(folder / FILES[0]).get("base_model_name_or_path")
+            base = f" for {named}" if named else ""
         raise CheckpointError(
-            f"{folder} is a LoRA (PEFT) adapter{base}, not a whole model: it holds {found[0]} and "
-            f"no base weights. {_MERGE}"
+            f"{folder} holds a whole model and a LoRA (PEFT) adapter{base} ({', '.join(found)}): "
+            "it is not certain which is meant. For the model alone, move the adapter's files "
+            "away; for both, give a folder with the adapter's files alone"
         )
-    raise CheckpointError(
-        f"{folder} holds a whole model and a LoRA (PEFT) adapter{base} ({', '.join(found)}): it is "
-        f"not certain which is meant. For the model alone, move the adapter's files away. {_MERGE}"
-    )
+    return bool(found)
 
 
 def refuse_adapter_tensors(names: Iterable[str], label: str) -> None:

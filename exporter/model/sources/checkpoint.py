@@ -22,12 +22,13 @@ from exporter.model.sources.tensor_files import (
 )
 
 
-def read(value: str, named: bool) -> Weights:
+def read(value: str, named: bool, with_head: bool = True) -> Weights:
     """ESM-2 by a path, by fair-esm's name, or by its name on the Hugging Face Hub.
 
     Args:
         value: what the user gave.
         named: fair-esm's name goes before a file of that name.
+        with_head: False leaves a classifier out.
 
     Raises:
         CheckpointError: one line that says what is wrong, and what to do.
@@ -37,9 +38,9 @@ def read(value: str, named: bool) -> Weights:
         if value in ARCHITECTURES and (named or not path.exists()):
             return fair_esm.read_model(value)
         if value and path.exists():
-            return _read_path(path)
+            return _read_path(path, with_head)
         if found := hub.name_on_hub(value):
-            return read_folder(hub.snapshot(*found))
+            return read_folder(hub.snapshot(*found), with_head=with_head)
     except OSError as error:
         raise CheckpointError(
             f"cannot read {error.filename or value}: {error.strerror or error}"
@@ -47,28 +48,28 @@ def read(value: str, named: bool) -> Weights:
     raise CheckpointError(_unknown(value, named))
 
 
-def _read_path(path: Path) -> Weights:
+def _read_path(path: Path, with_head: bool) -> Weights:
     if path.is_dir():
         if (path / "manifest.json").is_file():
             raise CheckpointError(
                 f"{path} is an artifact: give the checkpoint that it was built from"
             )
-        return read_folder(naming.cached_snapshot(path))
+        return read_folder(naming.cached_snapshot(path), with_head=with_head)
     if path.name.endswith(INDEX) or (path.name in FORMATS and has_settings(path.parent)):
-        return read_folder(path.parent, path.name)
+        return read_folder(path.parent, path.name, with_head)
     if path.name == "config.json":
         raise CheckpointError(f"{path} holds settings alone: give its folder, {path.parent}")
     if is_safetensors(path):
-        return _bare(read_tensors(path), path)
+        return _bare(read_tensors(path), path, with_head)
     contents = unpickle(path)
     if fair_esm.is_fair_esm(contents):
         return fair_esm.read_contents(contents, path)
-    return _bare(checked_state(parameters_in(contents, path), str(path)), path)
+    return _bare(checked_state(parameters_in(contents, path), str(path)), path, with_head)
 
 
-def _bare(stored: dict[str, Tensor], path: Path) -> Weights:
+def _bare(stored: dict[str, Tensor], path: Path, with_head: bool) -> Weights:
     if has_settings(path.parent) and not is_fair_esms(stored):
-        return with_settings(stored, path.parent, path)
+        return with_settings(stored, path.parent, path, with_head=with_head)
     return read_state_dict(stored, path)
 
 

@@ -13,6 +13,7 @@ _NAME = re.compile(
 _FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json", ".zip", ".tar", ".gz")
 
 _SETTINGS = ["config.json", "vocab.txt", "adapter_config.json"]
+_ADAPTER = ["adapter_model.safetensors", "adapter_model.bin"]
 _SAFETENSORS = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
 _PICKLES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"]
 
@@ -34,8 +35,8 @@ def snapshot(repository: str, revision: str | None) -> Path:
     Raises:
         CheckpointError: not on the Hub, not allowed, or neither reachable nor in the cache.
     """
-    folder = _fetch(repository, revision, [*_SETTINGS, *_SAFETENSORS])
-    if not any(folder.glob("model*.safetensors")):
+    folder = _fetch(repository, revision, [*_SETTINGS, *_SAFETENSORS, *_ADAPTER])
+    if not any(folder.glob("*model*.safetensors")):
         folder = _fetch(repository, revision, [*_SETTINGS, *_PICKLES])
     return folder
 

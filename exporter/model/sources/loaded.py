@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from exporter.model.architectures import Shape
+from exporter.model.heads.head import Head
+from runtime.manifest import AdapterEntry
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ class Weights:
         notes: what the user is told, in sentences.
         contents: of fair-esm's own file, unpickled, as fair-esm would load it.
         folder: as transformers would load it.
+        head: what was trained on top of it, or None.
+        adapter: what was merged into ``state``, or None.
+        adapter_folder: as PEFT would load it on top of ``folder``.
     """
 
     shape: Shape
@@ -36,3 +41,6 @@ class Weights:
     notes: tuple[str, ...] = ()
     contents: Any = None
     folder: Path | None = None
+    head: Head | None = None
+    adapter: AdapterEntry | None = None
+    adapter_folder: Path | None = None

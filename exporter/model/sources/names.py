@@ -96,6 +96,17 @@ def to_fair_esm(stored: Mapping[str, Tensor], label: str) -> tuple[dict[str, Ten
     return rename_to_fair_esm(body), sorted({name.removeprefix("esm.") for name in heads.values()})
 
 
+def hugging_face_names(stored: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
+    """Parameters as a class of ``transformers`` with a head names them, whatever wrapped it.
+
+    Raises:
+        CheckpointError: the tensors are an adapter's, or of two copies.
+    """
+    refuse_adapter_tensors(stored, label)
+    state = _without_wrappers(stored, label)
+    return {_BASE.sub(r"esm.\1", name): tensor for name, tensor in state.items()}
+
+
 def is_fair_esms(stored: Mapping[str, Tensor]) -> bool:
     """Whether the names are those of fair-esm's model, whatever stands before them."""
     return any(name == FAIR_ESM_TABLE or name.endswith(f".{FAIR_ESM_TABLE}") for name in stored)

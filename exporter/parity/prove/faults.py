@@ -24,6 +24,7 @@ from exporter.model import packed_forward
 from exporter.model.packed_forward import PackedESM2, PackedLayer, PackedSelfAttention
 from exporter.model.synthetic import synthetic_state
 from exporter.parity.prove.half_faults import half_faults
+from exporter.parity.prove.head_faults import head_faults
 from exporter.parity.prove.production_faults import production_faults
 from exporter.parity.prove.replaced import patched, replaced
 from exporter.parity.prove.size_faults import size_faults
@@ -53,6 +54,7 @@ def faults() -> list[Fault]:
         *size_faults(),
         *half_faults(),
         *_weights_faults(),
+        *head_faults(),
         *_runtime_faults(),
         *state_faults(),
         *production_faults(),

@@ -5,7 +5,7 @@ engine whatever the others say. What half precision's own rounding hides is plan
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from exporter.parity.prove.faults import faults_of
 from exporter.parity.prove.rejection import decisive, rejected
 from exporter.parity.report.schema import FaultVerdict
 from exporter.parity.rules.budgets import budgets_for
+from exporter.parity.rules.rows import Row
 from exporter.parity.rules.verdict import EngineVerdict
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.packs import parity_packs, with_names
@@ -36,7 +37,7 @@ from runtime import manifest as manifests
 from runtime.attention import Attention
 from runtime.errors import Esm2Error
 from runtime.files import file_entry
-from runtime.manifest import Manifest
+from runtime.manifest import HEAD, Manifest
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 
 PACKS = ("one residue", "every token", "many masks", "nearly all masks")
@@ -155,16 +156,7 @@ class Planter:
             return found
         budgets = budgets_for(self._dtype_of(engine), self._manifest.architecture.num_layers)
         limit = next(budget.limit for budget in budgets if budget.quantity == "ratio")
-        allowed = {
-            (row.pack, row.tensor): limit * row.eager.relative_l2
-            for row in judged.rows
-            if row.eager
-        }
-        is_rounding = all(
-            row.engine is not None
-            and row.engine.relative_l2 <= allowed.get((row.pack, row.tensor), 0.0)
-            for row in alone.rows
-        )
+        is_rounding = _is_within(alone.rows, judged.rows, limit)
         over = f" {wide.margin:.3g} x over: {wide.by}" if wide.margin else "".join(wide.exactly)
         return msgspec.structs.replace(
             found,
@@ -297,6 +289,21 @@ class Planter:
         self._manifest = msgspec.structs.replace(self._manifest, engines=engines, files=files)
         manifests.write(self._manifest, self._folder)
         shutil.rmtree(self._faulty, ignore_errors=True)
+
+
+def _is_within(alone: Sequence[Row], judged: Sequence[Row], limit: float) -> bool:
+    """Whether errors are at most ``limit`` times eager's own; a head's by its own rule."""
+    allowed = {(row.pack, row.tensor): limit * row.eager.relative_l2 for row in judged if row.eager}
+    of_head = [row.eager.worst_absolute for row in judged if row.eager and row.tensor == HEAD]
+
+    def is_within(row: Row) -> bool:
+        if row.engine is None:
+            return False
+        if row.tensor == HEAD:
+            return row.engine.worst_absolute <= limit * max(of_head, default=0.0)
+        return row.engine.relative_l2 <= allowed.get((row.pack, row.tensor), 0.0)
+
+    return all(map(is_within, alone))
 
 
 def _write_changed_manifest(fault: ManifestFault, manifest: Manifest, folder: Path) -> None:

@@ -4,6 +4,7 @@ import msgspec
 
 from exporter.parity.report.schema import FaultVerdict
 from exporter.parity.rules.budgets import OVER_ALL_PACKS, budgets_for
+from exporter.parity.rules.heads import OVER_ALL_PACKS as OF_ALL_HEADS
 from exporter.parity.rules.verdict import Check, EngineVerdict, describe
 
 
@@ -16,6 +17,7 @@ def decisive(judged: EngineVerdict) -> list[Check]:
         budget.name for dtype in ("float32", "float16", "int8") for budget in budgets_for(dtype, 1)
         if budget.quantity in OVER_ALL_PACKS
     }  # fmt: skip
+    over_all_packs.add(OF_ALL_HEADS.name)
     failed = [check for check in judged.checks if check.failed]
     if not judged.checks:
         failed = [Check(name="the engine loads", passed=False, where=judged.reason)]

@@ -10,7 +10,7 @@ SHALLOW_LAYERS = 12
 Quantity = Literal[
     "ratio", "absolute_ratio", "relative_l2", "residue_cosine_p01", "pooled_cosine_min",
     "top1_agreement_confident", "jensen_shannon_mean", "label_agreement", "confidence_correlation",
-    "step_rounding", "attention_rounding",
+    "step_rounding", "attention_rounding", "head_ratio", "head_worst",
 ]  # fmt: skip
 
 # Judged once, over all packs together; the last four are fields of ``TaskMetrics``.

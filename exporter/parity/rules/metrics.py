@@ -34,20 +34,23 @@ class TensorError(msgspec.Struct, frozen=True):
     cosine_min: float
 
 
-def compare(actual: Floats, expected: Floats, bounds: NDArray[np.integer]) -> TensorError:
+def compare(
+    actual: Floats, expected: Floats, bounds: NDArray[np.integer], may_be_constant: bool = False
+) -> TensorError:
     """Measures ``actual`` against ``expected``.
 
     Args:
         actual: ``[R, C]`` of any float dtype.
         expected: ``[R, C]`` float64.
         bounds: ``[N + 1]``, which rows belong to which protein.
+        may_be_constant: a single number is something to compare with.
 
     Raises:
         ValueError: another shape, nothing to compare, a constant to compare with, or NaN.
     """
     if actual.shape != expected.shape:
         raise ValueError(f"shape {list(actual.shape)}, expected {list(expected.shape)}")
-    if expected.size == 0 or np.ptp(expected) == 0:
+    if expected.size == 0 or (np.ptp(expected) == 0 and not may_be_constant):
         raise ValueError("the oracle's answer is empty or constant: nothing was compared")
     if not np.isfinite(expected).all():
         raise ValueError("the oracle's answer is not finite")
@@ -64,7 +67,7 @@ def compare(actual: Floats, expected: Floats, bounds: NDArray[np.integer]) -> Te
     row, column = np.unravel_index(difference.argmax(), difference.shape)
     cosines = _cosine(wide, expected)
     return TensorError(
-        relative_l2=float(np.linalg.norm(difference) / np.linalg.norm(expected)),
+        relative_l2=float(ratio(*map(float, map(np.linalg.norm, (difference, expected))))),
         worst_protein=worst_protein,
         worst_protein_relative_l2=float(proteins[worst_protein]),
         worst_absolute=float(difference[row, column]),

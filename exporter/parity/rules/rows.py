@@ -8,7 +8,7 @@ import numpy as np
 from exporter.parity.answers import Answers
 from exporter.parity.rules.budgets import RELATIVE_RULE, Budget
 from exporter.parity.rules.metrics import UNBOUNDED, Floats, TensorError, compare, ratio
-from runtime.manifest import Manifest, Rows
+from runtime.manifest import HEAD, Manifest, Rows
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,8 +47,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     def measured(self, budget: Budget) -> float | None:
         """The quantity that ``budget`` limits, or None where it is not about this tensor."""
-        if self.engine is None or self.eager is None:
-            return None
+        if self.engine is None or self.eager is None or self.tensor == HEAD:
+            return None  # a head has rules of its own
         per_protein = self.rows == "proteins"
         match budget.quantity:
             case "ratio":
@@ -89,13 +89,14 @@ def rows_of(
             rows.append(_of_a_constant(row, got.get(tensor), eager_got[tensor], values, dtype))
             continue
         try:
-            eager_error = compare(eager_got[tensor], values, bounds)
+            eager_error = compare(eager_got[tensor], values, bounds, tensor == HEAD)
         except ValueError as error:
             problem = f"eager fair-esm in this dtype gives {error}, so there is no measure"
             rows.append(msgspec.structs.replace(row, problem=problem))
             continue
         try:
-            engine_error = compare(_given(got.get(tensor), tensor, dtype), values, bounds)
+            given = _given(got.get(tensor), tensor, dtype)
+            engine_error = compare(given, values, bounds, tensor == HEAD)
         except ValueError as error:
             rows.append(msgspec.structs.replace(row, eager=eager_error, problem=str(error)))
             continue

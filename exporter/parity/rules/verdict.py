@@ -11,7 +11,7 @@ from exporter.parity.rules.rows import Row
 from exporter.parity.rules.task import TaskMetrics
 from runtime.domain import Domain
 from runtime.engine import EngineSpec
-from runtime.manifest import ParityEntry
+from runtime.manifest import HEAD, ParityEntry
 
 # The names of the checks that are exact: there is no number between right and wrong.
 EVERYTHING_COMPARED = "every output is there, finite and comparable"
@@ -79,18 +79,18 @@ class EngineVerdict(msgspec.Struct, frozen=True):
 
     @property
     def worst_relative_l2(self) -> float:
-        """Of all outputs of all packs."""
+        """Of all outputs of all packs, but for a head's (see ``rules.heads``)."""
         errors = [row.engine.relative_l2 if row.engine else UNBOUNDED for row in self._measured]
         return max(errors, default=UNBOUNDED)
 
     @property
     def worst_ratio_to_eager(self) -> float:
-        """Of all outputs of all packs."""
+        """The same of their multiples of eager fair-esm's own."""
         return max((row.ratio for row in self._measured), default=UNBOUNDED)
 
     @property
     def _measured(self) -> list[Row]:
-        return [row for row in self.rows if not row.not_compared]
+        return [row for row in self.rows if not row.not_compared and row.tensor != HEAD]
 
     def summary(self, packs: Mapping[str, tuple[int, int]]) -> ParityEntry:
         """For the manifest.
@@ -238,7 +238,11 @@ def _compared(budget: Budget, tasks: TaskMetrics) -> str:
 
 def _absolute_ratios(rows: Sequence[Row]) -> list[tuple[float, str]]:
     """Of each tensor, over all packs: the largest error of one pack is a matter of luck."""
-    compared = [(r.tensor, r.pack, r.engine, r.eager) for r in rows if r.engine and r.eager]
+    compared = [
+        (r.tensor, r.pack, r.engine, r.eager)
+        for r in rows
+        if r.engine and r.eager and r.tensor != HEAD
+    ]
     found = []
     for tensor in dict.fromkeys(tensor for tensor, *_ in compared):
         errors = [(engine, eager, pack) for of, pack, engine, eager in compared if of == tensor]

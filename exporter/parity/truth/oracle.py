@@ -21,12 +21,12 @@ from exporter.model.packed_forward import NoLMHead
 from exporter.model.precision import cast_copy
 from exporter.model.reference import Reference, fair_esm_version
 from exporter.parity.answers import Answers
-from exporter.parity.truth import int8_eager
+from exporter.parity.truth import heads, int8_eager
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.device import arithmetic_of
 from exporter.parity.truth.packs import Pack, Protein
 from exporter.weights import int8 as int8_weights
-from runtime.manifest import EMBEDDING
+from runtime.manifest import EMBEDDING, HEAD
 from runtime.pooling import Pool
 
 
@@ -36,6 +36,7 @@ def _recipe(*sources: str | None) -> str:
 
 
 RECIPE = _recipe(__file__, precision.__file__)
+HEAD_RECIPE = _recipe(heads.__file__)
 INT8_RECIPE = _recipe(int8_eager.__file__, int8_weights.__file__)
 
 
@@ -65,15 +66,19 @@ def run_eager(
         device: ``"cpu"`` or ``"cuda"``; answers come back to the host.
 
     Raises:
-        ExportError: the GPU would round float32 products to TF32.
+        ExportError: the GPU would round float32 products to TF32, or what a head is compared with
+            is not installed.
     """
-    eager = _Eager(reference, layers, pooling, dtype, device)
+    head = reference.head
+    eager = _Eager(reference, layers, pooling, dtype, device, int8)
     recipe = (
         f"recipe {RECIPE}, fair-esm {fair_esm_version()}, torch {torch.__version__}, {dtype}, "
         f"{arithmetic_of(device)}, layers {layers}, pool {pooling}, "
         f"{layer_norm_of(reference)}, {reference.architecture}, "
         f"weights {reference.origin.state_sha256}"
     ) + (f", int8 {INT8_RECIPE}" if int8 else "")
+    recipe += f"{heads.recipe_of(head)} {HEAD_RECIPE}" if head else ""
+    per_protein = frozenset([EMBEDDING, HEAD] if head and head.rows == "N" else [EMBEDDING])
     seen: dict[Protein, Arrays] = {}
     answers = {}
     progress = tqdm(packs.items(), desc=f"eager fair-esm in {dtype}", leave=False, disable=None)
@@ -90,7 +95,7 @@ def run_eager(
                 stored = _join([seen[protein] for protein in tokens])
                 if cache:
                     cache.write(key, stored)
-            answers[name] = _answers(pack, tokens, stored)
+            answers[name] = _answers(pack, tokens, stored, per_protein)
     return answers
 
 
@@ -114,9 +119,12 @@ class _Eager:
 
     def __init__(
         self, reference: Reference, layers: tuple[int, ...], pooling: Pool, dtype: torch.dtype,
-        device: str,
+        device: str, int8: bool,
     ):  # fmt: skip
         self._model: nn.Module = reference.model
+        self._head = reference.head
+        self._head_truth: heads.HeadTruth | None = None
+        self._int8 = int8
         self._layers = layers
         self._pooling = pooling
         self._dtype = dtype
@@ -137,11 +145,19 @@ class _Eager:
     @torch.no_grad()
     def run(self, tokens: NDArray[np.int64]) -> Arrays:
         batch = torch.from_numpy(tokens)[None].to(self._device)
-        outputs = self._made()(batch, repr_layers=self._layers)
+        model: Any = self._made()
+        last = model.num_layers
+        layers = {*self._layers, 0, last} if self._head else self._layers
+        outputs = model(batch, repr_layers=layers)
         representations = {k: outputs["representations"][k][0] for k in self._layers}
         arrays = {f"representations.{k}": _to_numpy(x) for k, x in representations.items()}
         pooled = _pool(representations[self._layers[-1]], self._pooling)
         arrays[EMBEDDING] = _to_numpy(pooled)
+        if self._head_truth is not None:
+            embedded, represented = (outputs["representations"][k] for k in (0, last))
+            how: Any = self._head.entry.pool if self._head else None
+            vector = _pool(represented[0], how or "mean")
+            arrays[HEAD] = _to_numpy(self._head_truth(batch, embedded, represented, vector))
         if isinstance(self._model.lm_head, NoLMHead):
             return arrays
         return {"logits": _to_numpy(outputs["logits"][0]), **arrays}
@@ -154,6 +170,8 @@ class _Eager:
             else:
                 self._cast = cast_copy(self._model, self._dtype).to(self._device, self._dtype)
             _forget_rotary_tables(self._cast)
+            if self._head is not None:
+                self._head_truth = heads.HeadTruth(self._cast, self._dtype, self._int8)
         return self._cast
 
 
@@ -168,7 +186,10 @@ def _join(answers: list[Arrays]) -> Arrays:
     return {name: np.concatenate([a[name] for a in answers]) for name in answers[0]}
 
 
-def _answers(pack: Pack, tokens: Mapping[Protein, NDArray[np.int64]], stored: Arrays) -> Answers:
+def _answers(
+    pack: Pack, tokens: Mapping[Protein, NDArray[np.int64]], stored: Arrays,
+    per_protein: frozenset[str],
+) -> Answers:  # fmt: skip
     """From each distinct protein once, in the order of ``tokens``, to the pack's order."""
     bounds = np.cumsum([0, *map(len, tokens.values())])
     place = {protein: i for i, protein in enumerate(tokens)}
@@ -178,8 +199,9 @@ def _answers(pack: Pack, tokens: Mapping[Protein, NDArray[np.int64]], stored: Ar
         input_ids=np.concatenate([tokens[protein] for protein in pack]),
         cu_seqlens=np.cumsum([0, *(len(tokens[protein]) for protein in pack)]).astype(np.int32),
         tensors={
-            name: values[chosen if name == EMBEDDING else rows] for name, values in stored.items()
+            name: values[chosen if name in per_protein else rows] for name, values in stored.items()
         },
+        per_protein=per_protein,
     )
 
 

@@ -23,7 +23,7 @@ from runtime.engines.tensorrt.library import (
 )
 from runtime.engines.tensorrt.refit import refit
 from runtime.errors import EngineError, UnsupportedError
-from runtime.manifest import EngineEntry, Manifest, PlanEntry, Profile
+from runtime.manifest import POOLED, EngineEntry, Manifest, PlanEntry, Profile
 from runtime.packing import PackedBatch
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 
@@ -52,7 +52,7 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> I
     cuda_memory.use_card(index_of(device))
     trt, logger, engine = open_plan(folder, plan)
     # Plans do not pool, InParts does.
-    outputs = [output.name for output in manifest.signature.outputs if output.rows == "tokens"]
+    outputs = [output.name for output in manifest.signature.outputs if output.name != POOLED]
     named = LIBRARIES[plan.library][0]
     refused = "; ".join(f"{rung}: {why}" for rung, why in plan.refused.items())
     spec = spec_of(
