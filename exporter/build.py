@@ -35,6 +35,7 @@ from exporter.parity.verify import Proof, ProofOptions, verify
 from exporter.publish import staged, writable_copy
 from exporter.weights import shared as shared_weights
 from runtime import manifest as manifests
+from runtime.contacts.pairs import CONTACTS
 from runtime.files import FileEntry, file_entry
 from runtime.manifest import (
     EngineEntry,
@@ -105,6 +106,11 @@ def build(
     if options.dtype not in DTYPES:
         raise ExportError(f"dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
     for wanted in formats:
+        if options.source.contacts and wanted.without_contacts:
+            raise ExportError(
+                f"target {wanted.name} gives no contacts: {wanted.without_contacts}. Take "
+                "torchscript, onnx or aoti, or leave --contacts out"
+            )
         if wanted.check is not None:
             wanted.check(options.longest, **options.of_format.get(wanted.name, {}))
     on = reference_device(options.device)
@@ -177,7 +183,7 @@ def _packed(reference: Reference, options: BuildOptions) -> PackedESM2:
         layers = check_repr_layers(layers, num_layers)
     except ValueError as error:
         raise ExportError(str(error)) from None
-    packed = PackedESM2(reference.model, layers, options.pool).eval()
+    packed = PackedESM2(reference.model, layers, options.pool, reference.contacts).eval()
     if options.dtype == "float32":
         return packed  # it shares the reference's parameters, and goes on sharing them
     return cast_copy(packed, getattr(torch, options.dtype))
@@ -264,7 +270,8 @@ def _manifest(
     architecture = reference.architecture
     dtype = str(packed.embed_tokens.weight.dtype).removeprefix("torch.")
     outputs = [
-        TensorSpec(name, dtype, [rows, width]) for name, (rows, width) in packed.outputs.items()
+        TensorSpec(name, "float32" if name == CONTACTS else dtype, [rows, width])
+        for name, (rows, width) in packed.outputs.items()
     ]
     inputs = [
         TensorSpec("input_ids", "int64", ["T"]),

@@ -56,6 +56,11 @@ def main() -> None:
     help="Add an output with one vector per protein.",
 )
 @click.option(
+    "--contacts",
+    is_flag=True,
+    help="Add probabilities of contacts between residues. Every run of the engines computes them.",
+)
+@click.option(
     "--dtype",
     default="float32",
     show_default=True,
@@ -98,17 +103,18 @@ def main() -> None:
 @one_line_errors(ExportError, Esm2Error, OSError)
 def build(
     model: str | None, checkpoint: str | None, synthetic: str | None, seed: int, no_head: bool,
-    probe: str | None, probe_on: str, target: str,
-    layers: str | None, pool: "Pool | None", dtype: str, prove: bool, prove_in: str | None,
-    jobs: int, device: str, compute_capability: str | None, max_tokens: int, max_seqlen: int,
-    longest: int, keep_passed: bool, out: Path | None,
+    probe: str | None, probe_on: str, target: str, layers: str | None, pool: "Pool | None",
+    contacts: bool, dtype: str, prove: bool, prove_in: str | None, jobs: int, device: str,
+    compute_capability: str | None, max_tokens: int, max_seqlen: int, longest: int,
+    keep_passed: bool, out: Path | None,
 ) -> None:  # fmt: skip
     """Build an artifact: engines that passed parity, their weights, and a manifest.
 
     Exits with 0 if all that was asked for was published, 1 if an engine failed, 2 if the weights or
     an option are wrong.
     """
-    source = with_head(source_of(model, checkpoint, synthetic, seed), no_head, probe, probe_on)
+    source = source_of(model, checkpoint, synthetic, seed, contacts)
+    source = with_head(source, no_head, probe, probe_on)
     wanted_layers = None if layers is None else _integers(layers)
 
     from exporter.build import BuildOptions

@@ -103,7 +103,7 @@ class ESM2WithFlashAttention(nn.Module):
         as_v1 = v1_compatible or default_attention() == "standard"
         if as_v1 or not self.attention.runs_packed:
             return self._forward_unpacked(input_ids, cu_seqlens, max_seqlen, layers)
-        logits, representations = self.packed.encode(
+        logits, representations, _ = self.packed.encode(
             input_ids, cu_seqlens.int(), torch.tensor(max_seqlen), layers
         )
         found: dict[str, Any] = {"representations": representations}

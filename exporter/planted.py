@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from exporter.model.packed_forward import PackedESM2
 
 Group = Literal[
-    "graph", "packing", "length and size", "state", "production", "half precision",
+    "graph", "contacts", "packing", "length and size", "state", "production", "half precision",
     "token dropout", "weights", "head",
     "tokenizer and pooling", "manifest",
 ]  # fmt: skip

@@ -67,7 +67,11 @@ def with_head(
 
 
 def source_of(
-    model: str | None, checkpoint: str | None, synthetic: str | None, seed: int
+    model: str | None,
+    checkpoint: str | None,
+    synthetic: str | None,
+    seed: int,
+    contacts: bool = False,
 ) -> "WeightsSource":
     """From those options.
 
@@ -86,4 +90,4 @@ def source_of(
     from exporter.model.reference import WeightsSource
 
     kind, value = given[0]
-    return WeightsSource(kind, value, seed)
+    return WeightsSource(kind, value, seed, contacts)

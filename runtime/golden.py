@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import tokenizer
+from runtime.contacts.pairs import CONTACTS, pair_bounds
 from runtime.errors import ArtifactError
-from runtime.manifest import EMBEDDING, POOLED, Manifest
+from runtime.manifest import EMBEDDING, POOLED, Manifest, Rows
 
 # Tokens of a pack: the default budget, a multiple of every block that kernels have. With the
 # shortest protein over and over it holds more than a thousand.
@@ -17,6 +18,10 @@ BLOCK = 4096
 _NO_COPIES = np.empty((0, 0), np.int64)
 # Of names in the file: answers to single tokens.
 BARE = "bare."
+
+
+def _none() -> NDArray[np.int64]:
+    return np.empty(0, np.int64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +34,9 @@ class Golden:
         cu_seqlens: ``[N + 1]`` int32.
         rows: ``[R]``, the rows of the pack whose answers are stored.
         answers: ``logits`` ``[R, 33]``, ``representations.<k>`` ``[R, E]``, ``pooled`` ``[N, E]``,
-            by the name ``EMBEDDING`` too, and ``head`` ``[N, C]`` or ``[R, C]``.
+            by the name ``EMBEDDING`` too, ``head`` ``[N, C]`` or ``[R, C]``, and ``contacts``
+            ``[Q, 1]``.
+        pair_rows: ``[Q]``, the pairs of residues of the pack whose contacts are stored.
         bare: single tokens without BOS and EOS; none in artifacts of before.
         bare_answers: the same outputs, one row for each.
         per_protein: the outputs of N rows.
@@ -40,6 +47,7 @@ class Golden:
     cu_seqlens: NDArray[np.int32]
     rows: NDArray[np.int64]
     answers: dict[str, NDArray[np.float64]]
+    pair_rows: NDArray[np.int64] = dataclasses.field(default_factory=_none)
     bare: tuple[str, ...] = ()
     bare_answers: dict[str, NDArray[np.float64]] = dataclasses.field(default_factory=dict)
     per_protein: frozenset[str] = frozenset([EMBEDDING, POOLED])
@@ -61,6 +69,7 @@ class GoldenPack:
         lengths: ``[N]``, tokens of each.
         rows: ``[R]`` of the pack, those with answers.
         proteins: ``[M]`` of the pack, those with answers.
+        pairs: ``[Q]`` of its pairs of residues, those with answers.
         copies: ``[C, L]`` rows of C equal proteins, which are compared with one another: a pack of
             a thousand of the shortest has an error of its own, which no limit is for.
         answers: as ``Golden.answers``, for the proteins and rows of the pack.
@@ -74,6 +83,15 @@ class GoldenPack:
     proteins: NDArray[np.int64]
     answers: dict[str, NDArray[np.float64]]
     copies: NDArray[np.int64]
+    pairs: NDArray[np.int64] = dataclasses.field(default_factory=_none)
+
+    def rows_of(self, kind: Rows) -> tuple[int, NDArray[np.int64]]:
+        """How many rows an output has that has one for each of ``kind``, and those with answers."""
+        if kind == "proteins":
+            return len(self.lengths), self.proteins
+        if kind == "pairs":
+            return int(pair_bounds(np.cumsum([0, *self.lengths]))[-1]), self.pairs
+        return len(self.input_ids), self.rows
 
 
 def read_golden(folder: Path, manifest: Manifest) -> Golden:
@@ -96,6 +114,7 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
             input_ids=arrays.pop("input_ids"),
             cu_seqlens=arrays.pop("cu_seqlens"),
             rows=arrays.pop("rows"),
+            pair_rows=arrays.pop("pair_rows", _none()),
             # Who pools makes no difference to the answer.
             answers={EMBEDDING: arrays["pooled"], **arrays},
             per_protein=frozenset([EMBEDDING, POOLED, *_of_proteins(manifest)]),
@@ -156,23 +175,53 @@ def _pack(
     starts = np.cumsum([0, *lengths[:-1]])
     is_copy = np.array([member == copied for member in members])
     proteins = np.flatnonzero(~is_copy)
-    stored, rows = [], []
-    for member, start in zip(chosen[proteins], starts[proteins], strict=True):
-        first, end = golden.cu_seqlens[member : member + 2]
-        of_member = np.flatnonzero((golden.rows >= first) & (golden.rows < end))
-        stored.append(of_member)
-        rows.append(golden.rows[of_member] - first + start)
-    by_token = np.concatenate(stored)
+    whole = [chosen[proteins], proteins]
+    by_token, rows = _moved(golden.rows, golden.cu_seqlens, np.cumsum([0, *lengths]), *whole)
+    by_pair, pairs = _moved(
+        golden.pair_rows,
+        pair_bounds(golden.cu_seqlens),
+        pair_bounds(np.cumsum([0, *lengths])),
+        *whole,
+    )
     return GoldenPack(
         name,
         [tokenizer.tokenize(golden.sequences[member]) for member in members],
         np.concatenate([golden.input_ids[slice(*golden.cu_seqlens[m : m + 2])] for m in members]),
         lengths,
-        np.concatenate(rows),
+        rows,
         proteins,
         {
-            tensor: values[chosen[proteins] if tensor in golden.per_protein else by_token]
+            tensor: values[
+                chosen[proteins]
+                if tensor in golden.per_protein
+                else by_pair
+                if tensor == CONTACTS
+                else by_token
+            ]
             for tensor, values in golden.answers.items()
         },
         _NO_COPIES if copied is None else starts[is_copy, None] + np.arange(golden.lengths[copied]),
+        pairs,
     )
+
+
+def _moved(
+    stored: NDArray[np.int64], bounds: NDArray[np.integer], new_bounds: NDArray[np.integer],
+    members: NDArray[np.integer], places: NDArray[np.integer],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
+    """Which of the stored rows are those of ``members``, and where they are in a pack with others.
+
+    Args:
+        stored: rows of the golden pack.
+        bounds: of its proteins.
+        new_bounds: of the pack's.
+        members: of the golden pack.
+        places: of them among the pack's proteins.
+    """
+    chosen, rows = [], []
+    for member, place in zip(members, places, strict=True):
+        first, end = bounds[member : member + 2]
+        of_member = np.flatnonzero((stored >= first) & (stored < end))
+        chosen.append(of_member)
+        rows.append(stored[of_member] - first + new_bounds[place])
+    return np.concatenate(chosen), np.concatenate(rows)

@@ -14,7 +14,7 @@ from runtime.files import FileEntry, path_problem, problem_with_files
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 
 FILE_NAME = "manifest.json"
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 
 # What the runtime pools from the last exported layer: compared like an output of the engine.
 EMBEDDING = "embedding"
@@ -22,12 +22,13 @@ EMBEDDING = "embedding"
 POOLED = "pooled"
 # What a head that was trained on top of the model gives, where there is one.
 HEAD = "head"
-Rows = Literal["tokens", "proteins"]
+Rows = Literal["tokens", "proteins", "pairs"]
 # transformers' names of what a head was trained for.
 ProblemType = Literal[
     "single_label_classification", "multi_label_classification", "regression"
 ]  # fmt: skip
 
+_ROWS: dict[int | str, Rows] = {"N": "proteins", "P": "pairs"}
 _SEAL = re.compile(rb'("manifest_sha256": ")([0-9a-f]{64})(")')
 _UNSEALED = b"0" * 64
 
@@ -47,7 +48,7 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One input or output of every engine of the artifact; a dimension is a number or a symbol.
 
-    T is the tokens of a pack, N its proteins.
+    T is the tokens of a pack, N its proteins, P its pairs of residues (``runtime.contacts``).
     """
 
     name: str
@@ -57,7 +58,7 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def rows(self) -> Rows:
         """What an output has one row for each of."""
-        return "proteins" if self.shape[0] == "N" else "tokens"
+        return _ROWS.get(self.shape[0], "tokens")
 
 
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,6 +127,7 @@ class WeightsOrigin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         left_out: parts of the checkpoint that no engine holds, such as ``classifier``.
         revision: the commit of a model from the Hugging Face Hub, else empty.
         adapter: what was merged into them, or None.
+        contact_head_sha256: digest of the contact head's weights, where engines give contacts.
     """
 
     kind: str
@@ -136,6 +138,7 @@ class WeightsOrigin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     left_out: list[str] = []
     revision: str = ""
     adapter: AdapterEntry | None = None
+    contact_head_sha256: str = ""
 
 
 class Quantisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -280,6 +283,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     manifest_sha256: str = _UNSEALED.decode()
     head: HeadEntry | None = None
 
+    def gives(self, output: str) -> bool:
+        """Whether its engines have an output of this name, such as ``contacts``."""
+        return any(tensor.name == output for tensor in self.signature.outputs)
+
     def rows_of(self, tensor: str) -> Rows:
         """What ``tensor``, an output or ``EMBEDDING``, has one row for each of."""
         declared = {output.name: output.rows for output in self.signature.outputs}
@@ -415,6 +422,11 @@ def _from_7(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
+def _from_8(fields: dict[str, Any]) -> dict[str, Any]:
+    """9 may have the outputs ``contacts`` and ``head``, and says of what weights."""
+    return fields
+
+
 def _renamed(limits: dict[str, float]) -> dict[str, float]:
     return {
         EMBEDDING if name == "pooled by the runtime" else name: limit
@@ -427,4 +439,5 @@ _UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     5: _from_5,
     6: _from_6,
     7: _from_7,
+    8: _from_8,
 }

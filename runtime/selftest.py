@@ -109,20 +109,22 @@ def selftest(
             )
             continue
         for tensor, limit in limits.items():
-            per_protein = manifest.rows_of(tensor) == "proteins"
-            rows = pack.proteins if per_protein else pack.rows
+            kind = manifest.rows_of(tensor)
+            num_rows, rows = pack.rows_of(kind)
+            if kind == "pairs" and not len(rows):
+                continue  # single tokens have none
             comparisons.append(
                 _compare(
                     pack.name,
                     tensor,
                     got.get(tensor),
                     pack.answers[tensor],
-                    len(pack.lengths) if per_protein else len(pack.input_ids),
+                    num_rows,
                     rows,
                     limit,
                 )
             )
-            if len(pack.copies) and not per_protein and comparisons[-1].measured is not None:
+            if len(pack.copies) and kind == "tokens" and comparisons[-1].measured is not None:
                 comparisons.append(_compare_copies(pack, tensor, got[tensor], limit))
     comparisons += _repeated(engine, ran)
     spec = engine.spec

@@ -107,6 +107,7 @@ class Format:
         float32_twin: where a fault is planted that this format's rounding hides; None for itself.
         own_faults: ``own_faults()``: faults that only this format can have.
         triton: None where Triton has no backend for it.
+        without_contacts: why it cannot give contacts; empty where it can.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Format:
     float32_twin: str | None = None
     own_faults: "Callable[[], list[Fault]]" = list
     triton: TritonBackend | None = None
+    without_contacts: str = ""
 
 
 def lazily(place: str) -> Callable[..., Any]:

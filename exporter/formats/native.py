@@ -142,14 +142,15 @@ def _compile(compiler: list[str], source: Path, built: Path) -> None:
     prefix = f"-ffile-prefix-map={torch_folder}=torch"
     command = [*compiler, *FLAGS, prefix]
     steps = [
-        (f"kernel.{s.name}", ["kernel.cpp", *s.arguments])
+        (f"{kernel}.{s.name}", [f"{kernel}.cpp", *s.arguments])
         for s in sorted(instruction_sets(), key=lambda s: -s.width)  # those that take longest first
+        for kernel in ("kernel", "contacts_kernel")
     ]
     hosts = {
         TORCH_LIBRARY: ["torch_op.cpp", TORCH_TARGET, f"-isystem{torch_folder / 'include'}"],
         ONNXRUNTIME_LIBRARY: ["onnxruntime_op.cpp"],
     }
-    shared = ("varlen_attention.cpp", "instruction_sets.cpp")
+    shared = ("varlen_attention.cpp", "contacts.cpp", "instruction_sets.cpp")
     steps += [*((name, [name]) for name in shared), *hosts.items()]
     # One core is left to whoever waits: engines are exported meanwhile.
     with ThreadPoolExecutor(max(1, usable_cores() - 1)) as pool:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
+from exporter.model.contact_head import PackedContactHead
 from exporter.model.spans import token_spans
 from runtime.ops import varlen_attention  # noqa: F401  registers the op
 from runtime.ops.rotary import in_torch
@@ -74,8 +75,11 @@ class PackedSelfAttention(nn.Module):
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor | int
-    ) -> Tensor:
-        """``[T, E]`` to ``[T, E]``; cos and sin as ``rotary_tables`` gives them."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``[T, E]`` to ``[T, E]``, and queries and keys ``[T, H, D]`` after rotary.
+
+        Cos and sin are as ``rotary_tables`` gives them.
+        """
         heads = (-1, self.num_heads, self.head_dim)
         q = rotate(self.q_proj(x).view(heads), cos, sin)
         k = rotate(self.k_proj(x).view(heads), cos, sin)
@@ -83,7 +87,7 @@ class PackedSelfAttention(nn.Module):
         tracing = is_tracing()
         attend = _scripted_attention if tracing else torch.ops.esm2.varlen_attention
         attended = attend(q, k, v, cu_seqlens, max_seqlen, self.softmax_scale)
-        return self.out_proj(attended.flatten(1))  # type: ignore[no-any-return]
+        return self.out_proj(attended.flatten(1)), q, k
 
 
 class PackedLayer(nn.Module):
@@ -99,12 +103,13 @@ class PackedLayer(nn.Module):
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor | int
-    ) -> Tensor:
-        """``[T, E]`` to ``[T, E]``; cos and sin as ``rotary_tables`` gives them."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As ``PackedSelfAttention.forward``."""
         normed = layer_norm(self.self_attn_layer_norm, x)
-        x = x + self.self_attn(normed, cos, sin, cu_seqlens, max_seqlen)
+        attended, q, k = self.self_attn(normed, cos, sin, cu_seqlens, max_seqlen)
+        x = x + attended
         normed = layer_norm(self.final_layer_norm, x)
-        return x + self.fc2(F.gelu(self.fc1(normed)))  # type: ignore[no-any-return]
+        return x + self.fc2(F.gelu(self.fc1(normed))), q, k
 
 
 class PackedLMHead(nn.Module):
@@ -142,6 +147,7 @@ class PackedESM2(nn.Module):
         repr_layers: which layers' representations to return; 0 is the scaled embedding.
         pool: None, or how to pool the last of them into one vector per protein
             (``"mean"``, ``"mean-with-eos"``, ``"cls"``).
+        contacts: probabilities of contacts between residues, too.
 
     Raises:
         ValueError: a layer outside 0..num_layers.
@@ -149,7 +155,10 @@ class PackedESM2(nn.Module):
 
     inv_freq: Tensor
 
-    def __init__(self, base_model: Any, repr_layers: Iterable[int] = (), pool: str | None = None):
+    def __init__(
+        self, base_model: Any, repr_layers: Iterable[int] = (), pool: str | None = None,
+        contacts: bool = False,
+    ):  # fmt: skip
         super().__init__()
         self.num_layers: int = base_model.num_layers
         self.num_heads: int = base_model.attention_heads
@@ -164,6 +173,11 @@ class PackedESM2(nn.Module):
         has_lm_head = not isinstance(base_model.lm_head, NoLMHead)
         self.lm_head = PackedLMHead(base_model.lm_head) if has_lm_head else None
         self.head = getattr(base_model, "head", None)
+        self.contact_head = (
+            PackedContactHead(base_model.contact_head, self.num_layers, self.head_dim)
+            if contacts
+            else None
+        )
         # The reference's own frequencies: a checkpoint may hold rounded ones.
         inv_freq: Tensor = base_model.layers[0].self_attn.rot_emb.inv_freq
         self._reference_inv_freq = inv_freq.detach().clone()
@@ -179,14 +193,15 @@ class PackedESM2(nn.Module):
 
     @property
     def outputs(self) -> dict[str, tuple[str, int]]:
-        """Rows, T or N, and width of each: ``logits`` if there is an LM head,
-        ``representations.<k>`` ascending, ``pooled``, and ``head``.
+        """Rows, T, N or P, and width of each: ``logits`` if there is an LM head,
+        ``representations.<k>`` ascending, ``pooled``, ``head`` and ``contacts``.
         """
         vocabulary, width = self.embed_tokens.weight.shape
         found = {"logits": ("T", vocabulary)} if self.lm_head is not None else {}
         found |= {f"representations.{layer}": ("T", width) for layer in self.repr_layers}
         found |= {"pooled": ("N", width)} if self.pool else {}
-        return found | ({"head": (self.head.rows, self.head.num_labels)} if self.head else {})
+        found |= {"head": (self.head.rows, self.head.num_labels)} if self.head else {}
+        return found | ({"contacts": ("P", 1)} if self.contact_head is not None else {})
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -204,23 +219,25 @@ class PackedESM2(nn.Module):
             max_seqlen: 0-dim int64 on the host: tokens of the longest protein.
 
         Returns:
-            ``[T, 33]`` logits, ``[T, E]`` per layer, ``[N, E]`` pooled, and ``[N, C]`` or
-            ``[T, C]`` of the head.
+            ``[T, 33]`` logits, ``[T, E]`` per layer, ``[N, E]`` pooled, ``[N, C]`` or ``[T, C]``
+            of the head, and ``[P, 1]`` contacts, float32 at least.
         """
         layers = (*self.repr_layers, self.num_layers) if self.head else self.repr_layers
-        logits, representations = self.encode(input_ids, cu_seqlens, max_seqlen, layers)
+        logits, representations, contacts = self.encode(input_ids, cu_seqlens, max_seqlen, layers)
         outputs = [] if logits is None else [logits]
         outputs += [representations[layer] for layer in self.repr_layers]
         if self.pool:
             outputs.append(pool_packed(outputs[-1], cu_seqlens, self.pool))
         if self.head is not None:
             outputs.append(self.head(representations[self.num_layers], cu_seqlens))
+        if contacts is not None:
+            outputs.append(contacts)
         return tuple(outputs)
 
     def encode(
         self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor, repr_layers: Sequence[int]
-    ) -> tuple[Tensor | None, dict[int, Tensor]]:
-        """``forward`` with the layers chosen by the call: logits and ``{layer: [T, E]}``."""
+    ) -> tuple[Tensor | None, dict[int, Tensor], Tensor | None]:
+        """``forward`` with the layers chosen by the call: logits, ``{layer: [T, E]}``, contacts."""
         embedding = self.embed_tokens.weight
         longest: Tensor | int = max_seqlen
         if is_tracing():
@@ -235,14 +252,20 @@ class PackedESM2(nn.Module):
         if self.token_dropout:
             x = scale_token_dropout(x, input_ids == self.mask_idx, start, end)
         representations = {0: x}
+        contact_head = self.contact_head
+        contacts = None if contact_head is None else contact_head.empty(cu_seqlens)
         for depth, layer in enumerate(self.layers, start=1):
-            x = layer(x, cos, sin, cu_seqlens, longest)
+            x, q, k = layer(x, cos, sin, cu_seqlens, longest)
+            if contact_head is not None and contacts is not None:
+                contacts = contact_head.add(contacts, depth, q, k, cu_seqlens, input_ids)
             if depth in repr_layers:
                 representations[depth] = x
         x = layer_norm(self.emb_layer_norm_after, x)
         representations[self.num_layers] = x
         logits = None if self.lm_head is None else self.lm_head(x, embedding)
-        return logits, {layer: representations[layer] for layer in repr_layers}
+        if contact_head is not None and contacts is not None:
+            contacts = contact_head(contacts)
+        return logits, {layer: representations[layer] for layer in repr_layers}, contacts
 
 
 def check_repr_layers(repr_layers: Iterable[int], num_layers: int) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ fair-esm, of ``transformers`` or of a trainer, or synthetic weights of a true ar
 """
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,15 +30,18 @@ from exporter.model.sources.probe import RESIDUES, ProbeSource, read_probe
 from exporter.model.sources.tensor_files import some
 from exporter.model.synthetic import synthetic_state
 from exporter.model.witness import NoWitnessError, unlike_fair_esms, unlike_transformers
+from runtime.contacts.pairs import CONTACTS
 from runtime.manifest import Architecture, Manifest, WeightsOrigin
 
 # Parameters of fair-esm's model that no engine uses and that a checkpoint need not have: the
 # contact head comes in a file of its own, and lm_head.weight is the embedding table again.
-OPTIONAL = {
-    "contact_head.regression.weight",
-    "contact_head.regression.bias",
-    "lm_head.weight",
-}
+CONTACT_HEAD = {"contact_head.regression.weight", "contact_head.regression.bias"}
+OPTIONAL = CONTACT_HEAD | {"lm_head.weight"}
+NO_CONTACT_HEAD = (
+    "holds no weights of a contact head. fair-esm's lie in a file of their own beside the "
+    "checkpoint, NAME-contact-regression.pt; transformers keeps them in the folder. Put them "
+    "there, or leave --contacts out"
+)
 
 # What a checkpoint's parameters may be in; all of them are widened, or rounded, to float32.
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -53,6 +57,7 @@ class WeightsSource:
         kind: of ``value``, a name or a path.
         value: of the model.
         seed: of synthetic weights.
+        contacts: whether the contact head's weights are wanted, too.
         with_head: False leaves a checkpoint's classifier out.
         probe: a linear model on top of it.
     """
@@ -60,6 +65,7 @@ class WeightsSource:
     kind: SourceKind
     value: str
     seed: int = 0
+    contacts: bool = False
     with_head: bool = True
     probe: ProbeSource | None = None
 
@@ -75,6 +81,7 @@ class Reference:
         architecture: its shape.
         origin: for the manifest.
         notes: what the user is told of the weights, in sentences.
+        contacts: whether the contact head is in use.
     """
 
     model: ESM2
@@ -82,6 +89,7 @@ class Reference:
     architecture: Architecture
     origin: WeightsOrigin
     notes: tuple[str, ...] = ()
+    contacts: bool = False
 
     @property
     def head(self) -> Head | None:
@@ -96,6 +104,8 @@ def load_reference(source: WeightsSource) -> Reference:
         CheckpointError: one line that says what is wrong with the source.
     """
     weights = _read(source)
+    if source.contacts and not weights.state.keys() >= CONTACT_HEAD:
+        raise CheckpointError(f"{weights.source} {NO_CONTACT_HEAD}")
     model, alphabet = _empty_model(weights.shape, weights.token_dropout)
     _fill(model, dict(weights.state), weights.source)
     num_layers, embed_dim, num_heads = weights.shape
@@ -112,6 +122,7 @@ def load_reference(source: WeightsSource) -> Reference:
         left_out=list(weights.left_out),
         revision=weights.revision,
         adapter=weights.adapter,
+        contact_head_sha256=_sha256(model, CONTACT_HEAD) if source.contacts else "",
     )
     architecture = Architecture(
         name=architecture_name(weights.shape),
@@ -128,8 +139,9 @@ def load_reference(source: WeightsSource) -> Reference:
     if not has_lm_head:
         notes.append("no LM head in this checkpoint: embeddings only, no logits")
     return Reference(
-        model.eval().requires_grad_(False), alphabet, architecture, origin, tuple(notes)
-    )
+        model.eval().requires_grad_(False), alphabet, architecture, origin, tuple(notes),
+        source.contacts,
+    )  # fmt: skip
 
 
 def _head_of(source: WeightsSource, weights: Weights) -> Head | None:
@@ -187,7 +199,7 @@ def _read(source: WeightsSource) -> Weights:
         return Weights(shape, True, synthetic_state(shapes, source.seed), "synthetic", source.value)
     if source.kind == "artifact":
         return read_artifact(Path(source.value))
-    return checkpoints.read(source.value, source.kind == "model", source.with_head)
+    return checkpoints.read(source.value, source.kind == "model", source.with_head, source.contacts)
 
 
 def load_original(
@@ -203,15 +215,16 @@ def load_original(
         CheckpointError: the weights are not those that the artifact was built from.
     """
     origin, entry = manifest.weights, manifest.head
+    contacts = manifest.gives(CONTACTS)
     is_probe = entry is not None and entry.kind == "linear_probe"
     own_head = entry is not None and not is_probe
     given = ProbeSource(probe, entry.pool or RESIDUES) if probe and entry else None
     if checkpoint is not None:
-        source = WeightsSource("checkpoint", checkpoint, with_head=own_head, probe=given)
+        source = WeightsSource("checkpoint", checkpoint, 0, contacts, own_head, given)
     elif origin.kind == "synthetic":
-        source = WeightsSource("synthetic", origin.source, origin.seed or 0, probe=given)
+        source = WeightsSource("synthetic", origin.source, origin.seed or 0, contacts, probe=given)
     else:
-        source = WeightsSource("artifact", str(folder))
+        source = WeightsSource("artifact", str(folder), contacts=contacts)
     reference = load_reference(source)
     if is_probe and reference.head is None:
         stored = read_artifact(folder).head
@@ -232,12 +245,16 @@ def check_is_original(
     reference: Reference, manifest: Manifest, what: str, folder: Path, advice: str = ""
 ) -> None:
     """Raises CheckpointError unless the artifact says that it was built from ``reference``."""
-    got, expected = reference.origin.state_sha256, manifest.weights.state_sha256
-    if got != expected:
-        raise CheckpointError(
-            f"{what} is not what {folder} was built from: digest of its parameters {got[:12]}..., "
-            f"expected {expected[:12]}...{advice}"
-        )
+    given, built = reference.origin, manifest.weights
+    for got, expected, of in (
+        (given.state_sha256, built.state_sha256, "parameters"),
+        (given.contact_head_sha256, built.contact_head_sha256, "contact head"),
+    ):
+        if got != expected:
+            raise CheckpointError(
+                f"{what} is not what {folder} was built from: digest of its {of} {got[:12]}..., "
+                f"expected {expected[:12]}...{advice}"
+            )
     if reference.architecture != manifest.architecture:
         raise CheckpointError(
             f"{what} is not what {folder} was built from: its settings are "
@@ -353,10 +370,14 @@ def _fill(model: ESM2, state: dict[str, Tensor], label: str) -> None:
 
 
 def state_sha256(model: nn.Module) -> str:
-    """Digest of every parameter that an engine uses, whatever format it came in."""
+    """Digest of every parameter that all engines use, whatever format it came in."""
+    return _sha256(model, model.state_dict().keys() - OPTIONAL)
+
+
+def _sha256(model: nn.Module, names: Collection[str]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if name not in OPTIONAL:
+        if name in names:
             digest.update(f"{name} {list(tensor.shape)}\n".encode())
             digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -27,6 +27,9 @@ def synthetic_state(shapes: Mapping[str, torch.Size], seed: int) -> dict[str, Te
             low, high = 0.7, 1.3
         elif name == "embed_tokens.weight":
             low, high = -1.7, 1.7
+        elif name == "contact_head.regression.weight":
+            # Attention of random weights is nearly even: so large, contacts differ all the same.
+            low, high = -10.0, 10.0
         else:
             # The variance of fair-esm's own initialisation (xavier, gain 1 or 1 / sqrt(2)).
             fan_out, fan_in = shape

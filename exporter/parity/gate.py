@@ -239,7 +239,7 @@ class Gate:
         return probe.judge(folder, manifest, name, opened)
 
     def _judge_weights(self, folder: Path, is_int8: bool) -> Check:
-        packed = PackedESM2(self.reference.model)
+        packed = PackedESM2(self.reference.model, contacts=self.reference.contacts)
         found = shared_weights.differences(packed, folder, self.dtype)
         if is_int8:
             found += int8_weights.differences(packed, folder)

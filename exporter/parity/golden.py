@@ -5,6 +5,7 @@ NumPy's own format, because a container with ONNX Runtime alone has no safetenso
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from exporter.parity.truth.packs import (
     protein,
     rare,
 )
+from runtime.contacts.pairs import CONTACTS, pair_bounds
 from runtime.golden import BARE
 from runtime.manifest import EMBEDDING, HEAD, GoldenEntry
 from runtime.pooling import Pool
@@ -39,6 +41,8 @@ from runtime.pooling import Pool
 FILE_NAME = "golden.npz"
 SEED = 2019
 MAX_BYTES = 1_500_000
+# Contacts of a protein that are stored.
+PAIRS = 2_000
 # Even of a model so wide that they do not fit: every layer of 3B, say.
 MIN_ROWS = 4
 # One answer, whether a graph pools or the runtime.
@@ -96,7 +100,8 @@ def write_golden(
     # The logits of an LM head that gives one number everywhere are no measure.
     names = [name for name in truth if name != "logits" or np.ptp(truth[name]) > 0]
     of_golden = in_float64["golden"]
-    rows = _chosen_rows(of_golden, sum(truth[name].shape[1] for name in names))
+    rows = _chosen_rows(of_golden, sum(truth[name].shape[1] for name in names if name != CONTACTS))
+    rows_of = {name: rows for name in names if name not in of_golden.per_protein}
     arrays = {
         "sequences": np.array([protein.sequence for protein in packs["golden"]]),
         "input_ids": of_golden.input_ids,
@@ -104,9 +109,11 @@ def write_golden(
         "rows": rows,
         f"{BARE}sequences": np.array([token.sequence for token in packs["bare"]]),
     }
+    if CONTACTS in truth:
+        arrays["pair_rows"] = rows_of[CONTACTS] = _chosen_pairs(of_golden)
     for name in names:
         key = _STORED_AS.get(name, name)
-        arrays[key] = truth[name] if name in of_golden.per_protein else truth[name][rows]
+        arrays[key] = truth[name][rows_of[name]] if name in rows_of else truth[name]
         arrays[f"{BARE}{key}"] = bare[name]
     np.savez(folder / FILE_NAME, **arrays)  # type: ignore[arg-type]
     try:
@@ -133,11 +140,28 @@ def golden_packs() -> dict[str, Pack]:
     return {"golden": golden_pack(), "bare": bare_pack()}
 
 
+def _chosen_pairs(truth: Answers) -> NDArray[np.int64]:
+    """``PAIRS`` of each protein, at random."""
+    bounds = pair_bounds(truth.cu_seqlens)
+    random = np.random.default_rng(SEED)
+    return np.concatenate([
+        np.sort(random.choice(end - start, min(end - start, PAIRS), replace=False)) + start
+        for start, end in pairwise(bounds)
+    ])  # fmt: skip
+
+
 def _errors(
     truth: Mapping[str, Answers], eager: Mapping[str, Answers], names: Iterable[str]
 ) -> dict[str, float]:
     """Of each output, in the pack where it is largest."""
-    return {name: max(_error(truth[pack], eager[pack], name) for pack in truth) for name in names}
+    return {
+        name: max(
+            _error(truth[pack], eager[pack], name)
+            for pack in truth
+            if truth[pack].tensors[name].size  # single tokens have no contacts
+        )
+        for name in names
+    }
 
 
 def _limits(

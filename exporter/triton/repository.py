@@ -9,6 +9,7 @@ from exporter.formats.table import FORMATS
 from exporter.publish import link_or_copy, staged
 from exporter.templates import render
 from runtime import manifest as manifests
+from runtime.contacts.pairs import CONTACTS
 from runtime.manifest import Manifest
 
 CONFIG_FILE = "config.pbtxt"
@@ -72,6 +73,8 @@ def reason_against(engine: str, manifest: Manifest) -> str | None:
     if backend is None:
         served = [name for name, known in FORMATS.items() if known.triton]
         return f"only {', '.join(served)} can be served. Build with --target onnx"
+    if manifest.gives(CONTACTS):
+        return "Triton cannot tell whose contacts are whose. Build an artifact without --contacts"
     if manifest.dtype not in DATA_TYPES:
         return (
             f"the {backend.name} backend knows no {manifest.dtype}. "

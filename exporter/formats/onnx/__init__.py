@@ -30,4 +30,5 @@ ONNX_CUDA = Format(
     observe=partial(_observe, engine="onnx-cuda"),
     stand_in=lazily(f"{_ROOM}.stand_in:stand_in"),
     triton=TritonBackend("onnxruntime", _write, "KIND_GPU", lazily(f"{_ROOM}.triton:cuda_options")),
+    without_contacts="ONNX Runtime has no kernel for them on CUDA",
 )

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnxscript
 import torch
 
+from exporter.formats.onnx import contacts
 from exporter.formats.onnx.attention import (
     DOMAIN,
     ONNX_DTYPES,
@@ -20,6 +21,7 @@ from exporter.formats.onnx.attention import (
 )
 from exporter.formats.onnx.fusion import fuse_rotary
 from exporter.formats.tracing import dynamic_shapes, exporting, tracing_pack
+from exporter.model import contact_head
 from exporter.model.packed_forward import PackedESM2
 from runtime.manifest import EngineEntry
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
@@ -63,7 +65,10 @@ def finish(model: ir.Model, packed: PackedESM2, folder: Path) -> onnx.ModelProto
     _name_dimensions(model, packed)
     _point_to_weights(model, folder)
     _drop_metadata(model)
-    return ir.to_proto(model)
+    proto = ir.to_proto(model)
+    if packed.contact_head is not None:
+        proto.functions.append(contacts.contacts_function())
+    return proto
 
 
 def built_with() -> dict[str, str]:
@@ -74,6 +79,7 @@ def built_with() -> dict[str, str]:
 def export_graph(packed: PackedESM2) -> ir.Model:
     """The packed forward with ``esm2::VarlenAttention`` nodes, as PyTorch's exporter leaves it."""
     register_schema()
+    contacts.register_contacts_schema()
     noisy = logging.getLogger("torch.onnx")
     level = noisy.level
     noisy.setLevel(logging.ERROR)
@@ -89,7 +95,8 @@ def export_graph(packed: PackedESM2) -> ir.Model:
                 output_names=packed.output_names,
                 dynamic_shapes=dynamic_shapes(),
                 custom_translation_table={
-                    torch.ops.esm2.varlen_attention.default: _varlen_attention
+                    torch.ops.esm2.varlen_attention.default: _varlen_attention,
+                    contact_head.OP.default: _add_contacts,
                 },
             )
     finally:
@@ -104,6 +111,14 @@ def _varlen_attention(
     # Plain Python, not an onnxscript function: the exporter would inline that.
     opset = onnxscript.values.Opset(DOMAIN, VERSION)
     return opset.VarlenAttention(q, k, v, cu_seqlens, max_seqlen, softmax_scale=softmax_scale)
+
+
+def _add_contacts(
+    logits: Any, q: Any, k: Any, cu_seqlens: Any, softmax_scale: float, is_kept: Any, weight: Any
+) -> Any:
+    opset = onnxscript.values.Opset(DOMAIN, VERSION)
+    inputs = logits, q, k, cu_seqlens, is_kept, weight
+    return getattr(opset, contacts.OP_TYPE)(*inputs, softmax_scale=softmax_scale)
 
 
 def _name_dimensions(model: ir.Model, packed: PackedESM2) -> None:

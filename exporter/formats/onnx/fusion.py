@@ -53,6 +53,9 @@ def _fuse(attention: ir.Node) -> bool:
     q, k = (_rotated(value) for value in attention.inputs[:2])
     if q is None or k is None or q[1:] != k[1:]:
         return False
+    # Contacts read them too, rotated.
+    if any(len(value.uses()) > 1 for value in attention.inputs[:2] if value is not None):
+        return False
     inputs = [q[0], k[0], *attention.inputs[2:], *q[1:]]
     new = ir.node(ROTARY_OP_TYPE, inputs, attention.attributes, domain=DOMAIN, version=VERSION)
     before, after = attention.outputs[0], new.outputs[0]

@@ -10,4 +10,5 @@ TENSORRT = Format(
     observe=lazily(f"{_ROOM}.observe:observe"),
     check=lazily(f"{_ROOM}.export:check"),
     stand_in=lazily(f"{_ROOM}.stand_in:stand_in"),
+    without_contacts="a plan holds no attention maps",
 )

@@ -22,13 +22,14 @@ from exporter.model.sources.tensor_files import (
 )
 
 
-def read(value: str, named: bool, with_head: bool = True) -> Weights:
+def read(value: str, named: bool, with_head: bool = True, contacts: bool = False) -> Weights:
     """ESM-2 by a path, by fair-esm's name, or by its name on the Hugging Face Hub.
 
     Args:
         value: what the user gave.
         named: fair-esm's name goes before a file of that name.
         with_head: False leaves a classifier out.
+        contacts: the contact head's weights, too, where they are in a file of their own.
 
     Raises:
         CheckpointError: one line that says what is wrong, and what to do.
@@ -36,7 +37,7 @@ def read(value: str, named: bool, with_head: bool = True) -> Weights:
     path = Path(value).expanduser()
     try:
         if value in ARCHITECTURES and (named or not path.exists()):
-            return fair_esm.read_model(value)
+            return fair_esm.read_model(value, contacts)
         if value and path.exists():
             return _read_path(path, with_head)
         if found := hub.name_on_hub(value):

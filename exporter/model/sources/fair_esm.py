@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from exporter.errors import CheckpointError
 from exporter.model.architectures import checked_shape, known_architecture
@@ -15,12 +16,18 @@ from exporter.model.sources.pickles import unpickle
 from exporter.model.sources.sizes import check_sizes
 from exporter.model.sources.tensor_files import checked_state
 
-# esm/pretrained.py:62
+# esm/pretrained.py:62, 47 and 73.
 DOWNLOAD_URL = "https://dl.fbaipublicfiles.com/fair-esm/models/{name}.pt"
+CONTACTS_URL = "https://dl.fbaipublicfiles.com/fair-esm/regression/{file}"
+CONTACTS_SUFFIX = "-contact-regression.pt"
 
 
-def read_model(name: str) -> Weights:
+def read_model(name: str, contacts: bool = False) -> Weights:
     """A model by fair-esm's name, from fair-esm's (torch.hub's) cache or downloaded into it.
+
+    Args:
+        name: fair-esm's.
+        contacts: the contact head's file, too.
 
     Raises:
         CheckpointError: no such model, or it cannot be downloaded.
@@ -28,17 +35,39 @@ def read_model(name: str) -> Weights:
     """
     known_architecture(name)
     path = Path(torch.hub.get_dir()) / "checkpoints" / f"{name}.pt"
-    if not path.is_file():
-        url = DOWNLOAD_URL.format(name=name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path))
-        except (OSError, urllib.error.URLError) as error:
-            raise CheckpointError(
-                f"cannot download {url}: {error}. Download it elsewhere and put it at {path}, "
-                "or pass the file with --checkpoint"
-            ) from None
+    _downloaded(DOWNLOAD_URL.format(name=name), path)
+    if contacts:
+        beside = contact_file(path)
+        _downloaded(CONTACTS_URL.format(file=beside.name), beside)
     return read_contents(unpickle(path), path, "model")
+
+
+def _downloaded(url: str, path: Path) -> None:
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(path))
+    except (OSError, urllib.error.URLError) as error:
+        raise CheckpointError(
+            f"cannot download {url}: {error}. Download it elsewhere and put it at {path}, "
+            "or pass the checkpoint with --checkpoint"
+        ) from None
+
+
+def contact_file(checkpoint: Path) -> Path:
+    """Where fair-esm keeps the contact head of a checkpoint: beside it."""
+    return checkpoint.with_name(checkpoint.stem + CONTACTS_SUFFIX)
+
+
+def _contact_head(checkpoint: Path) -> dict[str, Tensor]:
+    path = contact_file(checkpoint)
+    if not path.is_file():
+        return {}
+    contents = unpickle(path)
+    if not isinstance(contents, dict) or "model" not in contents:
+        raise CheckpointError(f"{path} is not a contact head of fair-esm: it holds no 'model'")
+    return checked_state(contents["model"], str(path))
 
 
 def is_fair_esm(contents: Any) -> bool:
@@ -64,6 +93,7 @@ def read_contents(contents: Any, path: Path, kind: str = "checkpoint") -> Weight
         raise CheckpointError(f"{path} is not an ESM-2 checkpoint of fair-esm: {error}") from None
     state, left_out = to_fair_esm(checked_state(contents["model"], str(path)), str(path))
     check_sizes(state, shape, str(path), "cfg")
+    state |= _contact_head(path)
     source, _ = origin_of(path)
     return Weights(
         shape, token_dropout, state, kind, source, left_out=tuple(left_out), contents=contents

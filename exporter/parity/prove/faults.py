@@ -23,6 +23,7 @@ from exporter.formats.tracing import tracing_pack
 from exporter.model import packed_forward
 from exporter.model.packed_forward import PackedESM2, PackedLayer, PackedSelfAttention
 from exporter.model.synthetic import synthetic_state
+from exporter.parity.prove.contact_faults import contact_faults
 from exporter.parity.prove.half_faults import half_faults
 from exporter.parity.prove.head_faults import head_faults
 from exporter.parity.prove.production_faults import production_faults
@@ -53,6 +54,7 @@ def faults() -> list[Fault]:
         *_graph_faults(),
         *size_faults(),
         *half_faults(),
+        *contact_faults(),
         *_weights_faults(),
         *head_faults(),
         *_runtime_faults(),
@@ -127,7 +129,7 @@ def _baked_max_seqlen(packed: PackedESM2) -> Any:
     def baked(
         self: PackedSelfAttention, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor,
         max_seqlen: Any,
-    ) -> Tensor:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         longest = traced if is_tracing() else int(traced)
         return original(self, x, cos, sin, cu_seqlens, longest)
 

@@ -196,7 +196,7 @@ class Planter:
     @contextmanager
     def _exported(self, fault: GraphFault, engine: str) -> Iterator[None]:
         manifest = self._manifest
-        packed = PackedESM2(self._reference.model, manifest.layers, manifest.pool).eval()
+        packed = self._packed(manifest)
         packed = cast_copy(packed, getattr(torch, manifest.dtype))
         name = manifest.engines[engine].file
         try:
@@ -208,6 +208,12 @@ class Planter:
             yield
         finally:
             shutil.copyfile(self._folder / name, self._faulty / name)
+
+    def _packed(self, manifest: Manifest) -> PackedESM2:
+        reference = self._reference
+        return PackedESM2(
+            reference.model, manifest.layers, manifest.pool, reference.contacts
+        ).eval()
 
     @contextmanager
     def _with_weights(self, fault: WeightsFault, engine: str) -> Iterator[None]:
@@ -276,9 +282,7 @@ class Planter:
     def _add_engine(self, engine: str) -> None:
         if engine in self._manifest.engines:
             return
-        packed = PackedESM2(
-            self._reference.model, self._manifest.layers, self._manifest.pool
-        ).eval()
+        packed = self._packed(self._manifest)
         shared_weights.write(packed, self._folder)
         engines = {**self._manifest.engines, engine: FORMATS[engine].export(packed, self._folder)}
         files = {

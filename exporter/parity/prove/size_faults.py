@@ -25,7 +25,7 @@ def _scale_of_long_ones(packed: PackedESM2) -> Any:
     def scaled(
         self: PackedSelfAttention, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor,
         max_seqlen: Any,
-    ) -> Tensor:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         # Both q and k by the root: their products by 1.02.
         factor = torch.where(cu_seqlens.diff().max() > 2048, 1.02**0.5, 1.0)
         return original(self, x, cos * factor, sin * factor, cu_seqlens, max_seqlen)

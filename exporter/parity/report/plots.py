@@ -15,6 +15,7 @@ from exporter.parity.report.schema import Report
 from exporter.parity.rules.budgets import Budget
 from exporter.parity.rules.metrics import UNBOUNDED, TensorError
 from exporter.parity.rules.verdict import EngineVerdict
+from runtime.contacts.pairs import CONTACTS
 from runtime.manifest import EMBEDDING, HEAD
 
 # In points, and legible where the page is as narrow as a phone.
@@ -30,7 +31,9 @@ _VARIABLES = {
     _LINE: "var(--line)",
     **{colour: f"var(--engine-{i})" for i, colour in enumerate(_ENGINES, 1)},
 }
-_KINDS = {"representations": "^", "logits": "o", "pooled": "s", EMBEDDING: "D", HEAD: "v"}
+_KINDS = {
+    "representations": "^", "logits": "o", "pooled": "s", EMBEDDING: "D", HEAD: "v", CONTACTS: "P",
+}  # fmt: skip
 _EAGER = "eager fair-esm"
 
 _STYLE: dict[Any, Any] = {

@@ -5,10 +5,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from exporter.parity.answers import Answers
+from exporter.parity.answers import ENOUGH_PAIRS, Answers
 from exporter.parity.rules.budgets import RELATIVE_RULE, Budget
 from exporter.parity.rules.metrics import UNBOUNDED, Floats, TensorError, compare, ratio
+from runtime.contacts.pairs import CONTACTS
 from runtime.manifest import HEAD, Manifest, Rows
+
+# Of probabilities that are too few for a measure: eager may happen to be exact.
+FEW_CONTACTS = 1e-5
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,14 +53,14 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         """The quantity that ``budget`` limits, or None where it is not about this tensor."""
         if self.engine is None or self.eager is None or self.tensor == HEAD:
             return None  # a head has rules of its own
-        per_protein = self.rows == "proteins"
+        per_token, per_protein = self.rows == "tokens", self.rows == "proteins"
         match budget.quantity:
             case "ratio":
                 return self.ratio
             case "relative_l2":
                 return self.engine.relative_l2
             case "residue_cosine_p01":
-                return None if per_protein else self.engine.cosine_p01
+                return self.engine.cosine_p01 if per_token else None
             case "pooled_cosine_min":
                 return self.engine.cosine_min if per_protein else None
         return None
@@ -75,8 +79,6 @@ def rows_of(
         manifest: of the artifact.
     """
     eager_got = {tensor: values for tensor, values, _ in eager.of_engine(manifest)}
-    # NumPy has no bfloat16, so engines give that as float32.
-    dtype = np.dtype("float32" if manifest.dtype == "bfloat16" else manifest.dtype)
     rows = []
     for tensor, values, bounds in truth.of_engine(manifest):
         row = Row(
@@ -85,7 +87,8 @@ def rows_of(
             rows=manifest.rows_of(tensor),
             longest=truth.max_seqlen,
         )
-        if tensor == "logits" and np.ptp(values) == 0:
+        dtype = _dtype_of(tensor, manifest)
+        if is_no_measure(tensor, values):
             rows.append(_of_a_constant(row, got.get(tensor), eager_got[tensor], values, dtype))
             continue
         try:
@@ -109,6 +112,23 @@ def rows_of(
     return rows
 
 
+def is_no_measure(tensor: str, values: Floats) -> bool:
+    """Whether there are too few numbers to measure an error by, or one number everywhere.
+
+    An untrained LM head gives such logits; residues alone have such contacts, and tokens none.
+    """
+    if tensor == CONTACTS:
+        return len(values) < ENOUGH_PAIRS
+    return tensor == "logits" and np.ptp(values) == 0
+
+
+def _dtype_of(tensor: str, manifest: Manifest) -> np.dtype[Any]:
+    """Of the array that an engine gives: NumPy has no bfloat16, so they give that as float32."""
+    # A pair's probability is a sum over all layers, which stays wide.
+    is_wide = tensor == CONTACTS or manifest.dtype == "bfloat16"
+    return np.dtype("float32" if is_wide else manifest.dtype)
+
+
 def _given(actual: Floats | None, tensor: str, dtype: np.dtype[Any]) -> Floats:
     if actual is None:
         raise ValueError(f"the engine has no output {tensor!r}")
@@ -120,17 +140,20 @@ def _given(actual: Floats | None, tensor: str, dtype: np.dtype[Any]) -> Floats:
 def _of_a_constant(
     row: Row, actual: Floats | None, eager: Floats, values: Floats, dtype: np.dtype[Any]
 ) -> Row:
-    """An LM head that gives one number everywhere: no measure, but a fault would still show."""
+    """See ``is_no_measure``: a fault would still show."""
     try:
         given = _given(actual, row.tensor, dtype)
         if given.shape != values.shape:
             raise ValueError(f"shape {list(given.shape)}, expected {list(values.shape)}")
-        ours, theirs = (np.abs(x.astype(np.float64) - values).max() for x in (given, eager))
+        ours, theirs = (
+            np.abs(x.astype(np.float64) - values).max(initial=0.0) for x in (given, eager)
+        )
         # NaN is not at most anything.
-        if not ours <= RELATIVE_RULE[1].limit * theirs:
-            raise ValueError(f"{ours:.1e} from the oracle's constant, eager fair-esm {theirs:.1e}")
+        least = FEW_CONTACTS if row.tensor == CONTACTS else 0.0
+        if not ours <= max(RELATIVE_RULE[1].limit * theirs, least):
+            raise ValueError(f"{ours:.1e} from the oracle's, eager fair-esm {theirs:.1e}")
     except ValueError as error:
         return msgspec.structs.replace(row, problem=str(error))
-    return msgspec.structs.replace(
-        row, not_compared="the oracle's logits are one number everywhere"
-    )
+    few = f"{len(values)} contacts are too few" if row.tensor == CONTACTS else ""
+    reason = few or "the oracle's logits are one number everywhere"
+    return msgspec.structs.replace(row, not_compared=reason)

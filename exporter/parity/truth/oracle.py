@@ -21,11 +21,13 @@ from exporter.model.packed_forward import NoLMHead
 from exporter.model.precision import cast_copy
 from exporter.model.reference import Reference, fair_esm_version
 from exporter.parity.answers import Answers
+from exporter.parity.truth import contacts as contact_head
 from exporter.parity.truth import heads, int8_eager
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.device import arithmetic_of
 from exporter.parity.truth.packs import Pack, Protein
 from exporter.weights import int8 as int8_weights
+from runtime.contacts.pairs import CONTACTS, pair_bounds
 from runtime.manifest import EMBEDDING, HEAD
 from runtime.pooling import Pool
 
@@ -37,6 +39,7 @@ def _recipe(*sources: str | None) -> str:
 
 RECIPE = _recipe(__file__, precision.__file__)
 HEAD_RECIPE = _recipe(heads.__file__)
+CONTACTS_RECIPE = _recipe(contact_head.__file__)
 INT8_RECIPE = _recipe(int8_eager.__file__, int8_weights.__file__)
 
 
@@ -78,6 +81,8 @@ def run_eager(
         f"weights {reference.origin.state_sha256}"
     ) + (f", int8 {INT8_RECIPE}" if int8 else "")
     recipe += f"{heads.recipe_of(head)} {HEAD_RECIPE}" if head else ""
+    if reference.contacts:
+        recipe += f", contacts {CONTACTS_RECIPE} of {reference.origin.contact_head_sha256}"
     per_protein = frozenset([EMBEDDING, HEAD] if head and head.rows == "N" else [EMBEDDING])
     seen: dict[Protein, Arrays] = {}
     answers = {}
@@ -125,6 +130,7 @@ class _Eager:
         self._head = reference.head
         self._head_truth: heads.HeadTruth | None = None
         self._int8 = int8
+        self._contacts = reference.contacts
         self._layers = layers
         self._pooling = pooling
         self._dtype = dtype
@@ -148,7 +154,9 @@ class _Eager:
         model: Any = self._made()
         last = model.num_layers
         layers = {*self._layers, 0, last} if self._head else self._layers
-        outputs = model(batch, repr_layers=layers)
+        asked = contact_head.listened_to(model, batch) if self._contacts else nullcontext()
+        with asked as heard:
+            outputs = model(batch, repr_layers=layers)
         representations = {k: outputs["representations"][k][0] for k in self._layers}
         arrays = {f"representations.{k}": _to_numpy(x) for k, x in representations.items()}
         pooled = _pool(representations[self._layers[-1]], self._pooling)
@@ -158,6 +166,8 @@ class _Eager:
             how: Any = self._head.entry.pool if self._head else None
             vector = _pool(represented[0], how or "mean")
             arrays[HEAD] = _to_numpy(self._head_truth(batch, embedded, represented, vector))
+        if heard is not None:
+            arrays[CONTACTS] = _to_numpy(heard.contacts())
         if isinstance(self._model.lm_head, NoLMHead):
             return arrays
         return {"logits": _to_numpy(outputs["logits"][0]), **arrays}
@@ -194,13 +204,18 @@ def _answers(
     bounds = np.cumsum([0, *map(len, tokens.values())])
     place = {protein: i for i, protein in enumerate(tokens)}
     chosen = [place[protein] for protein in pack]
-    rows = np.concatenate([np.arange(bounds[i], bounds[i + 1]) for i in chosen])
+    pairs = pair_bounds(bounds)
+
+    def rows_of(name: str) -> Any:
+        if name in per_protein:
+            return chosen
+        ends = pairs if name == CONTACTS else bounds
+        return np.concatenate([np.arange(ends[i], ends[i + 1]) for i in chosen])
+
     return Answers(
         input_ids=np.concatenate([tokens[protein] for protein in pack]),
         cu_seqlens=np.cumsum([0, *(len(tokens[protein]) for protein in pack)]).astype(np.int32),
-        tensors={
-            name: values[chosen if name in per_protein else rows] for name, values in stored.items()
-        },
+        tensors={name: values[rows_of(name)] for name, values in stored.items()},
         per_protein=per_protein,
     )
 

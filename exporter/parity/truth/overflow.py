@@ -23,7 +23,7 @@ def find_overflow(reference: Reference, dtype: torch.dtype, pack: Pack) -> str:
     for number, protein in enumerate(pack):
         tokens = torch.from_numpy(tokens_of(reference, protein))
         bounds = torch.tensor([0, len(tokens)], dtype=torch.int32)
-        logits, outputs = packed.encode(tokens, bounds, torch.tensor(len(tokens)), layers)
+        logits, outputs, _ = packed.encode(tokens, bounds, torch.tensor(len(tokens)), layers)
         for layer in layers:
             if not outputs[layer].isfinite().all():
                 before = f", where layer {layer - 1} reached {_peak(outputs[layer - 1])}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.contacts.pairs import CONTACTS
 from runtime.device import index_of
 from runtime.engine import Outputs, Settings
 from runtime.engines.base import LoadedEngine, spec_of
@@ -60,8 +61,16 @@ def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> 
         attention = choose_attention(manifest, device, settings).name
     except UnsupportedError as error:
         return [str(error)]
-    if settings.cuda_graphs and (device == "cpu" or attention == "standard"):
-        why = "standard attention waits for it" if device != "cpu" else "this is a CPU"
+    waits = [
+        name
+        for name, does in (
+            ("standard attention", attention == "standard"),
+            ("a contact head", manifest.gives(CONTACTS)),
+        )
+        if does
+    ]
+    if settings.cuda_graphs and (device == "cpu" or waits):
+        why = f"{waits[0]} waits for it" if device != "cpu" else "this is a CPU"
         reasons.append(
             "with CUDA graphs: they need a card and a forward that never waits for it, and " + why
         )

@@ -4,14 +4,15 @@
 #include <cstring>
 #include <vector>
 
-#include "varlen_attention.h"
+#include "contacts.h"
 
 namespace esm2 {
 
 extern const Kernel kernel_baseline;
+extern const ContactsKernel contacts_baseline;
 #if defined(__x86_64__)
-extern const Kernel kernel_avx2;
-extern const Kernel kernel_avx512;
+extern const Kernel kernel_avx2, kernel_avx512;
+extern const ContactsKernel contacts_avx2, contacts_avx512;
 #endif
 
 namespace {
@@ -42,6 +43,14 @@ const Kernel& choose_kernel() {
 const Kernel& kernel() {
   static const Kernel& chosen = choose_kernel();
   return chosen;
+}
+
+const ContactsKernel& contacts_kernel() {
+#if defined(__x86_64__)
+  for (const ContactsKernel* one : {&contacts_avx2, &contacts_avx512})
+    if (!std::strcmp(one->name, kernel().name)) return *one;
+#endif
+  return contacts_baseline;
 }
 
 }  // namespace esm2

@@ -11,15 +11,9 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
-#include <limits>
-#include <new>
-#include <type_traits>
 #include <utility>
 
-#include "number.h"
-#include "varlen_attention.h"
-#include "vector.h"
+#include "tiles.h"
 
 #define ESM2_PASTE2(a, b) a##b
 #define ESM2_PASTE(a, b) ESM2_PASTE2(a, b)
@@ -30,58 +24,10 @@ namespace esm2 {
 // Every instruction set has its own copy of everything below.
 namespace {
 
-constexpr int rows = ESM2_ROWS;
 // Keys of a block: transposed keys and values of head dim 16 take 64 KiB, and the tile 12.
 constexpr int64_t block_keys = 512;
-// Keys that are multiplied at once; their floats lie together.
-constexpr int64_t panel_keys = 2 * width;
 // Products that one register adds up: float32 errors grow with the length of a sum.
 constexpr int64_t summed_keys = 128;
-// Between asking for a row and reading it.
-constexpr int64_t rows_ahead = 16;
-constexpr float log2_e = 1.44269504088896340736f;
-
-// Memory of one thread, kept between calls.
-class Scratch {
- public:
-  float* take(int64_t floats) {
-    if (floats > size_) {
-      std::free(data_);
-      data_ = static_cast<float*>(std::aligned_alloc(64, round_up(4 * floats, 64)));
-      size_ = data_ ? floats : 0;
-      if (!data_) throw std::bad_alloc();
-    }
-    return data_;
-  }
-  ~Scratch() { std::free(data_); }
-
- private:
-  float* data_ = nullptr;
-  int64_t size_ = 0;
-};
-thread_local Scratch scratch;
-
-// scores[M][keys] = q[M][D] . panel[D][keys] for N vectors of keys; `highest` follows each row's maximum.
-template <int M, int N>
-inline void scores_of(const float* q, int64_t q_stride, const float* panel, int64_t dim, float* scores,
-                      Vec* highest) {
-  Vec sums[M][N];
-  for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) sums[m][n] = Vec{};
-  for (int64_t d = 0; d < dim; ++d) {
-    Vec key[N];
-    for (int n = 0; n < N; ++n) key[n] = load(panel + d * panel_keys + n * width);
-    for (int m = 0; m < M; ++m) {
-      const Vec query = splat(q[m * q_stride + d]);
-      for (int n = 0; n < N; ++n) sums[m][n] += query * key[n];
-    }
-  }
-  for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) {
-      store(scores + m * block_keys + n * width, sums[m][n]);
-      highest[m] = larger(sums[m][n], highest[m]);
-    }
-}
 
 // out[M][N vectors] = p[M][keys] . v[keys][N vectors] + scale[M] * out, without `scale` the product alone.
 template <int M, int N>
@@ -129,13 +75,13 @@ void tile(const float* q, int64_t q_stride, int64_t dim, const Block& block, flo
   const int64_t padded = round_up(block.num_keys, width), whole = block.num_keys / width * width;
   int64_t j = 0;
   for (; j + panel_keys <= whole; j += panel_keys)
-    scores_of<M, 2>(q, q_stride, block.keys + j * dim, dim, scores + j, highest);
+    scores_of<M, 2>(q, q_stride, block.keys + j * dim, dim, scores + j, block_keys, highest);
   const float* panel = block.keys + j * dim;
   for (; j < whole; j += width, panel += width)
-    scores_of<M, 1>(q, q_stride, panel, dim, scores + j, highest);
+    scores_of<M, 1>(q, q_stride, panel, dim, scores + j, block_keys, highest);
   if (whole < padded) {
     Vec with_padding[M];
-    scores_of<M, 1>(q, q_stride, panel, dim, scores + j, with_padding);
+    scores_of<M, 1>(q, q_stride, panel, dim, scores + j, block_keys, with_padding);
     IntVec is_key;
     for (int64_t i = 0; i < width; ++i) is_key[i] = whole + i < block.num_keys ? -1 : 0;
     for (int m = 0; m < M; ++m) {
@@ -182,61 +128,6 @@ constexpr auto tiles_of(std::integer_sequence<int, M...>) {
 }
 // tiles[m - 1] takes m queries.
 constexpr auto tiles = tiles_of(std::make_integer_sequence<int, rows>{});
-
-// What one protein has in one head: rows of `dim` numbers, and rotary's tables from its first token on.
-template <typename T>
-struct Rows {
-  const T* data;
-  int64_t stride;
-  int64_t dim;
-  Rotary rotary;
-
-  // Asks for row `i`, which may lie beyond the last. Rows lie too far apart for the processor to see that
-  // they are read in turn.
-  void prefetch(int64_t i) const {
-    const char* from = reinterpret_cast<const char*>(data + i * stride);
-    for (int64_t byte = 0; byte < dim * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(from + byte);
-  }
-
-  // Row `i` in float32, rotated; where it must be made, in `memory` of `dim` floats.
-  const float* row(int64_t i, float* __restrict memory) const {
-    const T* from = data + i * stride;
-    if (rotary.cos) {
-      const float *cos = rotary.cos + i * dim, *sin = rotary.sin + i * dim;
-      const int64_t half = dim / 2;
-      for (int64_t d = 0; d < half; ++d)
-        memory[d] = to_float(from[d]) * cos[d] + to_float(from[d + half]) * sin[d];
-      for (int64_t d = half; d < dim; ++d)
-        memory[d] = to_float(from[d]) * cos[d] + to_float(from[d - half]) * sin[d];
-      return memory;
-    }
-    if constexpr (std::is_same_v<T, float>) return from;
-    for (int64_t d = 0; d < dim; ++d) memory[d] = to_float(from[d]);
-    return memory;
-  }
-};
-
-// A row of `dim` floats times `scale`, with zeros up to a whole vector.
-inline void copy_row(const float* from, int64_t dim, float scale, float* to) {
-  for (int64_t d = 0; d < dim; d += width) store(to + d, load_some(from + d, dim - d) * splat(scale));
-}
-
-// One vector of keys, or fewer and zeros, into its panel. `memory`: of [width, dim].
-template <typename T>
-void pack_keys(const Rows<T>& from, int64_t first, int64_t num_keys, float* memory, float* panel) {
-  const int64_t dim = from.dim;
-  const float* keys[width] = {};
-  for (int64_t i = 0; i < std::min(width, num_keys); ++i) {
-    from.prefetch(first + i + rows_ahead);
-    keys[i] = from.row(first + i, memory + i * dim);
-  }
-  for (int64_t d = 0; d < dim; d += width) {
-    Vec square[width];
-    for (int64_t i = 0; i < width; ++i) square[i] = keys[i] ? load_some(keys[i] + d, dim - d) : Vec{};
-    transpose(square);
-    for (int64_t i = 0; i < std::min(width, dim - d); ++i) store(panel + (d + i) * panel_keys, square[i]);
-  }
-}
 
 // Float copies of what one head needs, in the memory of a thread.
 struct Copies {

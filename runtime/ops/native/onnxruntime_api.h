@@ -28,7 +28,8 @@ struct ApiBase {
   const char* (*get_version)();
 };
 
-constexpr int float32 = 1, int32 = 6, int64 = 7, float16 = 10, bfloat16 = 16;  // ONNXTensorElementDataType
+// ONNXTensorElementDataType
+constexpr int float32 = 1, int32 = 6, int64 = 7, boolean = 9, float16 = 10;
 
 template <size_t Number, typename Return, typename... Arguments>
 inline Return call(const Api* api, Arguments... arguments) {

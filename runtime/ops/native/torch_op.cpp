@@ -1,4 +1,4 @@
-// esm2::varlen_attention and esm2::rotary for PyTorch, on its stable ABI: one file for every torch from 2.11 on.
+// esm2::varlen_attention, esm2::add_contacts and esm2::rotary for PyTorch, on its stable ABI: one file for every torch from 2.11 on.
 //
 // Loading this library registers the ops (torch.ops.load_library, or dlopen from C++). Where this process's
 // Python has defined them already, it says so: ESM2_OPS_IN_PYTHON holds the process id, so that children
@@ -13,7 +13,7 @@
 
 #include <cstdlib>
 
-#include "varlen_attention.h"
+#include "contacts.h"
 
 namespace {
 
@@ -73,6 +73,34 @@ Tensor on_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, const 
                           cu_seqlens, bounds.size(0) - 1, q.size(1), q.size(2),
                           static_cast<float>(softmax_scale)},
                          torch::stable::get_num_threads(), run_slots, nullptr);
+  return out;
+}
+
+// out = logits + this layer's share of them.
+Tensor add_contacts(const Tensor& logits_in, const Tensor& q_in, const Tensor& k_in,
+                    const Tensor& cu_seqlens_in, double softmax_scale, const Tensor& is_kept_in,
+                    const Tensor& weight_in) {
+  check_shapes(q_in, k_in, k_in, cu_seqlens_in);
+  const Tensor q = with_dense_rows(q_in), k = with_dense_rows(k_in);
+  const Tensor bounds = torch::stable::contiguous(cu_seqlens_in), weight = torch::stable::contiguous(weight_in);
+  const Tensor logits = torch::stable::contiguous(logits_in), is_kept = torch::stable::contiguous(is_kept_in);
+  const auto* cu_seqlens = static_cast<const int32_t*>(bounds.const_data_ptr());
+  const char* problem = esm2::problem_with(cu_seqlens, bounds.size(0), q.size(0));
+  STD_TORCH_CHECK(!problem, "esm2::add_contacts: ", problem);
+  STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float && weight.dim() == 1 && weight.size(0) == q.size(1),
+                  "esm2::add_contacts: weight must be float32 [H]");
+  STD_TORCH_CHECK(is_kept.scalar_type() == ScalarType::Bool && is_kept.dim() == 1 && is_kept.size(0) == q.size(0),
+                  "esm2::add_contacts: is_kept must be bool [T]");
+  STD_TORCH_CHECK(logits.scalar_type() == ScalarType::Float && logits.dim() == 1 &&
+                      logits.size(0) == esm2::num_pairs(cu_seqlens, bounds.size(0) - 1),
+                  "esm2::add_contacts: logits must be float32 [P], of ",
+                  esm2::num_pairs(cu_seqlens, bounds.size(0) - 1), " pairs");
+  Tensor out = torch::stable::empty_like(logits);
+  esm2::contacts({dtype_of(q), strided(q), strided(k), cu_seqlens, bounds.size(0) - 1, q.size(1), q.size(2),
+                  static_cast<float>(softmax_scale), static_cast<const bool*>(is_kept.const_data_ptr()),
+                  static_cast<const float*>(weight.const_data_ptr()),
+                  static_cast<const float*>(logits.const_data_ptr()), static_cast<float*>(out.mutable_data_ptr())},
+                 torch::stable::get_num_threads(), run_slots, nullptr);
   return out;
 }
 
@@ -151,8 +179,23 @@ Tensor on_cpu_beside_python(const Tensor& q, const Tensor& k, const Tensor& v, c
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+Tensor add_contacts_beside_python(const Tensor& logits, const Tensor& q, const Tensor& k,
+                                  const Tensor& cu_seqlens, double softmax_scale, const Tensor& is_kept,
+                                  const Tensor& weight) {
+  if (!attends_in_python && is_known(q))
+    return add_contacts(logits, q, k, cu_seqlens, softmax_scale, is_kept, weight);
+  using torch::stable::detail::from;
+  StableIValue stack[7] = {from(logits), from(q), from(k), from(cu_seqlens), from(softmax_scale),
+                           from(is_kept), from(weight)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("esm2::add_contacts_python", "", stack, TORCH_FEATURE_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 }  // namespace
 
+#define ESM2_CONTACTS_SCHEMA                                                                         \
+  "(Tensor logits, Tensor q, Tensor k, Tensor cu_seqlens, float softmax_scale, Tensor is_kept, Tensor weight)" \
+  " -> Tensor"
 #define ESM2_SCHEMA \
   "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, SymInt max_seqlen, float softmax_scale) -> Tensor"
 
@@ -161,6 +204,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(esm2, m) {
   if (in_python()) return;
   m.def("varlen_attention" ESM2_SCHEMA);
   m.def("rotary(Tensor x, Tensor cos, Tensor sin) -> Tensor");
+  m.def("add_contacts" ESM2_CONTACTS_SCHEMA);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(esm2, CompositeExplicitAutograd, m) {
@@ -169,10 +213,13 @@ STABLE_TORCH_LIBRARY_IMPL(esm2, CompositeExplicitAutograd, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(esm2, CPU, m) {
   m.impl("varlen_attention_native", TORCH_BOX(&on_cpu));
-  if (in_python())
+  if (in_python()) {
     m.impl("varlen_attention", TORCH_BOX(&on_cpu_beside_python));
-  else
+    m.impl("add_contacts", TORCH_BOX(&add_contacts_beside_python));
+  } else {
     m.impl("varlen_attention", TORCH_BOX(&on_cpu));
+    m.impl("add_contacts", TORCH_BOX(&add_contacts));
+  }
 }
 
 STABLE_TORCH_LIBRARY_IMPL(esm2, CUDA, m) {

@@ -1,0 +1,1 @@
+"""Contacts between residues, from engines that give them."""
