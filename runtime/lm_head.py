@@ -1,21 +1,25 @@
 """The LM head's logits: whether an artifact has them, and the log-probabilities they are."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.engine import Engine
 from runtime.errors import UnsupportedError
-from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
 from runtime.runner import check_finite
 from runtime.tokenizer import ID_OF_TOKEN
+
+if TYPE_CHECKING:
+    from runtime.manifest import Manifest
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 # Columns of the logits, in the order of ``AMINO_ACIDS``.
 AMINO_ACID_IDS = np.array([ID_OF_TOKEN[letter] for letter in AMINO_ACIDS])
 
 
-def check_lm_head(manifest: Manifest) -> None:
+def check_lm_head(manifest: "Manifest") -> None:
     """Raises UnsupportedError for an artifact without logits; says how to build one with them."""
     if not manifest.weights.lm_head:
         raise UnsupportedError(
