@@ -35,7 +35,6 @@ from exporter.parity.verify import Proof, ProofOptions, verify
 from exporter.publish import staged, writable_copy
 from exporter.weights import shared as shared_weights
 from runtime import manifest as manifests
-from runtime.contacts.pairs import CONTACTS
 from runtime.files import FileEntry, file_entry
 from runtime.manifest import (
     EngineEntry,
@@ -47,6 +46,7 @@ from runtime.manifest import (
 )
 from runtime.ops.varlen_attention import NAME as OP_NAME
 from runtime.ops.varlen_attention import SCHEMA as OP_SCHEMA
+from runtime.pairs import CONTACTS
 from runtime.pooling import Pool
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from runtime.contacts.command import contacts
 from runtime.device import default_max_tokens
 from runtime.engine_options import (
     attention_of,
@@ -40,7 +41,7 @@ def main() -> None:
 
 
 main.add_command(extract)
-for _command in (score, perplexity, logits, predict):
+for _command in (score, perplexity, logits, predict, contacts):
     main.add_command(_command)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from runtime.manifest import Manifest
+from runtime.pairs import CONTACTS
 
 MOST_LABELS = 8
 
@@ -38,7 +39,7 @@ def describe(manifest: Manifest) -> Iterator[str]:
         )
     yield (
         f"  commands      embed, extract{', score, perplexity, logits' * weights.lm_head}"
-        f"{', predict' * bool(manifest.head)}"
+        f"{', predict' * bool(manifest.head)}{', contacts' * manifest.gives(CONTACTS)}"
     )
     for direction, tensors in (
         ("inputs", manifest.signature.inputs), ("outputs", manifest.signature.outputs),

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import tokenizer
-from runtime.contacts.pairs import CONTACTS, pair_bounds
 from runtime.errors import ArtifactError
 from runtime.manifest import EMBEDDING, POOLED, Manifest, Rows
+from runtime.pairs import CONTACTS, pair_bounds
 
 # Tokens of a pack: the default budget, a multiple of every block that kernels have. With the
 # shortest protein over and over it holds more than a thousand.

@@ -48,7 +48,7 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One input or output of every engine of the artifact; a dimension is a number or a symbol.
 
-    T is the tokens of a pack, N its proteins, P its pairs of residues (``runtime.contacts``).
+    T is the tokens of a pack, N its proteins, P its pairs of residues (``runtime.pairs``).
     """
 
     name: str

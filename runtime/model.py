@@ -297,6 +297,39 @@ class Model:
         found = [prediction_of(each, head) for each in runner.run(records_of(sequences))]
         return found[0] if isinstance(sequences, One) else found
 
+    @overload
+    def contacts(  # type: ignore[overload-overlap]
+        self, sequences: One, *, unknown: Unknown = ..., upper: bool = ..., strip_stop: bool = ...
+    ) -> Floats: ...
+
+    @overload
+    def contacts(
+        self, sequences: Many, *, unknown: Unknown = ..., upper: bool = ..., strip_stop: bool = ...
+    ) -> list[Floats]: ...
+
+    def contacts(
+        self, sequences: One | Many, *, unknown: Unknown = "error", upper: bool = False,
+        strip_stop: bool = False,
+    ) -> Floats | list[Floats]:  # fmt: skip
+        """Probabilities that residues touch, by fair-esm's contact head.
+
+        Arguments and errors are those of ``predict``.
+
+        Returns:
+            N arrays ``[L, L]`` float32, symmetric; of one sequence its array.
+
+        Raises:
+            UnsupportedError: the artifact gives no contacts.
+        """
+        from runtime.contacts.stream import check_contacts, contacts_runner
+        from runtime.pairs import as_map
+
+        check_contacts(self.manifest)
+        engine, max_tokens = self._engine_for(sequences)
+        runner = contacts_runner(engine, max_tokens, RecordOptions(unknown, upper, strip_stop))
+        found = [as_map(each.values) for each in runner.run(records_of(sequences))]
+        return found[0] if isinstance(sequences, One) else found
+
     def close(self) -> None:
         """Frees the weights."""
         self._is_closed = True

@@ -30,8 +30,8 @@ from exporter.model.sources.probe import RESIDUES, ProbeSource, read_probe
 from exporter.model.sources.tensor_files import some
 from exporter.model.synthetic import synthetic_state
 from exporter.model.witness import NoWitnessError, unlike_fair_esms, unlike_transformers
-from runtime.contacts.pairs import CONTACTS
 from runtime.manifest import Architecture, Manifest, WeightsOrigin
+from runtime.pairs import CONTACTS
 
 # Parameters of fair-esm's model that no engine uses and that a checkpoint need not have: the
 # contact head comes in a file of its own, and lm_head.weight is the embedding table again.

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.contacts.pairs import CONTACTS, pair_bounds
 from runtime.manifest import EMBEDDING, POOLED, Manifest
+from runtime.pairs import CONTACTS, pair_bounds
 
 Floats = NDArray[np.floating]
 

@@ -33,9 +33,9 @@ from exporter.parity.truth.packs import (
     protein,
     rare,
 )
-from runtime.contacts.pairs import CONTACTS, pair_bounds
 from runtime.golden import BARE
 from runtime.manifest import EMBEDDING, HEAD, GoldenEntry
+from runtime.pairs import CONTACTS, pair_bounds
 from runtime.pooling import Pool
 
 FILE_NAME = "golden.npz"

@@ -9,8 +9,8 @@ from exporter.formats.table import FORMATS
 from exporter.publish import link_or_copy, staged
 from exporter.templates import render
 from runtime import manifest as manifests
-from runtime.contacts.pairs import CONTACTS
 from runtime.manifest import Manifest
+from runtime.pairs import CONTACTS
 
 CONFIG_FILE = "config.pbtxt"
 VERSION = "1"

@@ -1,11 +1,9 @@
 """``OUT.csv`` and ``OUT.parquet``: a row for each protein, or for each residue."""
 
-import csv
-import importlib.util
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -13,42 +11,24 @@ from runtime.errors import InputError
 from runtime.manifest import HeadEntry
 from runtime.predict.scores import Prediction
 from runtime.readers.records import Record, RecordOptions, Rejection, prepare
-from runtime.staging import staging
 from runtime.tokenizer import TOKENS
-from runtime.writers.writing import check_place, naming_errors
+from runtime.writers.row_files import RowFile, check_rows, opened_rows
 
-ENDINGS = (".csv", ".parquet")
-# Rows of Parquet that are held before they are written.
-BLOCK_ROWS = 1 << 16
 OF_PROTEIN, OF_RESIDUE = ("id",), ("id", "position", "residue")
+
+KINDS = {"id": "string", "position": "int64", "residue": "string", "label": "string"}
 
 Row = list[Any]
 
 
-class _File(Protocol):
-    def add(self, row: Row) -> None:
-        """Writes a row, now or later."""
-
-    def finish(self) -> None:
-        """Writes what is held."""
-
-
 def check_table(path: Path, head: HeadEntry) -> None:
     """Raises InputError or OutputError, before any work is done, if ``path`` cannot be written."""
-    if path.suffix not in ENDINGS:
-        raise InputError(
-            f"cannot write {path}: predictions go to a file that ends in {' or '.join(ENDINGS)}"
-        )
-    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise InputError(
-            f"cannot write {path}: pyarrow is not installed. pip install pyarrow, or write .csv"
-        )
+    check_rows(path, "predictions")
     if len(set(columns_of(head))) < len(columns_of(head)):
         raise InputError(
             f"cannot write {path}: a label is named as a column that is there already, one of "
             f"{', '.join(OF_RESIDUE)}. Name it otherwise where the artifact is built"
         )
-    check_place(path)
 
 
 def columns_of(head: HeadEntry) -> list[str]:
@@ -61,7 +41,7 @@ def columns_of(head: HeadEntry) -> list[str]:
 class Table:
     """Takes predictions; rows are counted."""
 
-    def __init__(self, file: _File, head: HeadEntry, options: RecordOptions):
+    def __init__(self, file: RowFile, head: HeadEntry, options: RecordOptions):
         self.rows = 0
         self._file = file
         self._head = head
@@ -105,66 +85,6 @@ def opened_table(
         options: by which records were taken.
         metadata: stored in Parquet.
     """
-    target = path.resolve()
-    with ExitStack() as stack, naming_errors(path):
-        aside = stack.enter_context(staging(target))
-        columns = columns_of(head)
-        file: _File
-        if path.suffix == ".csv":
-            text = stack.enter_context(aside.open("w", newline="", encoding="utf-8"))
-            file = _Csv(text, columns)
-        else:
-            file = _Parquet(stack, aside, columns, metadata)
+    columns = {name: KINDS.get(name, "float64") for name in columns_of(head)}
+    with opened_rows(path, columns, metadata) as file:
         yield Table(file, head, options)
-        file.finish()
-        aside.replace(target)
-
-
-class _Csv:
-    def __init__(self, text: Any, columns: list[str]):
-        self._text = text
-        self._rows = csv.writer(text, lineterminator="\n")
-        self._rows.writerow(columns)
-
-    def add(self, row: Row) -> None:
-        # Engines compute in float32, which has no more digits.
-        self._rows.writerow([f"{x:.7g}" if isinstance(x, float) else x for x in row])
-
-    def finish(self) -> None:
-        self._text.flush()
-
-
-class _Parquet:
-    def __init__(
-        self, stack: ExitStack, path: Path, columns: list[str], metadata: Mapping[str, str]
-    ):
-        import pyarrow
-        from pyarrow import parquet
-
-        kinds = {"id": pyarrow.string(), "position": pyarrow.int64(), "residue": pyarrow.string()}
-        kinds["label"] = pyarrow.string()
-        self._columns = columns
-        self._held: list[Row] = []
-        self._schema = pyarrow.schema(
-            [(name, kinds.get(name, pyarrow.float64())) for name in columns], dict(metadata)
-        )
-        sink = stack.enter_context(pyarrow.OSFile(str(path), "wb"))
-        self._file = stack.enter_context(parquet.ParquetWriter(sink, self._schema))
-
-    def add(self, row: Row) -> None:
-        self._held.append(row)
-        if len(self._held) >= BLOCK_ROWS:
-            self._write()
-
-    def finish(self) -> None:
-        self._write()
-        self._file.close()
-
-    def _write(self) -> None:
-        import pyarrow
-
-        if not self._held:
-            return
-        values = dict(zip(self._columns, zip(*self._held, strict=True), strict=True))
-        self._file.write_table(pyarrow.table(values, self._schema))
-        self._held.clear()

@@ -24,9 +24,9 @@ from exporter.parity.truth.oracle import run_eager
 from exporter.parity.truth.packs import Protein
 from exporter.planted import Fault
 from runtime import manifest as manifests
-from runtime.contacts.pairs import CONTACTS, as_map, pair_bounds
 from runtime.ops import contacts, varlen_attention
 from runtime.packing import PackedBatch
+from runtime.pairs import CONTACTS, as_map, pair_bounds
 from tests.conftest import MadeOnce, few_packs
 
 OP = torch.ops.esm2.add_contacts

@@ -18,9 +18,9 @@ from exporter.model.contact_head import PackedContactHead
 from exporter.model.packed_forward import PackedESM2
 from exporter.parity.prove.replaced import replaced
 from exporter.planted import Fault, GraphFault
-from runtime.contacts.pairs import CONTACTS
 from runtime.manifest import Manifest
 from runtime.ops.contacts import SCHEMA
+from runtime.pairs import CONTACTS
 
 # Of the residues' maps A [H, n, n] and the heads' weights w [H] a layer's share [n, n].
 Share = Callable[[Tensor, Tensor], Tensor]

@@ -15,8 +15,8 @@ from exporter.parity.report.schema import Report
 from exporter.parity.rules.budgets import Budget
 from exporter.parity.rules.metrics import UNBOUNDED, TensorError
 from exporter.parity.rules.verdict import EngineVerdict
-from runtime.contacts.pairs import CONTACTS
 from runtime.manifest import EMBEDDING, HEAD
+from runtime.pairs import CONTACTS
 
 # In points, and legible where the page is as narrow as a phone.
 WIDTH, HEIGHT, FONT = 440, 330, 13

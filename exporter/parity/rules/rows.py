@@ -8,8 +8,8 @@ import numpy as np
 from exporter.parity.answers import ENOUGH_PAIRS, Answers
 from exporter.parity.rules.budgets import RELATIVE_RULE, Budget
 from exporter.parity.rules.metrics import UNBOUNDED, Floats, TensorError, compare, ratio
-from runtime.contacts.pairs import CONTACTS
 from runtime.manifest import HEAD, Manifest, Rows
+from runtime.pairs import CONTACTS
 
 # Of probabilities that are too few for a measure: eager may happen to be exact.
 FEW_CONTACTS = 1e-5

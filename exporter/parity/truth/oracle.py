@@ -27,8 +27,8 @@ from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.device import arithmetic_of
 from exporter.parity.truth.packs import Pack, Protein
 from exporter.weights import int8 as int8_weights
-from runtime.contacts.pairs import CONTACTS, pair_bounds
 from runtime.manifest import EMBEDDING, HEAD
+from runtime.pairs import CONTACTS, pair_bounds
 from runtime.pooling import Pool
 
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.contacts.pairs import CONTACTS
 from runtime.device import index_of
 from runtime.engine import Outputs, Settings
 from runtime.engines.base import LoadedEngine, spec_of
 from runtime.errors import EngineError, UnsupportedError, cause
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
+from runtime.pairs import CONTACTS
 from runtime.pooling import Pool, check_pool, pool
 from runtime.threads import Threads
 from runtime.weights import FILE_NAME
