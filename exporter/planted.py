@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from runtime.manifest import Architecture, Manifest
+from runtime.pairs import CONTACTS
 
 if TYPE_CHECKING:
     from exporter.model.packed_forward import PackedESM2
@@ -22,6 +23,11 @@ State = Mapping[str, Tensor]
 def _everywhere(manifest: Manifest) -> str:
     """``applies`` says why a fault cannot be planted in an artifact; empty if it can."""
     return ""
+
+
+def needs_contacts(manifest: Manifest) -> str:
+    """See ``_everywhere``: the artifact must give contacts."""
+    return "" if manifest.gives(CONTACTS) else "the artifact gives no contacts"
 
 
 @dataclass(frozen=True)

@@ -92,13 +92,13 @@ def wanted_of(manifest: Manifest, repr_layers: Sequence[int], include: Sequence[
         include: of ``mean``, ``per_tok``, ``bos`` and ``contacts``.
 
     Raises:
-        InputError: contacts, which no artifact exports; a layer that the model does not have, or
-            that the artifact does not export.
+        InputError: contacts, which have a command of their own; a layer that the model does not have,
+            or that the artifact does not export.
     """
     if "contacts" in include:
         raise InputError(
-            "cannot extract contacts: no artifact exports them. Leave contacts out of --include, "
-            "and take them from fair-esm's own script"
+            "cannot extract contacts: leave them out of --include, and take them from "
+            "'esm2-run contacts'"
         )
     count = manifest.architecture.num_layers + 1
     if wrong := [layer for layer in repr_layers if not -count <= layer < count]:

@@ -17,7 +17,7 @@ from exporter.errors import CheckpointError, ExportError
 from exporter.formats import native
 from exporter.model.reference import Reference, WeightsSource, load_reference
 from exporter.parity.gate import Gate
-from exporter.parity.prove.contact_faults import contact_faults
+from exporter.parity.prove.faults import faults_of
 from exporter.parity.prove.planter import Planter
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.oracle import run_eager
@@ -30,7 +30,15 @@ from runtime.pairs import CONTACTS, as_map, pair_bounds
 from tests.conftest import MadeOnce, few_packs
 
 OP = torch.ops.esm2.add_contacts
-FAULTS = list(contact_faults())
+FAULTS = {
+    engine: [fault for fault in faults_of(engine) if fault.group == "contacts"]
+    for engine in ("torchscript", "onnx")
+}
+PLANTED = [
+    pytest.param(fault, engine, id=f"{fault.name}-{engine}")
+    for engine, faults in FAULTS.items()
+    for fault in faults
+]
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +177,7 @@ def test_onnx_stands_alone_without_the_native_op(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["torchscript", "onnx"])
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize(("fault", "engine"), PLANTED)
 def test_every_fault_is_rejected_for_its_contacts(
     planter: Planter, fault: Fault, engine: str
 ) -> None:
@@ -183,7 +190,9 @@ def test_every_fault_is_rejected_for_its_contacts(
 def test_an_artifact_without_contacts_is_not_asked_for_them(
     tiny_artifact: Path, planter: Planter
 ) -> None:
-    assert all(fault.applies(manifests.read(tiny_artifact)) for fault in FAULTS)
+    manifest = manifests.read(tiny_artifact)
+    assert all(fault.applies(manifest) for of in FAULTS.values() for fault in of)
+    assert {len(of) for of in FAULTS.values()} == {5}
 
 
 class TestWeights:

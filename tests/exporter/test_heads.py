@@ -15,6 +15,8 @@ import esm2_engines as esm2
 from exporter.build import BuildOptions, build
 from exporter.cli import main
 from exporter.errors import CheckpointError, ExportError
+from exporter.formats.tensorrt.graph import lower
+from exporter.model.packed_forward import PackedESM2
 from exporter.model.reference import WeightsSource, load_original, load_reference
 from exporter.model.sources.probe import ProbeSource
 from exporter.parity.gate import Gate
@@ -295,6 +297,16 @@ class TestProbe:
         planter = Planter(folder, manifest, reference, tmp_path / "faulty", cache=cache)
         (fault,) = (fault for fault in head_faults() if "pooling" in fault.name)
         assert planter.verdict(fault, "torchscript").outcome == "rejected"
+
+    def test_tensorrt_has_no_float64_for_a_mean(
+        self, tiny_checkpoint: Path, tmp_path: Path
+    ) -> None:
+        probe = ProbeSource(str(self.probe(tmp_path / "probe.npz")))
+        reference = load_reference(WeightsSource("checkpoint", str(tiny_checkpoint), probe=probe))
+        with pytest.raises(
+            ExportError, match="no float64, in which a linear probe's mean is taken"
+        ):
+            lower(PackedESM2(reference.model, (2,)).eval(), tmp_path)
 
     def test_another_width(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
         path = self.probe(tmp_path / "probe.npz", width=64)

@@ -101,8 +101,8 @@ class TestClassesOfTransformers:
         [
             ("EsmModel", {}, ["pooler"]),
             ("EsmModel", {"add_pooling_layer": False}, []),
-            ("EsmForSequenceClassification", {}, ["classifier"]),
-            ("EsmForTokenClassification", {}, ["classifier"]),
+            ("EsmForSequenceClassification", {}, []),
+            ("EsmForTokenClassification", {}, []),
         ],
     )
     def test_without_an_lm_head_they_give_embeddings_alone(
@@ -299,11 +299,6 @@ class TestAdapters:
         tensors = {f"{prefix}.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}
         save_file(tensors, folder / "adapter_model.safetensors")
         return folder
-
-    def test_alone(self, tmp_path: Path) -> None:
-        message = refused(self.adapter(tmp_path / "lora"))
-        assert "adapter for facebook/esm2_t6_8M_UR50D, not a whole model" in message
-        assert "merge_and_unload().save_pretrained" in message
 
     def test_its_file(self, tmp_path: Path) -> None:
         message = refused(self.adapter(tmp_path / "lora") / "adapter_model.safetensors")

@@ -358,7 +358,7 @@ class TestBeforeTheRun:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--include", "mean", "contacts"], "no artifact exports them. Leave contacts out"),
+            (["--include", "mean", "contacts"], "take them from 'esm2-run contacts'"),
             (["--include", "mean", "--repr_layers", "3"], "--repr_layers 3: "),
             (["--include", "mean", "--repr_layers", "0", "-4"], "and -1 to -3 from the last"),
         ],

@@ -10,10 +10,12 @@ AOTI = Format(
     export=lazily(f"{_ROOM}.export:export"),
     observe=_observe,
     op_library=TORCH_LIBRARY,
+    own_faults=lazily("exporter.formats.contact_faults:contact_faults"),
 )
 AOTI_CUDA = Format(
     name="aoti-cuda",
     export=lazily(f"{_ROOM}.cuda:export"),
     observe=_observe,
     op_library=TORCH_LIBRARY,
+    own_faults=lazily("exporter.formats.contact_faults:contact_faults"),
 )

@@ -13,6 +13,7 @@ ONNX = Format(
     export=lazily(f"{_ROOM}.export:export"),
     observe=partial(_observe, engine="onnx"),
     op_library=ONNXRUNTIME_LIBRARY,
+    own_faults=lazily(f"{_ROOM}.contact_faults:contact_faults"),
     triton=TritonBackend("onnxruntime", _write),
 )
 ONNX_INT8 = Format(

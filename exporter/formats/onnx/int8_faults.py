@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from exporter.formats.onnx import int8 as onnx_int8
+from exporter.formats.onnx.contact_faults import contact_faults
 from exporter.model.packed_forward import PackedESM2
 from exporter.planted import Fault, GraphFault, Int8WeightsFault, State
 from exporter.weights.int8 import stored_names
@@ -52,6 +53,7 @@ _BY_PACK = "steps_of_all = ReduceMax <keepdims = 1> (own) steps = Expand(steps_o
 def int8_faults() -> list[Fault]:
     """All of them."""
     return [
+        *contact_faults(),
         GraphFault(
             "activations with one scale for the pack",
             "graph",

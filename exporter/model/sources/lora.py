@@ -22,6 +22,8 @@ CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_
 _PREFIX = "base_model.model."
 _SIDE = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
 _NUMBER = re.compile(r"\.\d+\.")
+# Of a head, or tied to another tensor: what they must be is seen where the model is filled.
+_NOT_IN_EVERY_BASE = ("classifier.", "lm_head.")
 # PEFT's task -> the class of transformers that it trains.
 CLASSES = {
     "SEQ_CLS": "EsmForSequenceClassification",
@@ -117,7 +119,7 @@ def merge(
         own = _as_whole(name)
         if match := _SIDE.fullmatch(own):
             sides.setdefault(match["module"], {})[match["side"]] = tensor
-        elif "lora_" in own or (own not in merged and not own.startswith("classifier.")):
+        elif "lora_" in own or not (own in merged or own.startswith(_NOT_IN_EVERY_BASE)):
             foreign.append(name)
         else:
             merged[own] = tensor
