@@ -92,8 +92,8 @@ def wanted_of(manifest: Manifest, repr_layers: Sequence[int], include: Sequence[
         include: of ``mean``, ``per_tok``, ``bos`` and ``contacts``.
 
     Raises:
-        InputError: contacts, which have a command of their own; a layer that the model does not have,
-            or that the artifact does not export.
+        InputError: contacts, which have a command of their own; a layer that the model does not
+            have, or that the artifact does not export.
     """
     if "contacts" in include:
         raise InputError(
