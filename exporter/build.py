@@ -119,7 +119,7 @@ def build(
     for note in reference.notes:
         say(note)
     if options.longest > LONGEST:  # before minutes are spent on engines
-        longest_pack(options.longest, reference.architecture.num_heads, memory_of(on))
+        longest_pack(options.longest, reference.architecture, memory_of(on))
     packed = _packed(reference, options)
     artifact = (
         options.out.resolve().name if options.out else _artifact_name(reference, options.dtype)

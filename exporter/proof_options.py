@@ -19,7 +19,7 @@ longest_option = click.option(
     default=LONGEST,
     show_default=True,
     type=click.IntRange(min=LONGEST),
-    help="Tokens of the longest protein to compare; memory grows with its square.",
+    help="Tokens of the longest protein to compare; time grows with its square.",
 )
 
 

@@ -86,9 +86,8 @@ def verify(
         )
     packs = {**parity_packs(seed), **(own_packs or {})}
     if longest > LONGEST:
-        heads = manifest.architecture.num_heads
         packs[f"{longest} tokens of a protein"] = longest_pack(
-            longest, heads, memory_of(reference_device(device))
+            longest, manifest.architecture, memory_of(reference_device(device))
         )
     gate = Gate.prepare(reference, manifest, packs, cache, device)
     verdicts = [gate.judge(folder, manifest, name, attention) for name in chosen]

@@ -28,6 +28,7 @@ from exporter.parity.truth.packs import (
     rare,
 )
 from runtime import manifest as manifests
+from runtime.manifest import Architecture
 
 pytestmark = pytest.mark.slow
 
@@ -143,6 +144,10 @@ def test_what_is_drawn_ends_at_or_beside_a_power_of_two() -> None:
 
 
 def test_longer_proteins_than_memory_are_refused() -> None:
-    assert max(len(protein.sequence) for protein in longest_pack(3000, 20, 1 << 36)) == 2998
-    with pytest.raises(runtime.InputError, match="at most --longest 5982, or a larger machine"):
-        longest_pack(35_000, 20, 1 << 34)
+    small = Architecture("8M", 6, 320, 20, 16, 33, True)
+    large = Architecture("3B", 36, 2560, 40, 64, 33, True)
+    pack = longest_pack(35_000, small, 24 << 30)
+    assert max(len(protein.sequence) for protein in pack) == 34_998
+    said = "takes 18.6 GB for 35,000 tokens, .* at most --longest 16131, or a larger machine"
+    with pytest.raises(runtime.InputError, match=said):
+        longest_pack(35_000, large, 8 << 30)

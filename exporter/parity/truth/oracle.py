@@ -22,10 +22,11 @@ from exporter.model.precision import cast_copy
 from exporter.model.reference import Reference, fair_esm_version
 from exporter.parity.answers import Answers
 from exporter.parity.truth import contacts as contact_head
-from exporter.parity.truth import heads, int8_eager
+from exporter.parity.truth import heads, int8_eager, query_blocks
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.device import arithmetic_of
-from exporter.parity.truth.packs import Pack, Protein
+from exporter.parity.truth.packs import LONGEST, Pack, Protein
+from exporter.parity.truth.query_blocks import in_query_blocks
 from exporter.weights import int8 as int8_weights
 from runtime.manifest import EMBEDDING, HEAD
 from runtime.pairs import CONTACTS, pair_bounds
@@ -37,7 +38,7 @@ def _recipe(*sources: str | None) -> str:
     return hashlib.sha256(b"".join(Path(str(path)).read_bytes() for path in sources)).hexdigest()
 
 
-RECIPE = _recipe(__file__, precision.__file__)
+RECIPE = _recipe(__file__, precision.__file__, query_blocks.__file__)
 HEAD_RECIPE = _recipe(heads.__file__)
 CONTACTS_RECIPE = _recipe(contact_head.__file__)
 INT8_RECIPE = _recipe(int8_eager.__file__, int8_weights.__file__)
@@ -155,7 +156,9 @@ class _Eager:
         last = model.num_layers
         layers = {*self._layers, 0, last} if self._head else self._layers
         asked = contact_head.listened_to(model, batch) if self._contacts else nullcontext()
-        with asked as heard:
+        # fair-esm as it is for the gate's own packs; what is longer may not fit.
+        in_blocks = len(tokens) > LONGEST and not self._contacts
+        with in_query_blocks(model) if in_blocks else nullcontext(), asked as heard:
             outputs = model(batch, repr_layers=layers)
         representations = {k: outputs["representations"][k][0] for k in self._layers}
         arrays = {f"representations.{k}": _to_numpy(x) for k, x in representations.items()}

@@ -10,9 +10,11 @@ from itertools import cycle
 
 import numpy as np
 
+from exporter.parity.truth.query_blocks import bytes_a_token
 from runtime import tokenizer
 from runtime.bin_packing import even_packs
 from runtime.errors import InputError
+from runtime.manifest import Architecture
 from runtime.packing import PackedBatch
 
 # The pack that is run once more as users run proteins (``exporter.parity.production``).
@@ -131,24 +133,23 @@ def _drawn(random: np.random.Generator) -> Pack:
     return [*proteins, protein(random, left - 2)]
 
 
-def longest_pack(num_tokens: int, num_heads: int, memory: int | None) -> Pack:
+def longest_pack(num_tokens: int, architecture: Architecture, memory: int | None) -> Pack:
     """A protein of so many tokens, and a short one.
 
     Args:
         num_tokens: of the long one, BOS and EOS included.
-        num_heads: of the model.
+        architecture: of the model.
         memory: bytes of this machine; None where that is unknown.
 
     Raises:
-        InputError: fair-esm's float64 attention over it would not fit.
+        InputError: fair-esm's float64 answers to it would not fit.
     """
-    # Scores and their softmax, in float64, of all heads at once.
-    needed = 3 * 8 * num_heads * num_tokens**2
+    needed = num_tokens * bytes_a_token(architecture)
     if memory is not None and needed > memory:
-        most = int((memory / (3 * 8 * num_heads)) ** 0.5)
         raise InputError(
-            f"fair-esm's float64 attention over {num_tokens:,} tokens takes {needed / 1e9:.0f} GB, "
-            f"this machine has {memory / 1e9:.0f}: at most --longest {most}, or a larger machine"
+            f"fair-esm in float64 takes {needed / 1e9:.1f} GB for {num_tokens:,} tokens, this "
+            f"machine has {memory / 1e9:.1f}: at most --longest "
+            f"{memory // bytes_a_token(architecture)}, or a larger machine"
         )
     random = np.random.default_rng(num_tokens)
     return [protein(random, num_tokens - 2), protein(random, 40)]
