@@ -18,7 +18,6 @@ import torch
 from exporter.formats.format import Observed
 from exporter.formats.stand_in import folder_beside
 from exporter.formats.table import FORMATS
-from exporter.model.packed_forward import PackedESM2
 from exporter.model.reference import Reference
 from exporter.parity.answers import Answers, Floats
 from exporter.parity.rules import arithmetic
@@ -27,7 +26,16 @@ from exporter.parity.rules.verdict import ROTATED, Check, exact, worst
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.oracle import run_eager
 from exporter.parity.truth.packs import as_batch
-from exporter.parity.truth.probe import SOFT, STEPS, SUMS, Shown, probe_of, probe_pack, shown
+from exporter.parity.truth.probe import (
+    SOFT,
+    STEPS,
+    SUMS,
+    Shown,
+    filled,
+    probe_of,
+    probe_pack,
+    shown,
+)
 from exporter.parity.truth.rounded import KEPT, Rounded, Step
 from exporter.publish import link_or_copy
 from exporter.weights import shared as shared_weights
@@ -36,6 +44,7 @@ from runtime.engine import Engine
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
+from runtime.weights import read_places
 
 # An engine may leave roundings out: whose results go on unrounded. None comes first.
 WAYS = [kept for number in range(len(KEPT) + 1) for kept in combinations(KEPT, number)]
@@ -107,10 +116,7 @@ class Probe:
     @contextmanager
     def _beside(self, folder: Path, manifest: Manifest, name: str) -> Iterator[Path]:
         """An artifact of the engine in ``folder`` with these weights."""
-        # The frequencies stay the artifact's.
-        parameters = PackedESM2(self.reference.model).named_parameters()
         dtype = getattr(torch, manifest.dtype)
-        state = {parameter: tensor.to(dtype) for parameter, tensor in parameters}
         with folder_beside(folder) as place:
             entry = manifest.engines[name]
             needed = {manifests.FILE_NAME, manifest.golden.file, entry.file, *entry.files}
@@ -118,7 +124,12 @@ class Probe:
                 (place / file).parent.mkdir(parents=True, exist_ok=True)
                 link_or_copy((folder / file).resolve(), place / file)
             shutil.copyfile(folder / WEIGHTS_FILE, place / WEIGHTS_FILE)
-            shared_weights.overwrite(place / WEIGHTS_FILE, state)
+            stored = read_places(place / WEIGHTS_FILE)
+            # The frequencies, which have another name there, stay the artifact's.
+            for tensor_name, tensor in self.reference.model.state_dict().items():
+                if tensor_name in stored:  # one at a time: of a large model all would take much
+                    whole = filled(tensor.to(dtype), stored[tensor_name].shape)
+                    shared_weights.overwrite(place / WEIGHTS_FILE, {tensor_name: whole})
             yield place
 
     def _steps(self, got: dict[str, Floats], device: str, skipped: Collection[str]) -> list[Check]:

@@ -1,5 +1,7 @@
 """How the gate sees steps in half precision: its rounding, its probe, and what they are made of."""
 
+import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from exporter.parity.probing import WAYS, Probe
 from exporter.parity.rules import arithmetic
 from exporter.parity.truth.oracle import run_eager
 from exporter.parity.truth.packs import as_batch
-from exporter.parity.truth.probe import probe_of, probe_pack, shown
+from exporter.parity.truth.probe import filled, probe_of, probe_pack, shown
 from exporter.parity.truth.rounded import Rounded, Step
 from runtime import manifest as manifests
 from runtime.manifest import Architecture
@@ -49,6 +51,35 @@ def test_without_rounding_it_is_eager_fair_esm(tiny: Reference) -> None:
     found = Rounded(reference.model, torch.float64)(as_batch(pack))
     for name in ("logits", last):
         np.testing.assert_allclose(found[name], oracle.tensors[name], rtol=0, atol=1e-6)
+
+
+def test_what_the_probe_leaves_out_adds_nothing(tiny: Reference) -> None:
+    """An engine gets whole tensors, and is compared with a model that has a part of them."""
+    reference, whole = probe_of(tiny), copy.deepcopy(tiny.model)
+    small = reference.model.state_dict()
+    with torch.no_grad():
+        for name, parameter in whole.named_parameters():
+            parameter.copy_(filled(small[name], parameter.shape))
+    assert small["layers.1.fc1.weight"].shape[0] < whole.layers[1].fc1.weight.shape[0]
+    packs = {"probe": probe_pack()}
+    found, expected = (
+        run_eager(of, packs, (2,), "mean", torch.float64)["probe"]
+        for of in (reference, dataclasses.replace(reference, model=whole))
+    )
+    for name, values in expected.tensors.items():
+        np.testing.assert_allclose(found.tensors[name], values, rtol=0, atol=1e-13)
+
+
+def test_the_probe_takes_little_memory_beside_the_original(reference: Reference) -> None:
+    def elements(model: Any) -> int:
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    probe = probe_of(reference)
+    assert elements(probe.model) < elements(reference.model) / 6
+    run_eager(probe, {"one": probe_pack()[:1]}, (6,), "mean", torch.float64)
+    assert elements(probe.model) < elements(reference.model) / 6, "copies stay one"
+    layers = probe.model.layers
+    assert layers[0].self_attn.v_proj.weight is layers[5].self_attn.v_proj.weight
 
 
 @pytest.mark.parametrize("dtype", HALF)

@@ -15,9 +15,8 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from exporter.model.packed_forward import NoLMHead
 from exporter.model.reference import Reference, state_sha256
 from exporter.parity.truth.packs import COMMON_RESIDUES, Pack, Protein, protein
 from runtime.manifest import Architecture
@@ -41,6 +40,7 @@ TAIL = np.arange(-36, -23) / 16
 ASIDE = 2.0**-6
 # Of the fastest frequencies: queries that see their own token alone.
 SHARP_BIAS, SHARP_FREQUENCIES = 32.0, 3
+SAME_IN_EVERY_LAYER = tuple(f"self_attn.{name}_proj.weight" for name in "qkv")
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,32 @@ def probe_pack() -> Pack:
 
 
 def probe_of(reference: Reference) -> Reference:
-    """fair-esm's model of the same shape with these weights; frequencies are the checkpoint's."""
-    model = copy.deepcopy(reference.model)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in _Layout(reference.architecture).tensors():
-            if name in parameters:  # there may be no LM head
-                parameters[name].copy_(tensor)
-    if not isinstance(model.lm_head, NoLMHead):
-        model.lm_head.weight = model.embed_tokens.weight
+    """fair-esm's model with these weights; frequencies are the checkpoint's.
+
+    It stands beside the original and takes about a tenth of its memory: without the hidden units
+    whose weights are all 0, which add nothing to any sum, and what is the same in all layers once.
+    ``filled`` gives a tensor of the original's shape.
+    """
+    once: dict[str, nn.Parameter] = {}
+    instead: dict[int, object] = {}
+    originals = dict(reference.model.named_parameters())
+    for name, tensor in _Layout(reference.architecture).tensors():
+        part = name.split(".", 2)[-1]
+        parameter = nn.Parameter(tensor, requires_grad=False)
+        if part in SAME_IN_EVERY_LAYER:
+            parameter = once.setdefault(part, parameter)
+        if name in originals:  # there may be no LM head
+            instead[id(originals[name])] = parameter
+    model = copy.deepcopy(reference.model, instead)
     origin = msgspec.structs.replace(reference.origin, state_sha256=state_sha256(model))
     return replace(reference, model=model, origin=origin)
+
+
+def filled(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``tensor`` of a probe's model with the zeros that it leaves out."""
+    whole = tensor.new_zeros(shape)
+    whole[tuple(slice(size) for size in tensor.shape)] = tensor
+    return whole
 
 
 class _Layout:
@@ -153,7 +168,8 @@ class _Layout:
         }
 
     def _layer(self, random: np.random.Generator, layer: int) -> dict[str, NDArray[np.float64]]:
-        width, hidden = self._shape.embed_dim, 4 * self._shape.embed_dim
+        # All others of the 4 E hidden units would be 0.
+        width, hidden = self._shape.embed_dim, 3 * self.each
         of_tail, *read = np.split(random.permutation(self.num_own), [self.each])
         of_tail, normed = np.sort(of_tail), np.sort(read[0])
         # GELU of positive numbers passes rounding on; of negative ones it enlarges it.
