@@ -7,3 +7,7 @@ class ExportError(Exception):
 
 class CheckpointError(ExportError):
     """Weights that are missing, damaged, or not ESM-2's."""
+
+
+class ReadOtherwiseError(CheckpointError):
+    """The loader of a checkpoint's own format reads other weights from it."""

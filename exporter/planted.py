@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Group = Literal[
     "graph", "contacts", "packing", "length and size", "state", "production", "half precision",
     "token dropout", "weights", "head",
-    "tokenizer and pooling", "manifest",
+    "tokenizer and pooling", "manifest", "loader",
 ]  # fmt: skip
 State = Mapping[str, Tensor]
 

@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.checkpoints import write_hugging_face
 from benchmarks.contenders import Entrant
 from benchmarks.gpu_check.engines import ENGINES
 from benchmarks.gpu_check.gate import artifact_with
@@ -32,6 +31,7 @@ from benchmarks.processes import DoesNotFitError, Worker, WorkerDiedError
 from benchmarks.results import Contender, Setting
 from benchmarks.summary import EAGER
 from benchmarks.workload import packs_of, padded_batches_of
+from exporter.model.checkpoint_files import write_hugging_face
 from exporter.model.precision import cast_copy
 from exporter.model.reference import Reference
 from runtime import load

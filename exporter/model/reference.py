@@ -19,7 +19,7 @@ from esm.model.esm2 import ESM2
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from exporter.errors import CheckpointError
+from exporter.errors import CheckpointError, ReadOtherwiseError
 from exporter.model.architectures import Shape, architecture_name, known_architecture
 from exporter.model.heads.head import Head
 from exporter.model.packed_forward import NoLMHead
@@ -164,7 +164,7 @@ def _ask_the_formats_own_loader(model: ESM2, weights: Weights, has_lm_head: bool
     """What could not be asked, in sentences.
 
     Raises:
-        CheckpointError: it reads something else.
+        ReadOtherwiseError: it reads something else.
     """
     asked = "fair-esm"
     if weights.contents is not None:
@@ -184,7 +184,7 @@ def _ask_the_formats_own_loader(model: ESM2, weights: Weights, has_lm_head: bool
     except NoWitnessError as error:
         return [str(error)]
     if different:
-        raise CheckpointError(
+        raise ReadOtherwiseError(
             f"{weights.source} is read by {asked} otherwise than here: {some(different)} differ. "
             "That is a fault of esm2-engines or of the checkpoint: please report it"
         )

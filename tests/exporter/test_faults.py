@@ -17,6 +17,7 @@ from exporter.parity.prove.half_faults import half_faults
 from exporter.parity.prove.planter import Planter
 from exporter.parity.prove.prove_gate import prove_gate
 from exporter.parity.prove.replaced import replaced
+from exporter.parity.report.schema import EVERY_ENGINE
 from exporter.parity.rules.budgets import Budget
 from exporter.parity.rules.verdict import INTERNALS, REPEATED, ROTATED, TOKENS, WEIGHTS
 from exporter.parity.truth.cache import Cache
@@ -260,8 +261,12 @@ def test_in_processes(
     found = prove_gate(
         tiny_artifact, manifest, tiny, load=load, engines=engines, cache=cache, jobs=2
     )
+    of_loader = [fault for fault in found if fault.group == "loader"]
+    assert len(of_loader) == 10
+    assert {fault.engine for fault in of_loader} == {EVERY_ENGINE}
+    in_engine = [fault for fault in found if fault.group != "loader"]
     planted = faults_of("torchscript")
-    assert [fault.fault for fault in found] == [fault.name for fault in planted]
+    assert [fault.fault for fault in in_engine] == [fault.name for fault in planted]
     elsewhere = {fault.fault for fault in found if fault.outcome == "does not apply"}
     assert elsewhere == BY_ROUNDING.keys() | {f.name for f in planted if f.group in NOT_HERE}
     assert {fault.outcome for fault in found if fault.fault not in elsewhere} == {"rejected"}

@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from exporter.parity.report.html import render
-from exporter.parity.report.schema import SCHEMA_VERSION, FaultVerdict, Report
+from exporter.parity.report.schema import EVERY_ENGINE, SCHEMA_VERSION, FaultVerdict, Report
 from exporter.parity.rules.budgets import budgets_for
 from exporter.parity.rules.metrics import UNBOUNDED, TensorError
 from exporter.parity.rules.task import TaskMetrics
@@ -255,6 +255,17 @@ class TestContents:
         assert "1 not applicable" in page.inside("verdict")
         assert "1.03 x in float32" in page.text
         assert "no pooled output" in page.text
+
+    def test_faults_of_every_engine_have_a_column_of_their_own(self, report: Report) -> None:
+        read = FaultVerdict("q and k exchanged", "loader", EVERY_ENGINE, "rejected", by="refused")
+        absent = replace(read, fault="transposed", outcome="not run", by="", note="not installed")
+        page = Page(render(replace(report, faults=[*report.faults, read, absent])))
+        assert "5 of 5 planted faults rejected; 1 not run." in page.inside("verdict")
+        loader = page.text.partition("loader")[2].partition("All outputs")[0]
+        expected = (
+            "fault every engine q and k exchanged rejected refused transposed not run not installed"
+        )
+        assert " ".join(loader.split()) == expected
 
     def test_a_broken_budget(self, report: Report) -> None:
         budget = BUDGETS[0]

@@ -645,10 +645,15 @@ class TestReport:
         assert report.environment["torch"] == torch.__version__
         assert report.reference["layer_norm"] == "torch.nn.modules.normalization.LayerNorm"
 
+    def test_schema_3_is_read(self, report: reports.Report, tmp_path: Path) -> None:
+        fields = json.loads(reports.encode(report))
+        (tmp_path / "parity.json").write_text(json.dumps({**fields, "schema_version": 3}))
+        assert reports.read(tmp_path / "parity.json") == report
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda fields: fields.update(schema_version=99), "schema version 99, expected 3"),
+            (lambda fields: fields.update(schema_version=99), "schema version 99, expected 4"),
             (lambda fields: fields.pop("engines"), "is not a parity report"),
             (lambda fields: fields["engines"][0].update(status="fine"), "is not a parity report"),
         ],
@@ -700,6 +705,7 @@ class TestReport:
             reports.FaultVerdict("a", "graph", "onnx", "rejected"),
             reports.FaultVerdict("b", "graph", "onnx", "accepted"),
             reports.FaultVerdict("c", "graph", "onnx", "hidden", note="numbers"),
+            reports.FaultVerdict("d", "loader", reports.EVERY_ENGINE, "not run", note="reason"),
         ]
         root = ElementTree.fromstring(
             as_junit(msgspec.structs.replace(report, faults=faults), ["onnx: x: relative L2 1"])
@@ -709,6 +715,7 @@ class TestReport:
             for suite in root
         }
         assert counts["planted faults, onnx"] == ("3", "1", "1")
+        assert counts["planted faults, every engine"] == ("1", "0", "1")
         assert counts["onnx float32"][1:] == ("0", "0")
         assert counts["growth since the older report"] == ("1", "1", "0")
 

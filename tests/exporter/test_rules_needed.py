@@ -9,7 +9,7 @@ from exporter.parity.rules.verdict import Check, EngineVerdict
 CHECKS = [Check(name=name, passed=True, where="") for name in ("one", "two", "three")]
 FAULT = FaultVerdict("a", "graph", "onnx", "rejected", rules=["one"])
 REPORT = Report(
-    schema_version=3, artifact="a", passed=True, synthetic=True, architecture="a", num_layers=2,
+    schema_version=4, artifact="a", passed=True, synthetic=True, architecture="a", num_layers=2,
     dtype="float32", layers=[2], pool=None, seed=0, packs={}, reference={}, environment={},
     budgets=[], engines=[EngineVerdict("onnx", "passed", "", checks=CHECKS)],
     faults=[

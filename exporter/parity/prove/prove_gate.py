@@ -1,4 +1,4 @@
-"""Plants every fault in every engine, in this process or in several."""
+"""Plants every fault in every engine, in this process or in several; and in the loader, once."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from exporter.errors import ExportError
 from exporter.model.reference import Reference
 from exporter.parity.prove.faults import faults_of
+from exporter.parity.prove.loader_faults import prove_loader
 from exporter.parity.prove.planter import Planter
 from exporter.parity.report.schema import FaultVerdict
 from exporter.parity.truth.cache import Cache
@@ -36,7 +37,7 @@ def prove_gate(
     jobs: int = 1,
     device: str = "auto",
 ) -> list[FaultVerdict]:
-    """Plants every fault in every engine, one at a time.
+    """Plants every fault in every engine, and those of the loader, one at a time.
 
     Args:
         folder: an artifact whose engines pass.
@@ -50,14 +51,15 @@ def prove_gate(
         device: that the engines passed on, as ``Gate`` takes it.
 
     Raises:
-        ExportError: an engine without a fault does not pass here, or a process died.
+        ExportError: an engine, or a checkpoint's file, without a fault does not pass here; or a
+            process died.
     """
     tasks = [(number, engine) for engine in engines for number in range(len(faults_of(engine)))]
     with (
         temporary_folder("faults") as workspace,
         tqdm(total=len(tasks), desc="planting faults", leave=False, disable=None) as progress,
     ):
-        found = []
+        found = prove_loader(reference, workspace)
         verdicts: Iterator[FaultVerdict]
         if jobs == 1:
             planter = Planter(

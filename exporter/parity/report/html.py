@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from exporter.parity.report import plots
-from exporter.parity.report.schema import FaultVerdict, Report
+from exporter.parity.report.schema import EVERY_ENGINE, FaultVerdict, Report
 from exporter.parity.rules.budgets import Budget
 from exporter.parity.rules.metrics import UNBOUNDED
 from exporter.parity.rules.rows import Row
@@ -34,6 +34,7 @@ def render(report: Report) -> str:
         budgets={budget.name: budget for budget in report.budgets},
         faults=_faults(report.faults),
         planted_in={fault.engine for fault in report.faults},
+        every_engine=EVERY_ENGINE,
         length_plots=plots.error_by_length(report),
         layer_plot=plots.error_by_layer(report),
         domain_plot=plots.domain(report),
@@ -59,7 +60,7 @@ def _summary(report: Report) -> list[str]:
     outcome = Counter(fault.outcome for fault in report.faults)
     if not report.faults:
         return [*sentences, "No faults were planted."]
-    planted = len(report.faults) - outcome["does not apply"] - outcome["hidden"]
+    planted = outcome["rejected"] + outcome["accepted"]
     sentences.append(f"{outcome['rejected']} of {_count(planted, 'planted fault')} rejected")
     if outcome["hidden"]:
         sentences[-1] += (
@@ -67,6 +68,8 @@ def _summary(report: Report) -> list[str]:
         )
     if outcome["does not apply"]:
         sentences[-1] += f"; {outcome['does not apply']} not applicable"
+    if outcome["not run"]:
+        sentences[-1] += f"; {outcome['not run']} not run"
     return [*sentences[:-1], sentences[-1] + "."]
 
 

@@ -11,7 +11,9 @@ from exporter.parity.rules.verdict import EngineVerdict
 from runtime.manifest import EMBEDDING
 
 FILE_NAME = "parity.json"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+# Of faults that are planted once for an artifact.
+EVERY_ENGINE = "every engine"
 
 # --against: how much an error may grow between two reports of the same packs.
 MAX_GROWTH = 1.5
@@ -23,22 +25,22 @@ class FaultVerdict(msgspec.Struct, frozen=True):
     Attributes:
         fault: what was planted.
         group: see ``exporter.planted.Group``.
-        engine: the format that it was planted in.
+        engine: the format that it was planted in, or ``EVERY_ENGINE``.
         outcome: ``hidden`` is a fault that the dtype's own rounding hides and that is rejected in
-            float32; ``accepted`` means that the gate can be fooled.
+            float32; ``accepted`` means that the gate can be fooled; ``not run`` is no rejection.
         by: the budget that rejected it with the largest margin, or what refused the artifact.
         measured: under that budget; None where it was none.
         limit: of that budget.
         margin: how many times over the limit.
         exactly: exact checks that rejected it, and what they say.
         rules: every check that rejected it; with one of them alone, nothing else would have.
-        note: why it does not apply, or what hides it.
+        note: why it does not apply or was not run, or what hides it.
     """
 
     fault: str
     group: str
     engine: str
-    outcome: Literal["rejected", "accepted", "hidden", "does not apply"]
+    outcome: Literal["rejected", "accepted", "hidden", "does not apply", "not run"]
     by: str = ""
     measured: float | None = None
     limit: float | None = None
@@ -116,7 +118,7 @@ def encode(report: Report) -> bytes:
 
 
 def read(path: Path) -> Report:
-    """Reads and validates a report; one of schema 2 is upgraded.
+    """Reads and validates a report; one of schema 2 or 3 is upgraded.
 
     Raises:
         ExportError: missing, damaged, or of another schema version.
@@ -125,6 +127,8 @@ def read(path: Path) -> Report:
         fields = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
         if fields.get("schema_version") == 2:
             fields = _from_2(fields)
+        if fields.get("schema_version") == 3:  # 4 may say of faults that they were not run
+            fields = fields | {"schema_version": 4}
         if (version := fields.get("schema_version")) != SCHEMA_VERSION:
             raise ExportError(
                 f"{path} has schema version {version}, expected {SCHEMA_VERSION}. "

@@ -20,6 +20,8 @@ REPEATED = "the same answers again, in another order and to two threads at once"
 ROTATED = "queries and keys are rotated in float32"
 INTERNALS = "position_ids, cu_seqlens and max_seqlen inside the graph"
 WEIGHTS = "weights are the checkpoint's, bit by bit"
+# Of the reference, before there is an engine.
+OWN_LOADER = "weights are what the format's own loader reads"
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
