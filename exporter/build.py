@@ -29,7 +29,7 @@ from exporter.parity.rules.budgets import budgets_for
 from exporter.parity.truth.ahead import answered_ahead, is_worth_it
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.device import memory_of, reference_device
-from exporter.parity.truth.oracle import layer_norm_of
+from exporter.parity.truth.oracle import layer_norm_of, needs_whole_scores
 from exporter.parity.truth.packs import LONGEST, longest_pack, parity_packs
 from exporter.parity.verify import Proof, ProofOptions, verify
 from exporter.publish import staged, writable_copy
@@ -119,7 +119,8 @@ def build(
     for note in reference.notes:
         say(note)
     if options.longest > LONGEST:  # before minutes are spent on engines
-        longest_pack(options.longest, reference.architecture, memory_of(on))
+        whole = needs_whole_scores(reference)
+        longest_pack(options.longest, reference.architecture, memory_of(on), whole)
     packed = _packed(reference, options)
     artifact = (
         options.out.resolve().name if options.out else _artifact_name(reference, options.dtype)

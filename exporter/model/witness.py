@@ -135,7 +135,7 @@ def _load(
     witness, said = kind.from_pretrained(
         str(folder), local_files_only=True, output_loading_info=True, **options
     )
-    # Another loader asks for the contact head, and a folder need not have one.
+    # A folder need not have a contact head, and no output here is of one.
     elsewhere = ("contact_head.", "esm.contact_head.", *(["classifier."] if adapter else []))
     missing = [name for name in said["missing_keys"] if not name.startswith(elsewhere)]
     if missing:

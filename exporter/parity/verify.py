@@ -20,7 +20,7 @@ from exporter.parity.rules.verdict import EngineVerdict
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.device import arithmetic_of, memory_of, reference_device
 from exporter.parity.truth.heads import measure_of
-from exporter.parity.truth.oracle import layer_norm_of
+from exporter.parity.truth.oracle import layer_norm_of, needs_whole_scores
 from exporter.parity.truth.packs import LONGEST, Pack, as_batch, longest_pack, parity_packs
 from exporter.weights import shared as shared_weights
 from runtime.attention import Attention
@@ -87,7 +87,10 @@ def verify(
     packs = {**parity_packs(seed), **(own_packs or {})}
     if longest > LONGEST:
         packs[f"{longest} tokens of a protein"] = longest_pack(
-            longest, manifest.architecture, memory_of(reference_device(device))
+            longest,
+            manifest.architecture,
+            memory_of(reference_device(device)),
+            needs_whole_scores(reference),
         )
     gate = Gate.prepare(reference, manifest, packs, cache, device)
     verdicts = [gate.judge(folder, manifest, name, attention) for name in chosen]

@@ -1,6 +1,8 @@
 """Faults of reading checkpoints: the loader of the format itself must give each of them away."""
 
+import copy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,13 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     """More layers and heads than what is planted in."""
     path = save_checkpoint(tmp_path_factory.mktemp("deep") / "deep.pt", (3, 96, 6))
     return load_reference(WeightsSource("checkpoint", str(path)))
+
+
+def test_what_was_trained_on_top_is_left_out(deep: Reference, tmp_path: Path) -> None:
+    model = copy.deepcopy(deep.model)
+    model.head = torch.nn.Linear(96, 3)
+    found = prove_loader(replace(deep, model=model), tmp_path)
+    assert set(outcomes(found).values()) == {"rejected"}
 
 
 def outcomes(found: list[FaultVerdict]) -> dict[str, str]:

@@ -151,3 +151,5 @@ def test_longer_proteins_than_memory_are_refused() -> None:
     said = "takes 18.6 GB for 35,000 tokens, .* at most --longest 16131, or a larger machine"
     with pytest.raises(runtime.InputError, match=said):
         longest_pack(35_000, large, 8 << 30)
+    with pytest.raises(runtime.InputError, match="takes 589.8 GB .* at most --longest 5929, or"):
+        longest_pack(35_000, small, 16 << 30, whole=True)

@@ -1,5 +1,6 @@
 """Long proteins in blocks of queries: the same answers as fair-esm's own, without whole scores."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from exporter.model.precision import cast_copy
 from exporter.model.reference import Reference, WeightsSource, load_reference
-from exporter.parity.truth.oracle import run_eager
+from exporter.parity.truth.oracle import needs_whole_scores, run_eager
 from exporter.parity.truth.packs import Pack, Protein
 from exporter.parity.truth.query_blocks import QUERIES, in_query_blocks
 
@@ -100,3 +101,14 @@ def test_long_proteins_alone_are_in_blocks(
         assert apart(torch.from_numpy(found), torch.from_numpy(expected)) < 1e-12
         first = 1 if name == "embedding" else 282
         assert (found[first:] == expected[first:]).all(), "short ones keep their bits"
+
+
+def test_contacts_are_read_off_whole_maps(tiny: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporter.parity.truth.oracle.LONGEST", 64)
+    monkeypatch.setattr("exporter.parity.truth.oracle.in_query_blocks", lambda _: pytest.fail())
+    with_contacts = replace(tiny, contacts=True)
+    assert needs_whole_scores(with_contacts)
+    assert not needs_whole_scores(tiny)
+    pack: Pack = [Protein("LAGV" * 70)]
+    found = run_eager(with_contacts, {"some": pack}, (2,), "mean", torch.float64)["some"]
+    assert found.tensors["contacts"].shape == (280 * 281 // 2, 1)

@@ -119,6 +119,7 @@ def _part(reference: Reference) -> tuple[Architecture, State]:
     sizes = {whole.embed_dim: width, 4 * whole.embed_dim: 4 * width}
     left_out = (
         "contact_head.",
+        "head.",
         *(f"layers.{number}." for number in range(part.num_layers, whole.num_layers)),
     )
     state = {

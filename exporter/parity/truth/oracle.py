@@ -20,6 +20,7 @@ from exporter.model import precision
 from exporter.model.packed_forward import NoLMHead
 from exporter.model.precision import cast_copy
 from exporter.model.reference import Reference, fair_esm_version
+from exporter.model.witness import CLASS_OF_HEAD
 from exporter.parity.answers import Answers
 from exporter.parity.truth import contacts as contact_head
 from exporter.parity.truth import heads, int8_eager, query_blocks
@@ -103,6 +104,15 @@ def run_eager(
                     cache.write(key, stored)
             answers[name] = _answers(pack, tokens, stored, per_protein)
     return answers
+
+
+def needs_whole_scores(reference: Reference) -> bool:
+    """Whether a long protein's attention cannot be taken in blocks of queries alone.
+
+    Contacts are read off whole maps, and transformers' model, the truth of its heads, makes them.
+    """
+    head = reference.head
+    return reference.contacts or (head is not None and head.entry.kind in CLASS_OF_HEAD)
 
 
 def layer_norm_of(reference: Reference) -> str:

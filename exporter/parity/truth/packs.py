@@ -4,13 +4,15 @@ Proteins are text, as a FASTA file gives them: the engine's side tokenizes and p
 runtime, the oracle's side with fair-esm, so that a fault of either shows.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 
 import numpy as np
 
-from exporter.parity.truth.query_blocks import bytes_a_token
+from exporter.parity.truth.query_blocks import bytes_needed
 from runtime import tokenizer
 from runtime.bin_packing import even_packs
 from runtime.errors import InputError
@@ -133,23 +135,27 @@ def _drawn(random: np.random.Generator) -> Pack:
     return [*proteins, protein(random, left - 2)]
 
 
-def longest_pack(num_tokens: int, architecture: Architecture, memory: int | None) -> Pack:
+def longest_pack(
+    num_tokens: int, architecture: Architecture, memory: int | None, whole: bool = False
+) -> Pack:
     """A protein of so many tokens, and a short one.
 
     Args:
         num_tokens: of the long one, BOS and EOS included.
         architecture: of the model.
         memory: bytes of this machine; None where that is unknown.
+        whole: see ``bytes_needed``.
 
     Raises:
         InputError: fair-esm's float64 answers to it would not fit.
     """
-    needed = num_tokens * bytes_a_token(architecture)
-    if memory is not None and needed > memory:
+    needed = partial(bytes_needed, architecture=architecture, whole=whole)
+    if memory is not None and needed(num_tokens) > memory:
+        most = bisect_right(range(num_tokens), memory, key=needed) - 1
         raise InputError(
-            f"fair-esm in float64 takes {needed / 1e9:.1f} GB for {num_tokens:,} tokens, this "
-            f"machine has {memory / 1e9:.1f}: at most --longest "
-            f"{memory // bytes_a_token(architecture)}, or a larger machine"
+            f"fair-esm in float64 takes {needed(num_tokens) / 1e9:.1f} GB for {num_tokens:,} "
+            f"tokens, this machine has {memory / 1e9:.1f}: at most --longest {most}, or a larger "
+            "machine"
         )
     random = np.random.default_rng(num_tokens)
     return [protein(random, num_tokens - 2), protein(random, 40)]

@@ -33,13 +33,19 @@ def in_query_blocks(model: Any) -> Iterator[None]:
         yield
 
 
-def bytes_a_token(architecture: Architecture) -> int:
-    """What a token of a long protein takes in float64, beside the weights.
+def bytes_needed(num_tokens: int, architecture: Architecture, whole: bool) -> int:
+    """What a protein takes in float64, beside the weights.
 
     A block's scores, their softmax and the memory of the block before; and GELU, whose formula
     (esm/modules.py:24) holds four arrays of 4 E at once, beside a few of E.
+
+    Args:
+        num_tokens: of the protein.
+        architecture: of the model.
+        whole: scores of all queries at once.
     """
-    return 8 * (3 * QUERIES * architecture.num_heads + 20 * architecture.embed_dim)
+    rows = num_tokens if whole else QUERIES
+    return 8 * num_tokens * (3 * rows * architecture.num_heads + 20 * architecture.embed_dim)
 
 
 def _forward(attention: Any, query: Tensor, **options: Any) -> tuple[Tensor, None]:
