@@ -22,7 +22,7 @@ ONNX_INT8 = Format(
     observe=partial(_observe, engine="onnx-int8"),
     op_library=ONNXRUNTIME_LIBRARY,
     float32_twin="onnx",
-    own_faults=lazily(f"{_ROOM}.int8_faults:int8_faults"),
+    own_faults=lazily(f"{_ROOM}.int8_faults:own_faults"),
     triton=TritonBackend("onnxruntime", _write),
 )
 ONNX_CUDA = Format(

@@ -50,10 +50,14 @@ def _middle(architecture: Architecture) -> str:
 _BY_PACK = "steps_of_all = ReduceMax <keepdims = 1> (own) steps = Expand(steps_of_all, tokens)"
 
 
+def own_faults() -> list[Fault]:
+    """All that only this format can have."""
+    return [*int8_faults(), *contact_faults()]
+
+
 def int8_faults() -> list[Fault]:
-    """All of them."""
+    """Those of quantising."""
     return [
-        *contact_faults(),
         GraphFault(
             "activations with one scale for the pack",
             "graph",

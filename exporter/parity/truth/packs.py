@@ -12,7 +12,6 @@ from itertools import cycle
 
 import numpy as np
 
-from exporter.parity.truth.query_blocks import bytes_needed
 from runtime import tokenizer
 from runtime.bin_packing import even_packs
 from runtime.errors import InputError
@@ -26,6 +25,9 @@ RARE_RESIDUES = "XBUZO.-"
 # Tokens of the longest protein: beyond the 1,024 that ESM-2 was trained on, and the 2,048 up to
 # which float16 counts.
 LONGEST = 2_050
+# That eager fair-esm attends at once in longer ones (``exporter.parity.truth.query_blocks``):
+# products of fewer are slower; scores of more take more memory than all else.
+QUERIES = 128
 # Sizes that code likes: blocks, the default budgets of packs. Counters and grids end there.
 BLOCK, LARGEST = 4_096, 16_384
 
@@ -133,6 +135,21 @@ def _drawn(random: np.random.Generator) -> Pack:
         proteins.append(protein(random, int(length)))
         left -= int(length) + 2
     return [*proteins, protein(random, left - 2)]
+
+
+def bytes_needed(num_tokens: int, architecture: Architecture, whole: bool) -> int:
+    """What a protein takes in float64, beside the weights.
+
+    A block's scores, their softmax and the memory of the block before; and GELU, whose formula
+    (esm/modules.py:24) holds four arrays of 4 E at once, beside a few of E.
+
+    Args:
+        num_tokens: of the protein.
+        architecture: of the model.
+        whole: scores of all queries at once.
+    """
+    rows = num_tokens if whole else QUERIES
+    return 8 * num_tokens * (3 * rows * architecture.num_heads + 20 * architecture.embed_dim)
 
 
 def longest_pack(

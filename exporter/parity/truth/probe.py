@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -97,9 +98,11 @@ def probe_of(reference: Reference) -> Reference:
             parameter = once.setdefault(part, parameter)
         if name in originals:  # there may be no LM head
             instead[id(originals[name])] = parameter
-    model = copy.deepcopy(reference.model, instead)
+    model: Any = copy.deepcopy(reference.model, instead)
+    if reference.head is not None:  # no step shows in what was trained on top, nor in contacts
+        del model.head
     origin = msgspec.structs.replace(reference.origin, state_sha256=state_sha256(model))
-    return replace(reference, model=model, origin=origin)
+    return replace(reference, model=model, origin=origin, contacts=False)
 
 
 def filled(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -14,10 +14,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from runtime.manifest import Architecture
-
-# Of a block. Products of fewer are slower; scores of more take more memory than all else.
-QUERIES = 128
+from exporter.parity.truth.packs import QUERIES
 
 
 @contextmanager
@@ -31,21 +28,6 @@ def in_query_blocks(model: Any) -> Iterator[None]:
             forward = partial(_forward, layer.self_attn)
             stack.enter_context(patch.object(layer.self_attn, "forward", forward))
         yield
-
-
-def bytes_needed(num_tokens: int, architecture: Architecture, whole: bool) -> int:
-    """What a protein takes in float64, beside the weights.
-
-    A block's scores, their softmax and the memory of the block before; and GELU, whose formula
-    (esm/modules.py:24) holds four arrays of 4 E at once, beside a few of E.
-
-    Args:
-        num_tokens: of the protein.
-        architecture: of the model.
-        whole: scores of all queries at once.
-    """
-    rows = num_tokens if whole else QUERIES
-    return 8 * num_tokens * (3 * rows * architecture.num_heads + 20 * architecture.embed_dim)
 
 
 def _forward(attention: Any, query: Tensor, **options: Any) -> tuple[Tensor, None]:
