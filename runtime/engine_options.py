@@ -1,12 +1,19 @@
 """Options of commands that load an engine."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from runtime.attention import ATTENTION_CHOICES, Attention
-from runtime.device import check_device
+from runtime.device import check_device, default_max_tokens
 from runtime.engines.table import FORMATS
 from runtime.errors import EngineError, InputError
 from runtime.option_group import option_group
+from runtime.readers.record_options import record_options
+
+if TYPE_CHECKING:
+    from runtime.embed_options import EmbedOptions
 
 # Which attention to run; read by ``attention_of``.
 attention_options = option_group(
@@ -52,6 +59,49 @@ device_option = click.option(
     callback=_checked_device,
     help="auto: a GPU where an engine runs on it.",
 )
+
+
+# Of commands that run files of proteins and take something of each; read by ``options_of``.
+run_options = option_group(
+    engine_option,
+    device_option,
+    click.option(
+        "--max-tokens",
+        type=click.IntRange(min=1),
+        help="Budget of a pack; a longer protein gets a pack of its own.  [default: "
+        f"{default_max_tokens('cpu')}, on a card {default_max_tokens('cuda')}]",
+    ),
+    record_options,
+    attention_options,
+    click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: as embed]"),
+    concurrency_option,
+)
+
+
+def options_of(artifact: Path, inputs: tuple[str, ...], given: dict[str, Any]) -> "EmbedOptions":
+    """What ``run_options`` and, where a command has them, ``length_options`` gave."""
+    from runtime.embed_options import EmbedOptions
+    from runtime.readers.records import RecordOptions
+
+    return EmbedOptions(
+        artifact=artifact,
+        inputs=inputs,
+        engine=given["engine"],
+        device=given["device"],
+        attention=attention_of(given["attention"], given["v1_attention"]),
+        tf32=False,
+        cuda_graphs=False,
+        threads=given["threads"],
+        concurrency=given["concurrency"],
+        pools=(),
+        layers=(),
+        max_tokens=given["max_tokens"],
+        skip=given["on_error"] == "skip",
+        records=RecordOptions(
+            given["unknown"], given["upper"], given["strip_stop"], given.get("max_length"),
+            given.get("long", "error"),
+        ),
+    )  # fmt: skip
 
 
 def attention_of(attention: Attention | None, v1_attention: bool) -> Attention | None:

@@ -7,17 +7,10 @@ from typing import Any
 
 import click
 
-from runtime.device import default_max_tokens
-from runtime.engine_options import (
-    attention_of,
-    attention_options,
-    concurrency_option,
-    device_option,
-    engine_option,
-)
+from runtime.engine_options import options_of, run_options
 from runtime.errors import Esm2Error, InputError
 from runtime.one_line_errors import SOME_REJECTED, one_line_errors
-from runtime.readers.record_options import length_options, record_options
+from runtime.readers.record_options import length_options
 from runtime.terminal import say, tell, warn
 
 
@@ -47,25 +40,12 @@ from runtime.terminal import say, tell, warn
     metavar="FOLDER",
     help="A picture of each map, as PNG.",
 )
-@engine_option
-@device_option
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    help="Budget of a pack; a longer protein gets a pack of its own.  [default: "
-    f"{default_max_tokens('cpu')}, on a card {default_max_tokens('cuda')}]",
-)
-@record_options
+@run_options
 @length_options
-@attention_options
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: as embed]")
-@concurrency_option
 @one_line_errors(Esm2Error, OSError)
 def contacts(
     artifact: Path, fasta: tuple[str, ...], output: Path, min_separation: int | None,
-    top: str | None, plot: Path | None, engine: str, device: str, max_tokens: int | None,
-    on_error: str, unknown: Any, upper: bool, strip_stop: bool, max_length: int | None, long: Any,
-    attention: Any, v1_attention: bool, threads: int | None, concurrency: int | None,
+    top: str | None, plot: Path | None, **given: Any,
 ) -> None:  # fmt: skip
     """Write which residues touch: probabilities by fair-esm's contact head.
 
@@ -73,35 +53,16 @@ def contacts(
     rejected (--on-error skip: they are listed in OUTPUT.rejected.tsv), 2 on errors.
     """
     from runtime.contacts.outputs import Pairs
-    from runtime.contacts.run import ContactsOptions
     from runtime.contacts.run import contacts as run
     from runtime.readers.paths import files_of
-    from runtime.readers.records import RecordOptions
 
     if plot is not None and find_spec("matplotlib") is None:
         raise InputError("--plot needs matplotlib. pip install 'esm2-engines[plot]'")
     pairs = None
     if min_separation is not None or top is not None:
         pairs = Pairs(6 if min_separation is None else min_separation, top or "L")
-    found = run(
-        ContactsOptions(
-            artifact=artifact,
-            inputs=files_of(fasta, False, str(output)),
-            output=output,
-            pairs=pairs,
-            plot=plot,
-            engine=engine,
-            device=device,
-            attention=attention_of(attention, v1_attention),
-            threads=threads,
-            concurrency=concurrency,
-            max_tokens=max_tokens,
-            skip=on_error == "skip",
-            records=RecordOptions(unknown, upper, strip_stop, max_length, long),
-        ),
-        tell,
-        warn,
-    )
+    options = options_of(artifact, files_of(fasta, False, str(output)), given)
+    found = run(options, output, pairs, plot, tell, warn)
     totals = found.totals
     say(
         f"{output}: {totals.proteins:,} proteins, {totals.tokens:,} tokens in "

@@ -113,18 +113,19 @@ class _Table:
             self._rows.add([name, i, j, probability])
 
 
-class _Named:
-    """Maps by id; the second of an id is ``ID (2)``."""
+class Repeated:
+    """Names of what ids name; the second of an id is ``ID (2)``."""
 
     def __init__(self) -> None:
         self._seen: dict[str, int] = {}
 
     def name_of(self, name: str) -> str:
+        """Of the next that has this id."""
         self._seen[name] = count = self._seen.get(name, 0) + 1
         return name if count == 1 else f"{name} ({count})"
 
 
-class _Npz(_Named):
+class _Npz(Repeated):
     def __init__(self, stack: ExitStack, path: Path, metadata: dict[str, str]):
         super().__init__()
         self._archive = stack.enter_context(
@@ -136,7 +137,7 @@ class _Npz(_Named):
             npy.write_array(member, contacts, allow_pickle=False)
 
 
-class _Hdf5(_Named):
+class _Hdf5(Repeated):
     def __init__(self, stack: ExitStack, path: Path, metadata: dict[str, str]):
         import h5py
 

@@ -6,17 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtime.device import default_max_tokens
-from runtime.engine_options import (
-    attention_of,
-    attention_options,
-    concurrency_option,
-    device_option,
-    engine_option,
-)
+from runtime.engine_options import options_of, run_options
 from runtime.errors import Esm2Error
 from runtime.one_line_errors import SOME_REJECTED, one_line_errors
-from runtime.readers.record_options import length_options, record_options
+from runtime.readers.record_options import length_options
 from runtime.terminal import say, tell, warn
 
 if TYPE_CHECKING:
@@ -33,26 +26,10 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Where to write: a .csv or .parquet file.",
 )
-@engine_option
-@device_option
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    help="Budget of a pack; a longer protein gets a pack of its own.  [default: "
-    f"{default_max_tokens('cpu')}, on a card {default_max_tokens('cuda')}]",
-)
+@run_options
 @length_options
-@record_options
-@attention_options
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: every core]")
-@concurrency_option
 @one_line_errors(Esm2Error, OSError)
-def predict(
-    artifact: Path, inputs: tuple[str, ...], output: Path, engine: str, device: str,
-    max_tokens: int | None, max_length: int | None, long: Any, on_error: str, unknown: Any,
-    upper: bool, strip_stop: bool, attention: Any, v1_attention: bool, threads: int | None,
-    concurrency: int | None,
-) -> None:  # fmt: skip
+def predict(artifact: Path, inputs: tuple[str, ...], output: Path, **given: Any) -> None:
     """Predict with the head of ARTIFACT, for the proteins of FASTA files.
 
     INPUT: files, folders, patterns in quotes, or - for standard input. Writes label and probability
@@ -60,25 +37,11 @@ def predict(
     each. Exits with 0 if every record was run, 3 if some were rejected (--on-error skip: they are
     listed in OUTPUT.rejected.tsv), 2 on errors.
     """
-    from runtime.predict.run import PredictOptions
     from runtime.predict.run import predict as run
     from runtime.readers.paths import files_of
-    from runtime.readers.records import RecordOptions
 
-    options = PredictOptions(
-        artifact=artifact,
-        inputs=files_of(inputs, False, str(output)),
-        output=output,
-        engine=engine,
-        device=device,
-        attention=attention_of(attention, v1_attention),
-        threads=threads,
-        concurrency=concurrency,
-        max_tokens=max_tokens,
-        skip=on_error == "skip",
-        records=RecordOptions(unknown, upper, strip_stop, max_length, long),
-    )
-    done = run(options, tell, warn)
+    options = options_of(artifact, files_of(inputs, False, str(output)), given)
+    done = run(options, output, tell, warn)
     _summarise(output, done)
     if done.rejected:
         sys.exit(SOME_REJECTED)

@@ -7,23 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtime.device import default_max_tokens
-from runtime.engine_options import (
-    attention_of,
-    attention_options,
-    concurrency_option,
-    device_option,
-    engine_option,
-)
+from runtime.engine_options import options_of, run_options
 from runtime.errors import Esm2Error, InputError
 from runtime.one_line_errors import SOME_REJECTED, one_line_errors
 from runtime.option_group import Decorator, option_group
-from runtime.readers.record_options import record_options
 from runtime.terminal import say, tell, warn
 
 if TYPE_CHECKING:
     from runtime.embed_files import Summary
-    from runtime.embed_options import EmbedOptions
     from runtime.variants.run import Job
     from runtime.writers.writing import Formats
 
@@ -44,18 +35,7 @@ _options = option_group(
         show_default=True,
         help="Numbers in a file of a folder, in MB.",
     ),
-    engine_option,
-    device_option,
-    click.option(
-        "--max-tokens",
-        type=click.IntRange(min=1),
-        help="Budget of a pack; a longer protein gets a pack of its own.  [default: "
-        f"{default_max_tokens('cpu')}, on a card {default_max_tokens('cuda')}]",
-    ),
-    record_options,
-    attention_options,
-    click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: as embed]"),
-    concurrency_option,
+    run_options,
 )
 
 
@@ -125,7 +105,7 @@ def score(
     _check_output(output, TABLES, given)
     asked = Asked(wild_type, variants, convention, offset_idx, mutation_col, id_column)
     inputs = (wild_type,) if variants is None else (wild_type, variants)
-    job = scoring_job(_engine_options(artifact, inputs, given), asked, tell)
+    job = scoring_job(options_of(artifact, inputs, given), asked, tell)
     if plot is None:
         _run(job, output, given)
         return
@@ -157,7 +137,7 @@ def perplexity(artifact: Path, fasta: tuple[str, ...], output: str, **given: Any
     from runtime.writers.writing import TABLES
 
     _check_output(output, TABLES, given)
-    options = _engine_options(artifact, files_of(fasta, False, output), given)
+    options = options_of(artifact, files_of(fasta, False, output), given)
     _run(perplexity_job(options, tell), output, given)
 
 
@@ -185,32 +165,8 @@ def logits(artifact: Path, fasta: tuple[str, ...], output: str, columns: str, **
     from runtime.writers.writing import FORMATS
 
     _check_output(output, FORMATS, given)
-    options = _engine_options(artifact, files_of(fasta, False, output), given)
+    options = options_of(artifact, files_of(fasta, False, output), given)
     _run(logits_job(options, columns, tell), output, given)
-
-
-def _engine_options(
-    artifact: Path, inputs: tuple[str, ...], given: dict[str, Any]
-) -> "EmbedOptions":
-    from runtime.embed_options import EmbedOptions
-    from runtime.readers.records import RecordOptions
-
-    return EmbedOptions(
-        artifact=artifact,
-        inputs=inputs,
-        engine=given["engine"],
-        device=given["device"],
-        attention=attention_of(given["attention"], given["v1_attention"]),
-        tf32=False,
-        cuda_graphs=False,
-        threads=given["threads"],
-        concurrency=given["concurrency"],
-        pools=(),
-        layers=(),
-        max_tokens=given["max_tokens"],
-        skip=given["on_error"] == "skip",
-        records=RecordOptions(given["unknown"], given["upper"], given["strip_stop"]),
-    )
 
 
 def _check_output(output: str, formats: "Formats", given: dict[str, Any]) -> None:

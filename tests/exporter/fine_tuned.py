@@ -19,11 +19,11 @@ OF_LABEL = "KLD"
 PROTEINS_A_STEP = 6
 
 
-def tiny_config(**changes: Any) -> Any:
+def tiny_config(shape: tuple[int, int, int] = SHAPE, **changes: Any) -> Any:
     """Of a small ESM-2 of transformers, with the labels' names."""
     import transformers
 
-    layers, width, heads = SHAPE
+    layers, width, heads = shape
     settings = {
         "vocab_size": 33, "mask_token_id": 32, "pad_token_id": 1, "hidden_size": width,
         "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": 4 * width,

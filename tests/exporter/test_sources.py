@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from exporter.model.reference import Reference, WeightsSource, load_reference
 from exporter.model.sources.naming import origin_of, safe_name
 from runtime.tokenizer import TOKENS
 from tests.conftest import TINY, save_checkpoint
+from tests.exporter.fine_tuned import tiny_config
 
 pytestmark = pytest.mark.slow
 
@@ -29,15 +31,7 @@ COMMIT = "0a1b2c3d" * 5
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def config(**changes: Any) -> Any:
-    layers, width, heads = TINY
-    settings = {
-        "vocab_size": 33, "mask_token_id": 32, "pad_token_id": 1, "hidden_size": width,
-        "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": 4 * width,
-        "position_embedding_type": "rotary", "emb_layer_norm_before": False, "token_dropout": True,
-        "layer_norm_eps": 1e-5, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-    }  # fmt: skip
-    return transformers.EsmConfig(**{**settings, **changes})
+config = partial(tiny_config, TINY)
 
 
 def saved(folder: Path, kind: str = "EsmForMaskedLM", **options: Any) -> tuple[Any, Path]:

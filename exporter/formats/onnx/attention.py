@@ -92,25 +92,37 @@ _ATTENDED: dict[int, tuple[int, str]] = {
 
 
 def register_schema() -> None:
-    """Makes the node known to the ONNX checker and to the exporter; harmless when repeated."""
-    if onnx.defs.has(OP_TYPE, DOMAIN):
+    """Makes ``esm2::VarlenAttention`` known, see ``register_op``."""
+    inputs = {
+        "q": ("T", "[T, H, D] after rotary"),
+        "k": ("T", "[T, H, D] after rotary"),
+        "v": ("T", "[T, H, D]"),
+        "cu_seqlens": ("tensor(int32)", "[N + 1]"),
+        "max_seqlen": ("tensor(int64)", "0-dim"),
+    }
+    register_op(OP_TYPE, inputs, ("T", "[T, H, D]"))
+
+
+def register_op(op_type: str, inputs: dict[str, tuple[str, str]], output: tuple[str, str]) -> None:
+    """Makes a node known to the ONNX checker and to the exporter; harmless when repeated.
+
+    Args:
+        op_type: in our domain, with the attribute ``softmax_scale``.
+        inputs: by name, their type and shape; T is the type of queries and keys.
+        output: the same of ``out``.
+    """
+    if onnx.defs.has(op_type, DOMAIN):
         return
     tensor = OpSchema.FormalParameter
     onnx.defs.register_schema(
         OpSchema(
-            OP_TYPE,
+            op_type,
             DOMAIN,
             VERSION,
-            inputs=[
-                tensor("q", "T", "[T, H, D] after rotary"),
-                tensor("k", "T", "[T, H, D] after rotary"),
-                tensor("v", "T", "[T, H, D]"),
-                tensor("cu_seqlens", "tensor(int32)", "[N + 1]"),
-                tensor("max_seqlen", "tensor(int64)", "0-dim"),
-            ],
-            outputs=[tensor("out", "T", "[T, H, D]")],
+            inputs=[tensor(name, *of) for name, of in inputs.items()],
+            outputs=[tensor("out", *output)],
             type_constraints=[
-                ("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "of q, k, v")
+                ("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "of q and k")
             ],
             attributes=[
                 OpSchema.Attribute("softmax_scale", OpSchema.AttrType.FLOAT, "", required=True)

@@ -5,11 +5,9 @@ kernel for the node inlines it.
 """
 
 import onnx
-import onnx.defs
 import onnx.parser
-from onnx.defs import OpSchema
 
-from exporter.formats.onnx.attention import DOMAIN, OPSET, VERSION
+from exporter.formats.onnx.attention import DOMAIN, OPSET, register_op
 
 OP_TYPE = "AddContacts"
 
@@ -90,32 +88,16 @@ _BODY = """
 
 
 def register_contacts_schema() -> None:
-    """Makes the node known to the ONNX checker and to the exporter; harmless when repeated."""
-    if onnx.defs.has(OP_TYPE, DOMAIN):
-        return
-    tensor = OpSchema.FormalParameter
-    onnx.defs.register_schema(
-        OpSchema(
-            OP_TYPE,
-            DOMAIN,
-            VERSION,
-            inputs=[
-                tensor("logits", "tensor(float)", "[P]"),
-                tensor("q", "T", "[T, H, D] after rotary"),
-                tensor("k", "T", "[T, H, D] after rotary"),
-                tensor("cu_seqlens", "tensor(int32)", "[N + 1]"),
-                tensor("is_kept", "tensor(bool)", "[T]"),
-                tensor("weight", "tensor(float)", "[H]"),
-            ],
-            outputs=[tensor("out", "tensor(float)", "[P]")],
-            type_constraints=[
-                ("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "of q and k")
-            ],
-            attributes=[
-                OpSchema.Attribute("softmax_scale", OpSchema.AttrType.FLOAT, "", required=True)
-            ],
-        )
-    )
+    """Makes the node known, see ``register_op``."""
+    inputs = {
+        "logits": ("tensor(float)", "[P]"),
+        "q": ("T", "[T, H, D] after rotary"),
+        "k": ("T", "[T, H, D] after rotary"),
+        "cu_seqlens": ("tensor(int32)", "[N + 1]"),
+        "is_kept": ("tensor(bool)", "[T]"),
+        "weight": ("tensor(float)", "[H]"),
+    }
+    register_op(OP_TYPE, inputs, ("tensor(float)", "[P]"))
 
 
 def contacts_function() -> onnx.FunctionProto:

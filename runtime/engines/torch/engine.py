@@ -61,16 +61,10 @@ def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> 
         attention = choose_attention(manifest, device, settings).name
     except UnsupportedError as error:
         return [str(error)]
-    waits = [
-        name
-        for name, does in (
-            ("standard attention", attention == "standard"),
-            ("a contact head", manifest.gives(CONTACTS)),
-        )
-        if does
-    ]
+    waits = "standard attention" if attention == "standard" else ""
+    waits = waits or ("a contact head" if manifest.gives(CONTACTS) else "")
     if settings.cuda_graphs and (device == "cpu" or waits):
-        why = f"{waits[0]} waits for it" if device != "cpu" else "this is a CPU"
+        why = f"{waits} waits for it" if device != "cpu" else "this is a CPU"
         reasons.append(
             "with CUDA graphs: they need a card and a forward that never waits for it, and " + why
         )
