@@ -125,7 +125,7 @@ def build(
     from exporter.parity.report.terminal import summary
     from exporter.parity.truth.cache import Cache
     from exporter.parity.verify import ProofOptions
-    from exporter.user_cache import default_folder
+    from runtime.user_cache import default_folder
 
     if source.kind == "synthetic":
         _warn(
@@ -224,8 +224,8 @@ def verify(
     from exporter.parity.truth.packs import packs_of
     from exporter.parity.verify import Proof, ProofOptions
     from exporter.parity.verify import verify as run_verify
-    from exporter.user_cache import default_folder
     from runtime.attention import default_attention
+    from runtime.user_cache import default_folder
 
     older = read(against) if against else None
     own_packs = None
@@ -290,7 +290,7 @@ def divergence(
     from exporter.model.reference import load_reference
     from exporter.parity.divergence import random_sequences, render, study
     from exporter.parity.truth.cache import Cache
-    from exporter.user_cache import default_folder
+    from runtime.user_cache import default_folder
 
     reference = load_reference(replace(source, with_head=False))
     result = study(

@@ -29,8 +29,8 @@ from exporter.model.reference import Reference, WeightsSource, WithoutMemory, lo
 from exporter.model.synthetic import synthetic_state
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.packs import Pack, parity_packs, with_names
-from exporter.user_cache import VARIABLE, default_folder
 from runtime.packing import PackedBatch
+from runtime.user_cache import VARIABLE, default_folder
 
 ARCHITECTURE = "esm2_t6_8M_UR50D"
 LAYERS = (0, 3, 6)

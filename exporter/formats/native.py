@@ -23,9 +23,9 @@ import torch
 
 from exporter.errors import ExportError
 from exporter.formats.format import ONNXRUNTIME_LIBRARY, TORCH_LIBRARY
-from exporter.user_cache import default_folder
 from runtime.staging import staging, temporary_folder
 from runtime.threads import usable_cores
+from runtime.user_cache import default_folder
 
 COMPILER_VARIABLE = "CXX"
 

@@ -53,6 +53,12 @@ def compute_capability(index: int) -> str:
     return f"{major}.{minor}"
 
 
+def model(index: int) -> str:
+    """Name of a card, such as ``NVIDIA H100 80GB HBM3``."""
+    properties = _checked(cudart().cudaGetDeviceProperties(index))
+    return str(properties.name.rstrip(b"\0").decode())
+
+
 class Stream:
     """A CUDA stream with buffers that grow and are used again, by name."""
 

@@ -14,7 +14,7 @@ import pytest
 from exporter.formats import native
 from exporter.parity.truth.cache import Cache
 from exporter.publish import staged, writable_copy
-from exporter.user_cache import VARIABLE, default_folder
+from runtime.user_cache import VARIABLE, default_folder
 
 BUILD = """
 import os, sys

@@ -2,8 +2,8 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -19,7 +19,7 @@ from exporter.formats.tensorrt import plan as tensorrt_plan
 from exporter.formats.tensorrt.attention import RUNGS, RefusedError
 from exporter.formats.tensorrt.names import FILE_NAME, tensor_name
 from exporter.formats.tensorrt.options import PlanOptions, profiles_of
-from exporter.formats.tensorrt.plan import PlanRecipe, build_plan
+from exporter.formats.tensorrt.plan import PlanRecipe, build_plan, configured
 from exporter.model.reference import WeightsSource, load_reference
 from exporter.parity.rules.observed import grid_of
 from exporter.parity.rules.verdict import EngineVerdict
@@ -30,8 +30,7 @@ from exporter.weights import shared as shared_weights
 from runtime.engines.tensorrt.engine import deserialize
 from runtime.engines.tensorrt.library import collecting_logger, import_library
 from runtime.errors import ArtifactError, EngineError, UnsupportedError
-from runtime.manifest import EngineEntry, read
-from runtime.weights import read_places
+from runtime.manifest import EngineEntry, Profile, read
 from tests.conftest import wide_model
 
 pytestmark = pytest.mark.slow
@@ -131,26 +130,48 @@ class TestPlans:
             deserialize(trt, collecting_logger(trt), path)
 
     @without_card
-    def test_every_weight_can_be_refitted_by_name_but_the_builder_wants_a_card(
+    def test_a_plan_without_weights_wants_a_card(
         self, built: tuple[str, Path, EngineEntry]
     ) -> None:
-        dtype, folder, entry = built
-        names = [n for n in read_places(folder / "weights.safetensors") if n != "inv_freq"]
-        assert len(names) == len(wide_model(dtype).state_dict()) - 1 > 30
-        recipe = PlanRecipe(
-            graph=folder / entry.file,
-            num_layers=2,
-            weights=names,
-            compute_capability="8.9",
-            rung="padded",
-            profiles=entry.plans[0].profiles[:1],
-            refit=True,
-            timing_cache=None,
-        )
+        _, folder, entry = built
         with pytest.raises(RefusedError, match="CUDA_SUCCESS"):
-            build_plan(trt, recipe)
-        with pytest.raises(RefusedError, match="cannot be refitted by name: nothing.weight"):
-            build_plan(trt, replace(recipe, weights=["nothing.weight"]))
+            build_plan(trt, recipe_of(folder / entry.file, refit=True))
+
+
+def recipe_of(graph: Path, refit: bool) -> PlanRecipe:
+    return PlanRecipe(
+        graph=graph,
+        num_layers=2,
+        compute_capability="8.9",
+        rung="padded",
+        profiles=[Profile(512, 8, 128)],
+        refit=refit,
+        timing_cache=None,
+    )
+
+
+class TestConfig:
+    """What the builder is told, read back from its own object."""
+
+    @pytest.mark.parametrize("refit", [True, False])
+    def test_weights_are_left_out_for_the_very_same_ones(self, refit: bool) -> None:
+        builder = trt.Builder(collecting_logger(trt))
+        config = configured(trt, builder, recipe_of(Path("x"), refit))
+        flags = trt.BuilderFlag
+        assert config.get_flag(flags.REFIT_IDENTICAL) is refit
+        assert config.get_flag(flags.STRIP_PLAN) is refit
+        # These cost speed, and in TensorRT 11.3 REFIT may lose a bias.
+        assert not config.get_flag(flags.REFIT_INDIVIDUAL)
+        assert not config.get_flag(flags.REFIT)
+        assert not config.get_flag(flags.TF32)
+
+    def test_tensorrt_chooses_among_all_kernels_of_its_card(self) -> None:
+        """Its API is TensorRT-RTX's without cards to choose from; no level limits its kernels."""
+        left_out = {"ComputeCapability", "HardwareCompatibilityLevel"}
+        names = {name: getattr(trt, name) for name in set(dir(trt)) - left_out}
+        builder = trt.Builder(collecting_logger(trt))
+        config = configured(SimpleNamespace(**names), builder, recipe_of(Path("x"), refit=False))
+        assert config.num_optimization_profiles == 1
 
 
 def read_one_place_before(model: onnx.ModelProto, output: str) -> None:
@@ -313,10 +334,23 @@ def test_what_the_runtime_calls_exists() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         names = {
-            trt: ("Runtime", "Refitter", "Weights", "volume", "nptype", "bfloat16", "ILogger"),
+            trt: (
+                "Runtime", "Refitter", "OnnxParserRefitter", "Weights", "volume", "nptype",
+                "bfloat16", "ILogger",
+            ),
             trt.ExecutionContextAllocationStrategy: ("ON_PROFILE_CHANGE",),
             trt.Runtime: ("deserialize_cuda_engine",),
-            trt.ICudaEngine: ("create_execution_context", "get_tensor_dtype"),
+            trt.ICudaEngine: (
+                "create_execution_context", "get_tensor_dtype", "create_runtime_config",
+            ),
+            trt.IRuntimeConfig: (
+                "create_runtime_cache", "set_runtime_cache",
+                "set_execution_context_allocation_strategy",
+                "dynamic_shapes_kernel_specialization_strategy",
+            ),
+            trt.IRuntimeCache: ("deserialize", "serialize"),
+            trt.DynamicShapesKernelSpecializationStrategy: ("NONE",),
+            trt.OnnxParserRefitter: ("refit_from_file",),
             trt.IExecutionContext: (
                 "set_optimization_profile_async", "set_tensor_address", "set_input_shape",
                 "get_tensor_shape", "execute_async_v3", "active_optimization_profile",
@@ -325,7 +359,8 @@ def test_what_the_runtime_calls_exists() -> None:
                 "get_all_weights", "set_named_weights", "get_missing_weights", "refit_cuda_engine",
             ),
             cudart: (
-                "cudaGetDevice", "cudaDeviceGetAttribute", "cudaStreamCreate", "cudaStreamDestroy",
+                "cudaGetDevice", "cudaGetDeviceProperties", "cudaDeviceGetAttribute",
+                "cudaStreamCreate", "cudaStreamDestroy",
                 "cudaStreamSynchronize", "cudaSetDevice", "cudaMalloc", "cudaFree",
                 "cudaMemcpyAsync",
             ),

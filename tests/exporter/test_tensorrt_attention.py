@@ -97,6 +97,22 @@ class TestAttentionLayers:
         recipe = recipe_of(trt_artifact, "packed")
         assert len(bytes(build_plan(trt, recipe))) > 100_000
 
+    @pytest.mark.parametrize("rung", ["packed", "padded"])
+    @pytest.mark.parametrize(("dtype", "added_in"), [("float16", "FLOAT"), ("bfloat16", "BF16")])
+    def test_float16_is_widened_around_it_to_add_in_float32(
+        self, tmp_path: Path, dtype: str, added_in: str, rung: str
+    ) -> None:
+        packed = wide_model(dtype)
+        shared_weights.write(packed, tmp_path)
+        onnx.save(tensorrt_graph.lower(packed, tmp_path), tmp_path / FILE_NAME)
+        network, *_alive = network_of(tmp_path, rung)
+        for layer in layers_of(network, trt.LayerType.ATTENTION_INPUT):
+            layer.__class__ = trt.IAttentionInputLayer
+            given = [layer.attention.get_input(place).dtype.name for place in range(3)]
+            assert given == [added_in] * 3
+        graph_dtype = {"float16": "HALF", "bfloat16": "BF16"}[dtype]
+        assert network.get_output(0).dtype.name == graph_dtype
+
     @pytest.mark.parametrize(
         ("dtype", "kernel"), [("float32", False), ("float16", True), ("bfloat16", True)]
     )
@@ -130,7 +146,6 @@ def recipe_of(folder: Path, rung: str) -> PlanRecipe:
     return PlanRecipe(
         graph=path,
         num_layers=TINY[0],
-        weights=(),
         compute_capability="8.9",
         rung=rung,
         profiles=[Profile(512, 8, 128)],

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from runtime.engines.tensorrt.engine import widen_bfloat16
-from runtime.engines.tensorrt.library import choose_plan, installed_versions
+from runtime.engines.tensorrt.library import (
+    choose_plan,
+    installed_versions,
+    require_model,
+    switch_profile,
+)
 from runtime.errors import UnsupportedError
 from runtime.manifest import PlanEntry, Profile
 
@@ -53,6 +58,31 @@ class TestChoosePlan:
         message = r"TensorRT is not installed .*pip install 'esm2-engines\[tensorrt\]'"
         with pytest.raises(UnsupportedError, match=message):
             installed_versions(PLANS[:1])
+
+
+class TestRequireModel:
+    def test_a_plan_of_tensorrt_is_for_one_model_of_card(self) -> None:
+        require_model(PLANS[0], "NVIDIA H100 PCIe", "NVIDIA H100 PCIe")
+        message = "its plan is for NVIDIA H100 PCIe, this card is NVIDIA H200. Build one here"
+        with pytest.raises(UnsupportedError, match=message):
+            require_model(PLANS[0], "NVIDIA H100 PCIe", "NVIDIA H200")
+
+    def test_others_are_for_a_compute_capability(self) -> None:
+        require_model(PLANS[0], None, "NVIDIA H200")
+        require_model(PLANS[1], "NVIDIA RTX 4090", "NVIDIA L40")
+
+
+def test_a_refused_profile_is_no_traceback() -> None:
+    class Context:
+        """Refuses as NVIDIA's bindings do."""
+
+        def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+            if profile > 1:
+                raise RuntimeError("Error in set optimization profile async.")
+            return True
+
+    assert switch_profile(Context(), 1, 0)
+    assert not switch_profile(Context(), 2, 0)
 
 
 def test_bfloat16_is_widened_exactly() -> None:

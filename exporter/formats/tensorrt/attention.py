@@ -53,6 +53,12 @@ def _attend(trt: Any, network: Any, tensors: dict[str, Any], layer: int, rung: s
     q, k, v, written_out = (
         tensors[tensor_name(layer, role + suffix)] for role in ("q", "k", "v", "out")
     )
+    dtype = q.dtype
+    # TensorRT's sign that its float16 kernel shall add in float32, no computation of its own:
+    # docs.nvidia.com/deeplearning/tensorrt, release notes of 11.3.0.
+    is_widened = dtype == trt.float16
+    if is_widened:
+        q, k, v = (network.add_cast(rows, trt.float32).get_output(0) for rows in (q, k, v))
     attention = network.add_attention_v2(
         q, k, v, trt.AttentionNormalizationOp.SOFTMAX, trt.CausalMaskKind.NONE
     )
@@ -65,14 +71,17 @@ def _attend(trt: Any, network: Any, tensors: dict[str, Any], layer: int, rung: s
             attention.query_form, attention.query_lengths = form, lengths
         else:
             form, lengths = trt.AttentionIOForm.PADDED_BHND, tensors[LENGTHS]
-            # float32 has no fused kernel.
-            attention.decomposable = True
+            # float32 has no fused kernel; half precision that has none goes down the ladder.
+            attention.decomposable = dtype == trt.float32
         attention.key_value_form, attention.key_value_lengths = form, lengths
     except RuntimeError as error:  # how the bindings refuse a property
         raise RefusedError(str(error)) from None
     if attention.key_value_lengths is None or attention.key_value_form != form:
         raise RefusedError(f"{trt.__name__} {trt.__version__} dropped the lengths of its attention")
-    _redirect(network, written_out.name, attention.get_output(0))
+    attended = attention.get_output(0)
+    if is_widened:
+        attended = network.add_cast(attended, dtype).get_output(0)
+    _redirect(network, written_out.name, attended)
 
 
 def _redirect(network: Any, name: str, tensor: Any) -> None:

@@ -17,12 +17,10 @@ from exporter.formats.tensorrt.options import PlanOptions, profiles_of
 from exporter.formats.tensorrt.plan import PlanRecipe, build_plan
 from exporter.model.packed_forward import PackedESM2
 from runtime.engines.tensorrt.engine import open_plan
-from runtime.engines.tensorrt.library import LIBRARIES, import_library, known_cards
+from runtime.engines.tensorrt.library import BUILT_ON, LIBRARIES, import_library, known_cards
 from runtime.engines.torch.aoti_cuda import capability_of_this_gpu
 from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import EngineEntry, PlanEntry
-from runtime.weights import FILE_NAME as WEIGHTS_FILE
-from runtime.weights import read_places
 
 FOLDER = "tensorrt"
 
@@ -45,10 +43,12 @@ def export(packed: PackedESM2, folder: Path, options: PlanOptions | None = None)
     # By path, so that the checker follows the external data.
     onnx.checker.check_model(graph, full_check=True)
     plans = [_first_that_builds(trt, packed, folder, card, options) for card in cards]
+    # A plan of TensorRT is for this model of card alone.
+    model_of_card = {BUILT_ON: torch.cuda.get_device_name()} if trt.__name__ == "tensorrt" else {}
     return EngineEntry(
         file=FILE_NAME,
         lowering="; ".join(dict.fromkeys(RUNGS[plan.attention] for plan in plans)),
-        built_with={**onnx_cpu.built_with(), trt.__name__: str(trt.__version__)},
+        built_with={**onnx_cpu.built_with(), trt.__name__: str(trt.__version__), **model_of_card},
         plans=plans,
     )
 
@@ -82,7 +82,6 @@ def _first_that_builds(
 ) -> PlanEntry:
     """Down the ladder: the best attention that builds, its weights outside where that builds."""
     refused: dict[str, str] = {}
-    weights = [name for name in read_places(folder / WEIGHTS_FILE) if name != "inv_freq"]
     name = f"{trt.__name__.replace('_', '-')}-{trt.__version__}"
     sm = f"sm{card.replace('.', '')}"
     file = f"{FOLDER}/{sm}-{name}.plan"
@@ -93,7 +92,7 @@ def _first_that_builds(
         profiles = profiles_of(rung, options.max_tokens, options.max_seqlen, packed.num_heads)
         for refit in (True, False) if has_card else (False,):
             recipe = PlanRecipe(
-                graph=folder / FILE_NAME, num_layers=packed.num_layers, weights=weights,
+                graph=folder / FILE_NAME, num_layers=packed.num_layers,
                 compute_capability=card, rung=rung, profiles=profiles, refit=refit,
                 timing_cache=_timings(trt, name, options),
             )  # fmt: skip
@@ -110,7 +109,7 @@ def _first_that_builds(
             try:
                 (folder / file).write_bytes(build_plan(trt, recipe))
                 if has_card and card == _this_card():
-                    open_plan(folder, plan)
+                    open_plan(folder, plan, FILE_NAME)
             except (RefusedError, EngineError) as refusal:
                 refused[f"{rung}, weights outside" if refit else rung] = str(refusal)
             else:

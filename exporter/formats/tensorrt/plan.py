@@ -23,7 +23,6 @@ class PlanRecipe:
     Attributes:
         graph: ``model.trt.onnx``, beside ``weights.safetensors``.
         num_layers: of the model.
-        weights: their names.
         compute_capability: of the card, such as ``8.9``.
         rung: key of ``exporter.formats.tensorrt.attention.RUNGS``.
         profiles: the largest packs.
@@ -33,7 +32,6 @@ class PlanRecipe:
 
     graph: Path
     num_layers: int
-    weights: Sequence[str]
     compute_capability: str
     rung: str
     profiles: Sequence[Profile]
@@ -57,20 +55,29 @@ def build_plan(trt: Any, recipe: PlanRecipe) -> Any:
         # The network's weights lie in the parser's memory, so the parser must live.
         network, parser = _parsed(trt, builder, logger, recipe.graph, recipe.rung)
         lower_attention(trt, network, recipe.rung, recipe.num_layers)
-        config = builder.create_builder_config()
-        # TF32, the default, would cost the float32 budget a thousandfold.
-        config.clear_flag(trt.BuilderFlag.TF32)
-        if recipe.refit:
-            _leave_weights_out(trt, network, config, recipe.weights)
-        _target(trt, config, recipe.compute_capability)
-        for profile in recipe.profiles:
-            config.add_optimization_profile(_profile(builder, profile))
+        config = configured(trt, builder, recipe)
         with _kept_timings(config, recipe.timing_cache):
             serialized = builder.build_serialized_network(network, config)
         del parser
     if serialized is None:
         raise RefusedError(first_error(logger))
     return serialized
+
+
+def configured(trt: Any, builder: Any, recipe: PlanRecipe) -> Any:
+    """The ``IBuilderConfig`` of a recipe, but for what is known of kernels' times."""
+    config = builder.create_builder_config()
+    # TF32, the default, would cost the float32 budget a thousandfold.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    if recipe.refit:
+        # The fastest plan without weights: TensorRT may bake in what it sees of their values, so
+        # they must come back as they were. The manifest's digests hold plan and weights.
+        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+    _target(trt, config, recipe.compute_capability)
+    for profile in recipe.profiles:
+        config.add_optimization_profile(_profile(builder, profile))
+    return config
 
 
 def _parsed(trt: Any, builder: Any, logger: Any, graph: Path, rung: str) -> tuple[Any, Any]:
@@ -87,23 +94,13 @@ def _parsed(trt: Any, builder: Any, logger: Any, graph: Path, rung: str) -> tupl
     return network, parser
 
 
-def _leave_weights_out(trt: Any, network: Any, config: Any, names: Sequence[str]) -> None:
-    unknown = [name for name in names if not network.mark_weights_refittable(name)]
-    if unknown:
-        raise RefusedError(f"cannot be refitted by name: {', '.join(unknown[:3])}")
-    config.set_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)
-    config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-
-
 def _target(trt: Any, config: Any, compute_capability: str) -> None:
     """TensorRT-RTX builds for the card that it is told; TensorRT for the one that is here."""
-    cards = known_cards(trt)
-    if not cards:
-        # Else a plan would be for this model of card alone, and say so only by a warning.
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
-        return
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(cards[compute_capability], 0)
+    # Such a plan is for this model of card alone, which the manifest names. The level
+    # SAME_COMPUTE_CAPABILITY would free it of that, but has fewer kernels to choose from.
+    if cards := known_cards(trt):
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(cards[compute_capability], 0)
 
 
 def _profile(builder: Any, largest: Profile) -> Any:

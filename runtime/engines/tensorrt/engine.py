@@ -13,18 +13,23 @@ from runtime.engine import EngineSpec, Settings
 from runtime.engines import cuda_memory
 from runtime.engines.base import FetchingEngine, spec_of
 from runtime.engines.splitting import InParts, holding
+from runtime.engines.tensorrt.kernels import Kernels
 from runtime.engines.tensorrt.library import (
+    BUILT_ON,
     LIBRARIES,
     choose_plan,
     collecting_logger,
     first_error,
     import_library,
     installed_versions,
+    require_model,
+    switch_profile,
 )
 from runtime.engines.tensorrt.refit import refit
 from runtime.errors import EngineError, UnsupportedError
 from runtime.manifest import POOLED, EngineEntry, Manifest, PlanEntry, Profile
 from runtime.packing import PackedBatch
+from runtime.user_cache import default_folder
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 
 FORMAT = "tensorrt"
@@ -50,7 +55,7 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> I
     """See ``runtime.load``."""
     plan = _plan_for(device, manifest.engines[FORMAT])
     cuda_memory.use_card(index_of(device))
-    trt, logger, engine = open_plan(folder, plan)
+    trt, logger, engine = open_plan(folder, plan, manifest.engines[FORMAT].file)
     # Plans do not pool, InParts does.
     outputs = [output.name for output in manifest.signature.outputs if output.name != POOLED]
     named = LIBRARIES[plan.library][0]
@@ -63,12 +68,18 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> I
         attention=f"{named} {plan.attention}",
         reason=refused,
     )
-    whole = TensorRTEngine(trt, logger, engine, spec, outputs, plan.profiles)
+    kernels = Kernels(default_folder() / "tensorrt-rtx" / f"{manifest.files[plan.file]}.kernels")
+    whole = TensorRTEngine(trt, logger, engine, spec, outputs, plan.profiles, kernels)
     return InParts(whole, plan.profiles, manifest.signature)
 
 
-def open_plan(folder: Path, plan: PlanEntry) -> tuple[Any, Any, Any]:
+def open_plan(folder: Path, plan: PlanEntry, graph: str) -> tuple[Any, Any, Any]:
     """The library, its logger, and the ``ICudaEngine`` of a plan with its weights.
+
+    Args:
+        folder: of the artifact.
+        plan: one of its plans.
+        graph: name of the file that it was built from.
 
     Raises:
         UnsupportedError: the library is not installed.
@@ -78,7 +89,7 @@ def open_plan(folder: Path, plan: PlanEntry) -> tuple[Any, Any, Any]:
     logger = collecting_logger(trt)
     engine = deserialize(trt, logger, folder / plan.file)
     if plan.refit:
-        refit(trt, logger, engine, folder / WEIGHTS_FILE)
+        refit(trt, logger, engine, folder / WEIGHTS_FILE, folder / graph)
     return trt, logger, engine
 
 
@@ -97,8 +108,10 @@ def deserialize(trt: Any, logger: Any, path: Path) -> Any:
 
 
 def _plan_for(device: str, entry: EngineEntry) -> PlanEntry:
-    versions = installed_versions(entry.plans)
-    return choose_plan(entry.plans, versions, cuda_memory.compute_capability(index_of(device)))
+    versions, card = installed_versions(entry.plans), index_of(device)
+    plan = choose_plan(entry.plans, versions, cuda_memory.compute_capability(card))
+    require_model(plan, entry.built_with.get(BUILT_ON), cuda_memory.model(card))
+    return plan
 
 
 def _decided_when_built(settings: Settings) -> list[str]:
@@ -120,7 +133,7 @@ class TensorRTEngine(FetchingEngine):
 
     def __init__(
         self, trt: Any, logger: Any, engine: Any, spec: EngineSpec, output_names: list[str],
-        profiles: Sequence[Profile],
+        profiles: Sequence[Profile], kernels: Kernels,
     ):  # fmt: skip
         super().__init__(spec, output_names)
         self._trt = trt
@@ -130,9 +143,8 @@ class TensorRTEngine(FetchingEngine):
         self._stream = cuda_memory.Stream()
         # Its buffers and the context are of one pack at a time; other callers wait.
         self._one_at_a_time = threading.Lock()
-        # Memory for the largest pack of one profile at a time, not of all of them.
-        strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
-        self._context = engine.create_execution_context(strategy)
+        self._kernels = kernels
+        self._context = kernels.context(trt, engine)
         self._require(self._context is not None, "cannot run its plan")
 
     def unsupported_reasons(self, batch: PackedBatch) -> list[str]:
@@ -151,14 +163,14 @@ class TensorRTEngine(FetchingEngine):
     def _fetch_alone(self, batch: PackedBatch, names: list[str]) -> list[NDArray[np.floating]]:
         self.require_usable()
         context, stream = self._context, self._stream
-        if reasons := self.unsupported_reasons(batch):
-            raise UnsupportedError("; ".join(reasons))
+        profile = holding(self._profiles, batch)
+        if profile is None:
+            raise UnsupportedError("; ".join(self.unsupported_reasons(batch)))
         self._logger.errors.clear()
         stream.use_device()
         pack = f"on a pack of {batch.num_proteins} proteins, {batch.num_tokens} tokens"
-        profile = holding(self._profiles, batch)
         if context.active_optimization_profile != profile:
-            switched = context.set_optimization_profile_async(profile, stream.handle)
+            switched = switch_profile(context, profile, stream.handle)
             self._require(switched, f"could not switch to profile {profile} {pack}")
         # A shape tensor, read on the host while the work is queued.
         max_seqlen = np.array(batch.max_seqlen, np.int64)
@@ -178,6 +190,7 @@ class TensorRTEngine(FetchingEngine):
         self._require(context.execute_async_v3(stream.handle), f"failed {pack}")
         arrays = [stream.fetch(name, shapes[name], self._dtype(name)) for name in names]
         stream.wait()
+        self._kernels.keep_of(profile)
         return [widen_bfloat16(array) for array in arrays]
 
     def _bind(self, name: str, address: int) -> None:

@@ -15,6 +15,9 @@ LIBRARIES = {
     "tensorrt_rtx": ("TensorRT-RTX", "tensorrt-rtx"),
 }
 
+# Key of ``EngineEntry.built_with``: the model of card that a plan of TensorRT is for.
+BUILT_ON = "GPU"
+
 
 def import_library(module: str) -> Any:
     """The library.
@@ -101,6 +104,37 @@ def choose_plan(plans: Sequence[PlanEntry], versions: dict[str, str], card: str)
         f"its plans are for {there or 'no card'}; here are {here or 'no TensorRT'} and a card of "
         f"compute capability {card}. Build one here: 'esm2-export build --target tensorrt'"
     )
+
+
+def require_model(plan: PlanEntry, built_on: str | None, here: str) -> None:
+    """Refuses a plan of TensorRT, whose kernels were chosen on another model of card.
+
+    Args:
+        plan: of the artifact.
+        built_on: name of the card that it was built on; None in artifacts of before, whose plans
+            take any card of their compute capability.
+        here: name of the card that shall run it.
+
+    Raises:
+        UnsupportedError: it is another model.
+    """
+    if plan.library == "tensorrt" and built_on is not None and built_on != here:
+        raise UnsupportedError(
+            f"its plan is for {built_on}, this card is {here}. Build one here: 'esm2-export build "
+            "--target tensorrt'"
+        )
+
+
+def switch_profile(context: Any, profile: int, stream: int) -> bool:
+    """Whether an ``IExecutionContext`` took a profile.
+
+    NVIDIA's documentation promises False for a refusal; its bindings raise instead
+    (``context_set_optimization_profile_async`` in TensorRT's ``python/src/infer/pyCore.cpp``).
+    """
+    try:
+        return bool(context.set_optimization_profile_async(profile, stream))
+    except RuntimeError:
+        return False
 
 
 def installed_versions(plans: Sequence[PlanEntry]) -> dict[str, str]:
