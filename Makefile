@@ -100,7 +100,7 @@ gpu-check:    ## Prove and measure every engine on this machine's GPU; no networ
 native-check: $(READY)    ## Check the C++ kernels against float64, on each instruction set, under sanitizers
 	$(BIN)/python -m tests.native.check $(if $(SEED),--seed $(SEED))
 
-cuda-check: $(READY)    ## Count what onnx-cuda asks of a card, without one: launches, copies, waits
+cuda-check: $(READY)    ## Count what engines ask of a card, without one: launches, copies, waits, bytes
 	$(BIN)/python -m tests.cuda.check
 
 torture: $(READY)    ## End runs at random moments, go on with them, compare every bit

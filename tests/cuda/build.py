@@ -2,12 +2,14 @@
 
 import re
 import subprocess
-from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("stand_in.cpp")
-# Names that stand_in.cpp writes out.
-WRITTEN = re.compile(r"^(?:int|void\*\*|void|unsigned|const char\*) (\w+)\(", re.M)
+SOURCES = [Path(__file__).with_name(name) for name in ("stand_in.cpp", "driver.cpp")]
+# Names that they write out.
+WRITTEN = re.compile(r"^(?:CUresult|int|void\*\*|void|unsigned|const char\*) (\w+)\(", re.M)
+OF_CUDA = r"lib(?:cu|nvrtc|nvshmem|nccl)\S*"
+SYMBOL = re.compile(r"_*cu[A-Za-z]|nv(?:rtc|shmem|JitLink|tx)|nccl")
 SPECIAL = {
     "cudnnGetVersion": "unsigned long cudnnGetVersion(void){return 91000;}",
     "cudnnGetErrorString": 'const char* cudnnGetErrorString(int e){return "stand-in";}',
@@ -16,34 +18,42 @@ SPECIAL = {
 }
 
 
-def build(library: Path, include: Path, out: Path) -> None:
-    """``libcudart.so.13`` and the others that ``library`` is linked with, in ``out``.
+def build(libraries: Sequence[Path], include: Path, out: Path) -> None:
+    """``libcudart.so.13`` and the others that ``libraries`` are linked with, in ``out``.
 
     Args:
-        library: of another package, such as ``libonnxruntime_providers_cuda.so``.
+        libraries: of another package, such as ``libonnxruntime_providers_cuda.so``.
         include: CUDA's headers.
         out: an empty folder; the dynamic linker must find it.
     """
-    needed = re.findall(r"NEEDED.*\[(lib(?:cu|nv)[^\]]*)\]", _output("readelf", "-d", str(library)))
-    by_version: dict[str, set[str]] = defaultdict(set)
-    for line in _output("nm", "-D", "--undefined-only", str(library)).splitlines():
-        symbol, _, version = line.split()[-1].partition("@")
-        if re.match(r"_*cu|nv", symbol):
-            by_version[version.strip("@")].add(symbol)
-    written = set(WRITTEN.findall(SOURCE.read_text()))
+    # A library of CUDA, and the version that its symbols are asked for by; most have its name.
+    versions: dict[str, str] = {}
+    symbols: set[str] = set()
+    for library in libraries:
+        headers = _output("objdump", "-p", str(library))
+        needed = re.findall(rf"NEEDED +({OF_CUDA})", headers)
+        asked = re.findall(rf"required from ({OF_CUDA}):\n(?:\s+\S+){{3}} (\S+)", headers)
+        versions = dict.fromkeys(needed, "") | versions | dict(asked)
+        undefined = _output("nm", "-D", "--undefined-only", str(library)).split()
+        symbols |= {name.partition("@")[0] for name in undefined if SYMBOL.match(name)}
+    # Kernels that are compiled at run time ask for more of the driver, nobody knows what before.
+    symbols |= set(re.findall(r"CUDAAPI (cu\w+)\(", (include / "cuda.h").read_text()))
+    written = {name for source in SOURCES for name in WRITTEN.findall(source.read_text())}
     stubs = out / "stubs.c"
-    stubs.write_text("\n".join(map(_stub, sorted(set().union(*by_version.values()) - written))))
-    flags = ["-O1", "-fPIC", "-w", "-c"]
-    subprocess.check_call(["g++", *flags, "-isystem", include, SOURCE, "-o", out / "stand_in.o"])
-    subprocess.check_call(["gcc", *flags, stubs, "-o", out / "stubs.o"])
-    for name in needed:
+    stubs.write_text("\n".join(map(_stub, sorted(symbols - written))))
+    objects = [out / f"{source.stem}.o" for source in [*SOURCES, stubs]]
+    for source, compiled in zip([*SOURCES, stubs], objects, strict=True):
+        flags = ["-O1", "-fPIC", "-w", "-c", "-I", include]
+        subprocess.check_call(["gcc", *flags, source, "-o", compiled])
+    for name, version in versions.items():
         script = out / f"{name}.map"
-        version = f"{name} " if name in by_version else ""
-        script.write_text(f"{version}{{ global: cu*; __cu*; nv*; }};\n")
+        script.write_text(f"{version} {{ global: cu*; __cu*; nv*; nccl*; local: *; }};\n")
         subprocess.check_call([
-            "g++", "-shared", "-o", out / name, out / "stand_in.o", out / "stubs.o",
+            "g++", "-shared", "-o", out / name, *objects,
             f"-Wl,-soname,{name}", f"-Wl,--version-script={script}",
         ])  # fmt: skip
+        # By this name compilers link with it.
+        (out / f"{name.partition('.')[0]}.so").symlink_to(name)
 
 
 def _output(*command: str) -> str:

@@ -1,7 +1,8 @@
-"""``make cuda-check``: what ``onnx-cuda`` would ask of a card, by the real onnxruntime-gpu.
+"""``make cuda-check``: what engines for CUDA would ask of a card, by the real libraries.
 
-A stand-in for CUDA runs its host code on any machine: where nodes are placed, launches, copies and
-waits are real, the kernels do nothing. It says nothing about numbers or speed.
+A stand-in for CUDA runs the host code of onnxruntime-gpu and of PyTorch's build for CUDA on any
+machine: where nodes are placed, launches, copies and waits are real, the kernels do nothing. It
+says nothing about numbers or speed.
 """
 
 import os
@@ -9,24 +10,27 @@ import re
 import subprocess
 import sys
 import tempfile
-import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import click
 
 from exporter.build import BuildOptions, build
-from exporter.model.reference import WeightsSource
+from exporter.formats.onnx import cuda as onnx_cuda
+from exporter.model.packed_forward import PackedESM2
+from exporter.model.reference import WeightsSource, load_reference
+from exporter.publish import writable_copy
 from runtime.engines.onnx.cpu import OLDEST_ON_CUDA
 from tests.conftest import save_checkpoint
-from tests.cuda import build as stand_in
+from tests.cuda import wheels
 from tests.cuda.forward import BEGIN, END
 
 OLDEST = ".".join(map(str, OLDEST_ON_CUDA)) + ".0"
 NEWEST = "1.31.1"
-HEADERS = ("nvidia-cuda-runtime==13.0.96", "nvidia-cuda-crt==13.0.88")
+TORCH = "2.13.0"
 # Layers, columns, heads: head dims 64, with every kernel that we ask for, and 16, without rotary's.
-MODELS = {"head dim 64": (2, 128, 2), "head dim 16": (2, 64, 4)}
+MODELS = {"head dim 64": (2, 192, 3), "head dim 16": (2, 64, 4)}
 DTYPES = ("float16", "float32")
 # One more than the grid of a kernel can have in its second dimension.
 TOKENS = (4096, 65_536)
@@ -86,91 +90,140 @@ def _is_work(call: str) -> bool:
     return call.startswith(("launch", "cublas"))
 
 
-def library(version: str, cache: Path) -> Path:
-    """A folder with onnxruntime-gpu and the stand-in for it, made once."""
-    place = cache / f"onnxruntime-gpu-{version}"
-    if place.exists():
-        return place
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as temporary:
-        aside = Path(temporary) / "made"
-        wheels = aside / "wheels"
-        subprocess.check_call([
-            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", wheels,
-            f"onnxruntime-gpu=={version}", *HEADERS,
-        ])  # fmt: skip
-        for wheel in wheels.glob("*.whl"):
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(aside / "packages")
-            wheel.unlink()
-        (include,) = aside.glob("packages/nvidia/*/include")
-        provider = aside / "packages/onnxruntime/capi/libonnxruntime_providers_cuda.so"
-        (aside / "lib").mkdir()
-        stand_in.build(provider, include, aside / "lib")
-        aside.rename(place)
-    return place
+def forward(place: Path, artifact: Path, engine: str, num_tokens: int, **variables: str) -> Forward:
+    """One by the runtime, in a process of its own."""
+    ran = _run(place, "forward", artifact, engine, num_tokens, **variables)
+    log = ran.stderr.partition(BEGIN)[2].partition(END)[0]
+    calls = [line.removeprefix("CUDA ") for line in log.splitlines() if line.startswith("CUDA ")]
+    return Forward([op for op in ran.stdout.splitlines()[-1].split(",") if op], calls)
 
 
-def forward(place: Path, artifact: Path, num_tokens: int) -> Forward:
-    """One by the runtime, in a process of its own.
+def _run(
+    place: Path, module: str, *given: object, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """A module of this package with the packages of ``place``.
 
     Raises:
         RuntimeError: it failed; its last lines.
     """
-    environment = {
-        **os.environ,
-        "LD_LIBRARY_PATH": str(place / "lib"),
-        "PYTHONPATH": os.pathsep.join([str(place / "packages"), str(Path.cwd())]),
-    }
-    command = [sys.executable, "-m", "tests.cuda.forward", str(artifact), str(num_tokens)]
+    command = [sys.executable, "-m", f"tests.cuda.{module}", *map(str, given)]
+    environment = {**os.environ, **wheels.environment(place), **variables}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True)
     if ran.returncode:
-        raise RuntimeError("\n".join(ran.stderr.splitlines()[-3:]))
-    log = ran.stderr.partition(BEGIN)[2].partition(END)[0]
-    calls = [line.removeprefix("CUDA ") for line in log.splitlines() if line.startswith("CUDA ")]
-    return Forward(ran.stdout.split()[-1].split(","), calls)
+        said = ran.stderr.splitlines()[-3:]
+        raise RuntimeError("\n".join([f"{module}: exit status {ran.returncode}", *said]))
+    return ran
+
+
+@dataclass
+class Check:
+    """Forwards that were looked at.
+
+    Attributes:
+        failed: whether a card would wait, copy or refuse in one.
+        layers: a line for each engine and graph: launches, and values read and written.
+    """
+
+    failed: bool = False
+    layers: list[str] = field(default_factory=list)
+
+    def look(
+        self, what: str, place: Path, artifact: Path, engine: str, num_tokens: int, **variables: str
+    ) -> int:
+        """One forward; says what it asked for, and gives the launches of a layer."""
+        seen = forward(place, artifact, engine, num_tokens, **variables)
+        problems = seen.problems()
+        self.failed = self.failed or bool(problems)
+        click.echo(
+            f"{what}, {num_tokens} tokens: {seen.launches} launches, "
+            f"{seen.launches_of_a_layer} of a layer, {seen.copies_to_the_card} copies to the card: "
+            + ("; ".join(problems) or "passed")
+        )
+        return seen.launches_of_a_layer
+
+    def layer(
+        self, what: str, place: Path, artifact: Path, engine: str, values: str = "",
+        **variables: str,
+    ) -> None:  # fmt: skip
+        """Looks, and adds a line to the table."""
+        for num_tokens in TOKENS:
+            launches = self.look(what, place, artifact, engine, num_tokens, **variables)
+        if not values:
+            values = _run(place, "traffic", artifact, engine, **variables).stdout.split()[-1]
+        self.layers.append(f"{what:45}{launches:10}{values:>12}")
+
+
+def proven(folder: Path, name: str, shape: tuple[int, int, int], dtype: str) -> Path:
+    """An artifact with ``torchscript`` and ``onnx-cuda``, of random weights, in ``folder``."""
+    checkpoint = save_checkpoint(folder / f"{name}.pt", shape)
+    artifact = folder / f"{name}, {dtype}"
+    source = WeightsSource("checkpoint", str(checkpoint))
+    targets = ("torchscript", "onnx-cuda")
+    build(BuildOptions(source, targets, pool="mean", dtype=dtype, out=artifact), lambda line: None)
+    return artifact
+
+
+def in_standard_ops(artifact: Path, checkpoint: Path, out: Path) -> Path:
+    """A copy whose ``onnx-cuda`` has no fused kernels but attention, as before them."""
+    writable_copy(artifact, out)
+    packed = PackedESM2(
+        load_reference(WeightsSource("checkpoint", str(checkpoint))).model, (2,), "mean"
+    )
+    with mock.patch.object(onnx_cuda, "fuse", lambda model, *_: model):
+        onnx_cuda.export(packed.half(), out)
+    return out
 
 
 @click.command()
 @click.option("--versions", default=f"{OLDEST},{NEWEST}", show_default=True, help="Of the wheel.")
+@click.option("--torch", default=TORCH, show_default=True, help="Its version; empty skips it.")
 @click.option(
     "--cache",
     default=Path("build/cuda"),
     show_default=True,
     type=click.Path(path_type=Path),
-    help="Folder of the unpacked wheels, about 500 MB each.",
+    help="Folder of the unpacked wheels, about 500 MB and, PyTorch, 1.1 GB.",
 )
-def main(versions: str, cache: Path) -> None:
-    """Run onnx-cuda on a stand-in for CUDA and count what it asks for.
+def main(versions: str, torch: str, cache: Path) -> None:
+    """Run the engines for CUDA on a stand-in for it and count what they ask for.
 
     Exits with 1 where a card would wait, copy or refuse.
     """
-    places = {version: library(version, cache) for version in versions.split(",")}
-    failed = False
+    places = {version: wheels.onnxruntime_gpu(version, cache) for version in versions.split(",")}
+    newest = places[versions.split(",")[-1]]
+    check = Check()
     with tempfile.TemporaryDirectory() as temporary:
-        for model, shape in MODELS.items():
-            checkpoint = save_checkpoint(Path(temporary) / f"{shape[1]}.pt", shape)
-            for dtype in DTYPES:
-                artifact = Path(temporary) / f"{shape[1]}-{dtype}"
-                source = WeightsSource("checkpoint", str(checkpoint))
-                build(
-                    BuildOptions(
-                        source, ("torchscript", "onnx-cuda"), pool="mean", dtype=dtype, out=artifact
-                    ),
-                    lambda line: None,
-                )
-                for version, place in places.items():
-                    for num_tokens in TOKENS:
-                        seen = forward(place, artifact, num_tokens)
-                        problems = seen.problems()
-                        failed = failed or bool(problems)
-                        click.echo(
-                            f"onnxruntime-gpu {version}, {model}, {dtype}, {num_tokens} tokens: "
-                            f"{seen.launches} launches, {seen.launches_of_a_layer} of a layer, "
-                            f"{seen.copies_to_the_card} copies to the card: "
-                            + ("; ".join(problems) or "passed")
-                        )
-    sys.exit(int(failed))
+        folder = Path(temporary)
+        artifacts = {
+            (model, dtype): proven(folder, model, shape, dtype)
+            for model, shape in MODELS.items()
+            for dtype in DTYPES
+        }
+        for (model, dtype), artifact in artifacts.items():
+            for version, place in places.items():
+                for num_tokens in TOKENS:
+                    what = f"onnxruntime-gpu {version}, {model}, {dtype}"
+                    check.look(what, place, artifact, "onnx-cuda", num_tokens)
+        of_650m, of_8m = (artifacts[model, "float16"] for model in MODELS)
+        checkpoint = folder / f"{next(iter(MODELS))}.pt"
+        before = in_standard_ops(of_650m, checkpoint, folder / "standard")
+        check.layer("onnx-cuda in standard ops", newest, before, "onnx-cuda")
+        check.layer("onnx-cuda, head dim 16", newest, of_8m, "onnx-cuda")
+        check.layer("onnx-cuda, head dim 64", newest, of_650m, "onnx-cuda")
+        if torch:
+            place = wheels.torch_cuda(torch, cache)
+            # What Triton compiles here is for no card.
+            kernels = {"TRITON_CACHE_DIR": str(folder / "triton")}
+            none = {"CC": "false", "TRITON_CACHE_DIR": str(folder / "no compiler")}
+            check.layer("torchscript without Triton", place, of_650m, "torchscript", **none)
+            check.layer("torchscript", place, of_650m, "torchscript", **kernels)
+            compiled = folder / "aoti"
+            writable_copy(of_650m, compiled)
+            values = _run(place, "compile", compiled, checkpoint, **kernels).stdout.split()[-1]
+            check.layer("aoti-cuda", place, compiled, "aoti-cuda", values, **kernels)
+    click.echo(f"\nOne layer in float16:{'':24}{'launches':>10}{'E values':>12}")
+    click.echo("\n".join(check.layers))
+    sys.exit(int(check.failed))
 
 
 if __name__ == "__main__":

@@ -68,7 +68,8 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> I
         attention=f"{named} {plan.attention}",
         reason=refused,
     )
-    kernels = Kernels(default_folder() / "tensorrt-rtx" / f"{manifest.files[plan.file]}.kernels")
+    digest = manifest.files[plan.file].sha256
+    kernels = Kernels(default_folder() / "tensorrt-rtx" / f"{digest}.kernels")
     whole = TensorRTEngine(trt, logger, engine, spec, outputs, plan.profiles, kernels)
     return InParts(whole, plan.profiles, manifest.signature)
 
