@@ -23,6 +23,7 @@ from runtime.one_line_errors import SOME_REJECTED, one_line_errors
 from runtime.pooling import POOL_CHOICES
 from runtime.predict.command import predict
 from runtime.readers.record_options import length_options, record_options
+from runtime.server.command import serve
 from runtime.terminal import say, tell, warn
 from runtime.variants.command import logits, perplexity, score
 
@@ -41,7 +42,7 @@ def main() -> None:
 
 
 main.add_command(extract)
-for _command in (score, perplexity, logits, predict, contacts):
+for _command in (score, perplexity, logits, predict, contacts, serve):
     main.add_command(_command)
 
 

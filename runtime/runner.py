@@ -294,19 +294,9 @@ class AsyncInferenceRunner:
     def _embed(self, batch: PackedBatch) -> list[Values]:
         require_supported(self._engine, batch)
         self._warn_beyond_the_proof(batch)
-        return (self._of_pack or self._pooled)(batch)
-
-    def _pooled(self, batch: PackedBatch) -> list[Values]:
-        rows = self._engine.embed(batch, self._layer, self._pool)
-        check_finite(batch, rows, self._pool)
-        if self._pool != "none":
-            return list(rows)
-        bounds = batch.cu_seqlens.tolist()
-        # Copies: a view would keep the whole pack alive for as long as one protein's rows.
-        return [
-            rows[residue_rows(start, end)].copy()
-            for start, end in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
+        if self._of_pack is not None:
+            return self._of_pack(batch)
+        return vectors_of_pack(self._engine, batch, self._layer, self._pool)
 
     def _warn_beyond_the_proof(self, batch: PackedBatch) -> None:
         spec = self._engine.spec
@@ -352,6 +342,25 @@ def _is_there(upcoming: "Future[Window]") -> bool:
 def _proteins(holders: Iterable[Holder]) -> int:
     """Of those that are run in windows the first counts."""
     return sum(holder.window == 0 for holder in holders)
+
+
+def vectors_of_pack(engine: Engine, batch: PackedBatch, layer: int, how: Pool) -> list[Values]:
+    """Runs a pack, and gives ``[E]`` of each protein, or ``[L, E]`` where ``how`` is ``"none"``.
+
+    Raises:
+        NonFiniteError: the engine returned NaN or Inf.
+        EngineError: the engine failed.
+    """
+    rows = engine.embed(batch, layer, how)
+    check_finite(batch, rows, how)
+    if how != "none":
+        return list(rows)
+    bounds = batch.cu_seqlens.tolist()
+    # Copies: a view would keep the whole pack alive for as long as one protein's rows.
+    return [
+        rows[residue_rows(start, end)].copy()
+        for start, end in zip(bounds[:-1], bounds[1:], strict=True)
+    ]
 
 
 def check_layer(layer: int, exported: Sequence[int]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,17 +46,29 @@ def contacts_runner(
             "or leave --max-length out"
         )
 
-    def of_pack(batch: PackedBatch) -> list[NDArray[np.floating]]:
-        pairs = engine.run(batch).tensors[CONTACTS][:, 0]
-        found = np.split(pairs, pair_bounds(batch.cu_seqlens)[1:-1])
-        for i, values in enumerate(found):
-            if not np.isfinite(values).all():
-                raise NonFiniteError(
-                    f"the engine returned NaN or Inf for the contacts of {batch.name(i)!r}. A "
-                    "protein of <eos> alone has none; else try a float32 artifact"
-                )
-        return found
-
     return AsyncInferenceRunner(
-        engine, max_tokens, "none", **asdict(options), on_rejected=on_rejected, of_pack=of_pack
+        engine,
+        max_tokens,
+        "none",
+        **asdict(options),
+        on_rejected=on_rejected,
+        of_pack=partial(contacts_of_pack, engine),
     )
+
+
+def contacts_of_pack(engine: Engine, batch: PackedBatch) -> list[NDArray[np.floating]]:
+    """Runs a pack, and gives each protein's probabilities, see ``runtime.pairs``.
+
+    Raises:
+        NonFiniteError: the engine returned NaN or Inf.
+        EngineError: the engine failed.
+    """
+    pairs = engine.run(batch).tensors[CONTACTS][:, 0]
+    found = np.split(pairs, pair_bounds(batch.cu_seqlens)[1:-1])
+    for i, values in enumerate(found):
+        if not np.isfinite(values).all():
+            raise NonFiniteError(
+                f"the engine returned NaN or Inf for the contacts of {batch.name(i)!r}. A protein "
+                "of <eos> alone has none; else try a float32 artifact"
+            )
+    return found
