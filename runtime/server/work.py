@@ -208,8 +208,8 @@ def _listing(wrong: list[dict[str, Any]], of: int) -> str:
     first = wrong[0]
     return (
         f"{len(wrong):,} of {of:,} sequences cannot be tokenized, such as number "
-        f"{first['record']}: {first['reason']}. Mend them; \"unknown\", \"upper\" and \"strip_stop\" say what else is "
-        "taken"
+        f"{first['record']}: {first['reason']}. Mend them; \"unknown\", \"upper\" and "
+        '"strip_stop" say what else is taken'
     )  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 async def read(request: Request, model: type[M]) -> M:
-    """The body; see ``body_of``."""
+    """The body; see ``body_of``. Who is let in here is answered, though the server may end."""
     service = service_of(request)
     service.ready()
     found = await body_of(request, model, service.limits.timeout)
@@ -93,7 +93,8 @@ async def run(request: Request, make: Make) -> tuple[Served, Work, list[Values]]
     """Runs what ``make`` makes of a request, in a thread, while its client waits."""
     service = service_of(request)
     ticket = ticket_of(request)
-    served = service.ready()
+    served = service.served
+    assert served is not None  # since ``read``
     work = await asyncio.to_thread(make, served, ticket.client)
     if not work.tokens:
         return served, work, []
