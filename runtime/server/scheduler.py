@@ -161,14 +161,16 @@ class Scheduler:
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._running.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            logger.error("a pack was lost", exc_info=error)
         self._dispatch()
 
     async def _through(self, pack: _Pack) -> None:
         began = time.monotonic()
         loop = asyncio.get_running_loop()
-        outcomes = await loop.run_in_executor(self._threads, self._run, pack.members, pack.kind)
+        outcomes: list[Values | Problem]
+        try:
+            outcomes = await loop.run_in_executor(self._threads, self._run, pack.members, pack.kind)
+        except Exception as error:  # such as of a server that was closed: nobody waits in vain
+            outcomes = [_failed(pack.members, error)] * len(pack.members)
         took = time.monotonic() - began
         self._metrics.of_pack(pack.num_tokens, len(pack.members), self._max_tokens, took)
         for job in {member.waiting.job: None for member in pack.members}:
