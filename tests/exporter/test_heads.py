@@ -109,7 +109,7 @@ class TestServed:
         ).eval()
         theirs.save_pretrained(tmp_path / "hf")
         source = WeightsSource("checkpoint", str(tmp_path / "hf"))
-        folder = built(source, tmp_path / "artifact", cache, pool="mean")
+        folder = built(source, tmp_path / "artifact", cache, pool="mean", targets=("onnx",))
         (sequence,) = proteins(1, seed=3)
         (logits,) = asked(theirs, [sequence])
         with esm2.load(folder) as model:
@@ -138,7 +138,8 @@ class TestServed:
         self, classifier: tuple[Any, Path], tmp_path: Path, cache: Cache
     ) -> None:
         source = WeightsSource("checkpoint", str(classifier[1]))
-        folder = built(source, tmp_path / "artifact", cache, dtype="bfloat16")
+        only = {"targets": ("torchscript",), "dtype": "bfloat16"}
+        folder = built(source, tmp_path / "artifact", cache, **only)
         sequences = proteins(20, seed=5)
         expected = scores_of(np.stack(asked(classifier[0], sequences)), "")
         with esm2.load(folder) as model:
@@ -269,13 +270,13 @@ class TestProbe:
         np.savez(path, **{**arrays, "classes_": np.array(["a", "b", "c"]), **more})
         return path
 
-    @pytest.mark.parametrize("on", ["mean", "residues"])
+    @pytest.mark.parametrize(("on", "engine"), [("mean", "onnx"), ("residues", "torchscript")])
     def test_it_is_the_linear_model_on_the_embeddings(
-        self, tiny_checkpoint: Path, tmp_path: Path, cache: Cache, on: str
+        self, tiny_checkpoint: Path, tmp_path: Path, cache: Cache, on: str, engine: str
     ) -> None:
         path = self.probe(tmp_path / "probe.npz")
         source = WeightsSource("checkpoint", str(tiny_checkpoint), probe=ProbeSource(str(path), on))
-        folder = built(source, tmp_path / "artifact", cache)
+        folder = built(source, tmp_path / "artifact", cache, targets=(engine,))
         with np.load(path) as file:
             weight, bias = file["coef_"], file["intercept_"]
         sequences = proteins(20, seed=2)
