@@ -11,7 +11,7 @@ from starlette.staticfiles import StaticFiles
 
 import runtime
 from runtime.errors import EngineError, InputError, UnsupportedError
-from runtime.server.guard import Guard, answer_of
+from runtime.server.guard import Guard, answer_of, path_of
 from runtime.server.problems import Failed, Malformed, Missing, Problem
 from runtime.server.routes import openai, state, tasks
 from runtime.server.service import Service
@@ -51,7 +51,7 @@ def app_of(service: Service) -> Guard:
 
 async def _refuse(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, Problem)
-    return answer_of(problem, ticket_of(request), request.url.path)
+    return answer_of(problem, ticket_of(request), path_of(request.scope))
 
 
 async def _input(request: Request, error: Exception) -> Response:

@@ -49,26 +49,26 @@ class Guard:
         headers = Headers(scope=scope)
         ticket = _ticket(scope, headers)
         give_ticket(scope, ticket)
-        is_work = scope["path"] in self._work
+        path = path_of(scope)
+        is_work = path in self._work
         self._service.accepted += is_work
         try:
             answering = _Answering(send, ticket, self._service)
             try:
-                self._check(scope, headers)
+                self._check(path, headers)
                 body = _Bounded(receive, self._service.limits.max_body_bytes)
                 await self._app(scope, body, answering)
             except Problem as problem:
                 if not answering.began:
-                    await answer_of(problem, ticket, scope["path"])(scope, receive, answering)
+                    await answer_of(problem, ticket, path)(scope, receive, answering)
         finally:
             self._service.accepted -= is_work
             for end in ticket.at_end:
                 end()
-            self._account_for(scope, ticket)
+            self._account_for(scope["method"], path, ticket)
 
-    def _check(self, scope: Scope, headers: Headers) -> None:
+    def _check(self, path: str, headers: Headers) -> None:
         limits = self._service.limits
-        path = scope["path"]
         if limits.token is not None and path not in OPEN and path != "/":
             scheme, _, given = headers.get("authorization", "").partition(" ")
             is_right = hmac.compare_digest(given.strip().encode(), limits.token.encode())
@@ -82,8 +82,7 @@ class Guard:
         if length.isdecimal() and int(length) > limits.max_body_bytes:
             raise _too_large(limits.max_body_bytes)
 
-    def _account_for(self, scope: Scope, ticket: Ticket) -> None:
-        path = scope["path"]
+    def _account_for(self, verb: str, path: str, ticket: Ticket) -> None:
         if path in OPEN or path == "/metrics":
             return
         method = path if path in self._paths else "other"
@@ -95,7 +94,7 @@ class Guard:
         logger.info(
             "request",
             extra={
-                "request_id": ticket.id, "client": ticket.client, "method": scope["method"],
+                "request_id": ticket.id, "client": ticket.client, "method": verb,
                 "path": method, "status": ticket.status, "error": ticket.error or None,
                 "seconds": round(ticket.seconds, 6), "sequences": ticket.sequences,
                 "tokens": ticket.tokens,
@@ -137,6 +136,12 @@ class _Answering:
             if self._service.is_draining:
                 headers["Connection"] = "close"
         await asyncio.wait_for(self._send(message), self._service.limits.timeout)
+
+
+def path_of(scope: Scope) -> str:
+    """As the routes name it: without --root-path, which uvicorn puts before it."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def answer_of(problem: Problem, ticket: Ticket, path: str) -> Response:
