@@ -2,16 +2,15 @@
 
 import asyncio
 import logging
-from pathlib import Path
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
 
 import runtime
 from runtime.errors import EngineError, InputError, UnsupportedError
 from runtime.server.guard import Guard, answer_of, path_of
+from runtime.server.pages import Page
 from runtime.server.problems import Failed, Malformed, Missing, Problem
 from runtime.server.routes import openai, state, tasks
 from runtime.server.service import Service
@@ -19,7 +18,6 @@ from runtime.server.ticket import ticket_of
 
 logger = logging.getLogger(__name__)
 
-PAGE = Path(__file__).parent / "page"
 DESCRIPTION = (
     "ESM-2 by frozen, packed, proven engines. Proteins of all requests share packs; answers are "
     "those of `esm2-run` on the same artifact."
@@ -32,12 +30,14 @@ def app_of(service: Service) -> Guard:
         title="esm2-engines",
         version=runtime.__version__,
         description=DESCRIPTION,
+        # Those of FastAPI load their scripts from another host.
+        docs_url=None,
         redoc_url=None,
     )
     app.state.service = service
     for router in (tasks.router, openai.router, state.router):
         app.include_router(router)
-    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    app.mount("/", Page())
     app.exception_handler(Problem)(_refuse)
     app.exception_handler(HTTPException)(_http)
     app.exception_handler(InputError)(_input)

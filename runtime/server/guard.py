@@ -13,6 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from runtime.server.pages import OPEN as PAGES
 from runtime.server.problems import Forbidden, Problem, TooLarge, Unauthorized
 from runtime.server.service import Service
 from runtime.server.ticket import Ticket, give_ticket
@@ -69,7 +70,7 @@ class Guard:
 
     def _check(self, path: str, headers: Headers) -> None:
         limits = self._service.limits
-        if limits.token is not None and path not in OPEN and path != "/":
+        if limits.token is not None and path not in OPEN and path not in PAGES:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             is_right = hmac.compare_digest(given.strip().encode(), limits.token.encode())
             if scheme.lower() != "bearer" or not is_right:
@@ -85,7 +86,7 @@ class Guard:
     def _account_for(self, verb: str, path: str, ticket: Ticket) -> None:
         if path in OPEN or path == "/metrics":
             return
-        method = path if path in self._paths else "other"
+        method = "/" if path in PAGES else path if path in self._paths else "other"
         metrics = self._service.metrics
         metrics.requests.labels(method, str(ticket.status)).inc()
         metrics.duration.labels(method).observe(ticket.seconds)

@@ -1,4 +1,4 @@
-"""Behind a proxy that shows the server below a path: uvicorn puts that path before every request's."""
+"""Behind a proxy that shows the server below a path, which uvicorn puts before each one."""
 
 import asyncio
 from pathlib import Path

@@ -1,0 +1,78 @@
+// The server's live state: /info once for each artifact, /health/ready and /metrics every few seconds.
+
+import { Refused, ask } from "./api.js";
+
+const EVERY_MS = 3000;
+const set = (id, text) => { document.getElementById(id).textContent = text; };
+const number = (value) => Math.round(value).toLocaleString("en");
+
+let info = null;
+let sha = null;
+let before = null;
+
+/** Watches the server. `onInfo` is told of each artifact, `onClosed` that a token is needed. */
+export async function watch(onInfo, onClosed) {
+  if (!document.hidden) {
+    try {
+      await look(onInfo);
+    } catch (error) {
+      if (error.status === 401) onClosed();
+      say(error);
+    }
+  }
+  setTimeout(watch, EVERY_MS, onInfo, onClosed);
+}
+
+async function look(onInfo) {
+  await ask("health/ready");
+  health("ready", "Ready");
+  const metrics = parsed(await ask("metrics", { as: "text" }));
+  const serves = metrics.find(({ name }) => name === "esm2_engine_info")?.labels.manifest_sha256;
+  if (!info || serves !== sha) {
+    info = await ask("info");
+    sha = serves;
+    set("artifact", info.model_id);
+    set("engine", `${info.engine}, ${info.model_dtype}`);
+    set("device", info.device);
+    onInfo(info);
+  }
+  show(metrics);
+}
+
+function show(metrics) {
+  const now = performance.now();
+  const total = (name, where = () => true) => metrics
+    .filter((each) => each.name === name && where(each.labels))
+    .reduce((sum, each) => sum + each.value, 0);
+  const requests = (digits) => number(total("te_request_count_total",
+    ({ method, status }) => info.tasks.includes(method) && digits.includes(status[0])));
+  const tokens = total("esm2_tokens_total");
+  set("waiting", `${number(total("esm2_queue_tokens"))} of ${number(info.max_queue_tokens)}`);
+  set("answered", requests("2"));
+  set("refused", requests("4"));
+  set("failed", requests("5"));
+  if (before) set("rate", number(Math.max(0, 1000 * (tokens - before.tokens) / (now - before.now))));
+  before = { tokens, now };
+}
+
+function say(error) {
+  before = null;
+  if (!(error instanceof Refused)) return health("away", "No answer from the server");
+  health(error.status === 401 ? "closed" : "busy", error.message);
+}
+
+function health(state, text) {
+  const place = document.getElementById("health");
+  if (place.textContent === text) return;  // a screen reader would say it again
+  place.dataset.state = state;
+  place.textContent = text;
+}
+
+/** Prometheus's text format: a sample a line. */
+function parsed(text) {
+  return [...text.matchAll(/^(\w+)(?:\{(.*)\})? (\S+)$/gm)].map(([, name, labels = "", value]) => ({
+    name,
+    labels: Object.fromEntries([...labels.matchAll(/(\w+)="((?:\\.|[^"\\])*)"/g)].map((m) => [m[1], m[2]])),
+    value: Number(value),
+  }));
+}
