@@ -26,6 +26,7 @@ from exporter.formats.tensorrt.options import PlanOptions
 from exporter.model.packed_forward import PackedESM2
 from exporter.model.precision import cast_copy
 from exporter.model.reference import Reference, WeightsSource, WithoutMemory, load_reference
+from exporter.model.sources.probe import ProbeSource
 from exporter.model.synthetic import synthetic_state
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.packs import Pack, parity_packs, with_names
@@ -44,6 +45,7 @@ STORED_SCHEMAS = [int(path.name.split(".")[0][7:]) for path in DATA.glob("schema
 
 # Two layers are enough where a test is about the gate and not about the model.
 TINY = (2, 48, 4)
+LABELS = ("soluble", "membrane", "other")
 
 
 @pytest.fixture(scope="session")
@@ -151,6 +153,36 @@ def tiny_artifact(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) -> P
     """A verified artifact of ``tiny_checkpoint``."""
     source = WeightsSource("checkpoint", str(tiny_checkpoint))
     return made_once("artifact", built(source, ("torchscript", "onnx"), (0, 1, 2), cache))
+
+
+@pytest.fixture(scope="session")
+def contacts_artifact(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) -> Path:
+    """A verified artifact of ``tiny_checkpoint`` that gives contacts, with ONNX alone."""
+
+    def make(folder: Path) -> None:
+        source = WeightsSource("checkpoint", str(tiny_checkpoint), contacts=True)
+        build(BuildOptions(source, ("onnx",), (2,), out=folder), lambda line: None, cache)
+
+    return made_once("contacts-onnx", make)
+
+
+@pytest.fixture(scope="session")
+def probe_artifact(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) -> Path:
+    """A verified artifact of ``tiny_checkpoint`` that labels proteins, with ONNX alone."""
+    return made_once("probe-proteins", probing(tiny_checkpoint, "mean", cache))
+
+
+def probing(checkpoint: Path, on: str, cache: Cache) -> Callable[[Path], object]:
+    """What builds an artifact with a random probe of ``LABELS`` into a folder."""
+
+    def make(folder: Path) -> None:
+        probe = folder.parent / f"{on}.npz"
+        weight = np.random.default_rng(0).normal(size=(3, 48))
+        np.savez(probe, weight=weight, bias=np.ones(3), classes=np.array(LABELS))
+        source = WeightsSource("checkpoint", str(checkpoint), probe=ProbeSource(str(probe), on))
+        build(BuildOptions(source, ("onnx",), out=folder), lambda line: None, cache)
+
+    return make
 
 
 @pytest.fixture(scope="session")

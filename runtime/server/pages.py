@@ -1,4 +1,4 @@
-"""The files of the page at ``/`` and of ``/docs``: they hold nothing secret, and ask no other host."""
+"""Files of the page at ``/`` and of ``/docs``: nothing in them is secret, they ask no other host."""
 
 from pathlib import Path
 

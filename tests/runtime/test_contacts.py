@@ -11,25 +11,17 @@ from click.testing import CliRunner, Result
 from pyarrow import parquet
 
 import esm2_engines as esm2
-from exporter.build import BuildOptions, build
-from exporter.model.reference import WeightsSource
-from exporter.parity.truth.cache import Cache
 from runtime.cli import main
 from runtime.contacts.outputs import Pairs
 from runtime.pairs import as_map, pair_bounds
-from tests.conftest import MadeOnce
 
 SEQUENCES = {"a/1": "MKTAYIAKQRQISFVKSHFSRQLEERLG", "b": "GGAVL", "c": "M"}
 Run = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
-def artifact(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) -> Path:
-    def make(folder: Path) -> None:
-        source = WeightsSource("checkpoint", str(tiny_checkpoint), contacts=True)
-        build(BuildOptions(source, ("onnx",), (2,), out=folder), lambda line: None, cache)
-
-    return made_once("contacts-onnx", make)
+def artifact(contacts_artifact: Path) -> Path:
+    return contacts_artifact
 
 
 @pytest.fixture(scope="module")

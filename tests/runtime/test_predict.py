@@ -2,24 +2,19 @@
 
 import csv
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 import esm2_engines as esm2
-from exporter.build import BuildOptions, build
-from exporter.model.reference import WeightsSource
-from exporter.model.sources.probe import ProbeSource
 from exporter.parity.truth.cache import Cache
 from runtime.cli import main
 from runtime.manifest import HeadEntry
 from runtime.predict.scores import Prediction, scores_of
 from runtime.predict.table import check_table
-from tests.conftest import MadeOnce
+from tests.conftest import LABELS, MadeOnce, probing
 
-LABELS = ("soluble", "membrane", "other")
 FASTA = ">a first\nMKTAYIAKQR\n>b\nGGAVL\n>a\nGGAVLKKK\n"
 SINGLE = "single_label_classification"
 
@@ -30,19 +25,8 @@ def of_residues(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) -> Pat
 
 
 @pytest.fixture(scope="module")
-def of_proteins(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) -> Path:
-    return made_once("probe-proteins", probing(tiny_checkpoint, "mean", cache))
-
-
-def probing(checkpoint: Path, on: str, cache: Cache) -> Any:
-    def make(folder: Path) -> None:
-        probe = folder.parent / f"{on}.npz"
-        weight = np.random.default_rng(0).normal(size=(3, 48))
-        np.savez(probe, weight=weight, bias=np.ones(3), classes=np.array(LABELS))
-        source = WeightsSource("checkpoint", str(checkpoint), probe=ProbeSource(str(probe), on))
-        build(BuildOptions(source, ("onnx",), out=folder), lambda line: None, cache)
-
-    return make
+def of_proteins(probe_artifact: Path) -> Path:
+    return probe_artifact
 
 
 def predict(artifact: Path, folder: Path, name: str, *options: str, fasta: str = FASTA) -> Result:

@@ -6,7 +6,7 @@ import { proteinsOf, residuesOf } from "./fasta.js";
 import {
   boundOf, contactFigure, embeddingFigure, entropyFigure, likeliestPairs, residueFigure,
 } from "./figures.js";
-import { watch } from "./state.js";
+import { look, watch } from "./state.js";
 
 const MOST_SHOWN = 4;
 // A map in JSON takes about 12 bytes a pair of residues.
@@ -20,14 +20,14 @@ const charts = new Charts($("results"));
 let info = null;
 let asking = null;
 
-watch(
-  (found) => {
+watch({
+  artifact(found) {
     info = found;
     $("synthetic").hidden = !info.synthetic;
     $("access").hidden = true;
   },
-  () => { $("access").hidden = false; },
-);
+  closed() { $("access").hidden = false; },
+});
 
 $("access").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -70,6 +70,7 @@ async function run() {
     explain(error, proteins);
   }
   $("results").ariaBusy = "false";
+  look();
 }
 
 /** Of each protein: `{ vectors, logits, maps, predictions }`, where the artifact offers them. */
@@ -120,7 +121,6 @@ function labels(scores, residues) {
       label: `${best.length} residues`,
       values: best.map(({ score }) => score),
       most: Math.max(1, ...best.map(({ score }) => score)),
-      unit: "",
       describe: (i) => scores[i].slice(0, 3).map(({ label, score }) => `${label} ${score.toFixed(3)}`).join(", "),
     });
   }

@@ -14,7 +14,7 @@ export function element(name, attributes = {}, ...children) {
     if (key in made && key !== "list") made[key] = value;
     else made.setAttribute(key, value);
   }
-  made.append(...children.filter((each) => each != null));
+  made.append(...children.filter(Boolean));
   return made;
 }
 
@@ -56,6 +56,7 @@ export function legend(scale, low, high) {
 /** All pictures that are shown: painted again where the width or the colours change. */
 export class Charts {
   #painted = [];
+  #titles = new Set();
 
   constructor(place) {
     new ResizeObserver(() => this.paint()).observe(place);
@@ -64,6 +65,7 @@ export class Charts {
 
   clear() {
     this.#painted = [];
+    this.#titles.clear();
   }
 
   paint() {
@@ -75,10 +77,14 @@ export class Charts {
    * which cell is at a place (or -1), where it stands, and which is next to it.
    */
   figure({ title, note, label, key, layout, describe }) {
+    // What a figure means is said once, and how all are read.
+    const isNew = !this.#titles.has(title);
+    const isFirst = !this.#titles.size;
+    this.#titles.add(title);
     const canvas = element("canvas", { tabIndex: 0, role: "img", "aria-label": `${title}. ${label}` });
     const cursor = element("div", { className: "cursor", hidden: true });
     const plot = element("div", { className: "plot" }, canvas, cursor);
-    const hint = "Point at it, or use the arrow keys, to read values.";
+    const hint = isFirst ? "Point at it, or use the arrow keys, to read values." : "";
     const readout = element("output", { className: "readout", textContent: hint });
     let shape = null;
     let cell = -1;
@@ -118,7 +124,7 @@ export class Charts {
     };
     this.#painted.push(paint);
     const caption = element("figcaption", {}, element("h3", { textContent: title }), key?.node,
-      element("p", { textContent: note }));
+      isNew && element("p", { textContent: note }));
     return element("figure", {}, caption, plot, readout);
   }
 }

@@ -26,6 +26,8 @@ function page(api) {
     text("p", api.info.description),
     element("p", { className: "hint" }, `Version ${api.info.version}. For programs: `,
       element("a", { href: "openapi.json", textContent: "openapi.json" }), "."),
+    element("p", {}, "What is refused is answered by ",
+      element("code", { textContent: typeOf(api.components.schemas.ErrorAnswer, api) }), "."),
     ...[...groups].flatMap(([name, those]) => [
       element("h2", { textContent: name[0].toUpperCase() + name.slice(1) }),
       ...those.map((each) => endpoint(each, api)),
@@ -45,8 +47,8 @@ function endpoint({ path, method, description = "", requestBody, responses }, ap
       [name, typeOf(field, api), [field.description, usual(field, body.required?.includes(name))]
         .filter(Boolean).join(" ")])),
     table("Answers", ["status", "type", "meaning"], Object.entries(responses).map(([status, answer]) =>
-      [status, Object.entries(answer.content ?? {}).map(([media, { schema }]) =>
-        media === JSON_TYPE ? typeOf(schema, api) : media).join(", "), answer.description])));
+      [status, status < 400 ? Object.entries(answer.content ?? {}).map(([media, { schema }]) =>
+        media === JSON_TYPE ? typeOf(schema, api) : media).join(", ") : "", answer.description])));
 }
 
 function example(path, { properties, required = [] }) {

@@ -1,6 +1,6 @@
 // The three pictures of a protein.
 
-import { css, inGrid, legend, scaleOf, style } from "./chart.js";
+import { css, element, inGrid, legend, scaleOf, style } from "./chart.js";
 
 const MOST_BITS = Math.log2(20);
 const AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY";  // columns of /logits
@@ -27,7 +27,7 @@ export function embeddingFigure(charts, vector, bound) {
       const rows = Math.ceil(vector.length / Math.floor(width / 5));
       const columns = Math.ceil(vector.length / rows);
       const wide = width / columns;
-      const high = rows === 1 ? 44 : 20;
+      const high = Math.max(16, Math.round(64 / rows));
       return {
         width,
         height: rows * high,
@@ -70,13 +70,13 @@ export function entropyFigure(charts, residues, logits) {
   const bits = shares.map(entropy);
   const mean = bits.reduce((a, b) => a + b) / bits.length;
   return residueFigure(charts, residues, {
-    title: "Entropy",
+    title: "Entropy, bits",
     note: "How open each place is to the model, which sees all residues: 0 where it takes one amino acid for "
-      + `certain, ${MOST_BITS.toFixed(2)} bits where all 20 are equally likely. Mean: ${mean.toFixed(2)} bits.`,
+      + `certain, ${MOST_BITS.toFixed(2)} where all 20 are equally likely.`,
+    key: { node: element("span", { className: "legend", textContent: `mean ${mean.toFixed(2)}` }), paint() {} },
     label: `${bits.length} residues, mean ${mean.toFixed(2)} bits`,
     values: bits,
     most: MOST_BITS,
-    unit: "bits",
     describe: (i) => `${bits[i].toFixed(2)} bits · ${likeliest(shares[i])}`,
   });
 }
@@ -87,12 +87,12 @@ function likeliest(shares) {
 }
 
 /** A bar above each residue, in lines as sequences are printed. */
-export function residueFigure(charts, residues, { title, note, label, values, most, unit, describe }) {
+export function residueFigure(charts, residues, { title, note, label, key, values, most, describe }) {
   const count = values.length;
-  const gutter = 44, bar = 40, letter = 18, gap = 12;
-  const line = bar + letter + gap;
+  const gutter = 32, bar = 40, letter = 18, number = 12, gap = 14;
+  const line = bar + letter + number + gap;
   return charts.figure({
-    title, note, label,
+    title, note, label, key,
     describe: (i) => `${residues[i]} ${i + 1} · ${describe(i)}`,
     layout(width) {
       const room = Math.floor((width - gutter) / 10.5);
@@ -115,7 +115,7 @@ export function residueFigure(charts, residues, { title, note, label, values, mo
             context.font = `11px ${MONO()}`;
             context.textAlign = "right";
             context.fillText(most.toFixed(1), gutter - 6, y);
-            context.fillText(start ? "0" : `0 ${unit}`, gutter - 6, y + bar);
+            context.fillText("0", gutter - 6, y + bar);
             context.textAlign = "left";
           }
           context.font = `${Math.min(13, wide * 1.25)}px ${MONO()}`;
@@ -124,9 +124,14 @@ export function residueFigure(charts, residues, { title, note, label, values, mo
             const height = Math.max(1, bar * Math.min(1, Math.max(0, value / most)));
             context.fillStyle = accent;
             context.fillRect(left(i) + 1, top(i) + bar - height, wide - 2, height);
-            context.fillStyle = (i + 1) % 10 ? soft : ink;
-            context.fillText(residues[i].length === 1 ? residues[i] : "?", left(i) + wide / 2, top(i) + bar + letter / 2 + 3);
+            context.fillStyle = ink;
+            context.fillText(residues[i].length === 1 ? residues[i] : "?", left(i) + wide / 2, top(i) + bar + letter / 2 + 2);
           });
+          context.font = `10px ${MONO()}`;
+          context.fillStyle = soft;
+          for (let i = 9; i < count; i += 10) {
+            context.fillText(i + 1, left(i) + wide / 2, top(i) + bar + letter + number / 2);
+          }
         },
         at(x, y) {
           const column = Math.floor((x - gutter) / wide);

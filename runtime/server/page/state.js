@@ -9,21 +9,26 @@ const number = (value) => Math.round(value).toLocaleString("en");
 let info = null;
 let sha = null;
 let before = null;
+let told = null;
 
-/** Watches the server. `onInfo` is told of each artifact, `onClosed` that a token is needed. */
-export async function watch(onInfo, onClosed) {
-  if (!document.hidden) {
-    try {
-      await look(onInfo);
-    } catch (error) {
-      if (error.status === 401) onClosed();
-      say(error);
-    }
-  }
-  setTimeout(watch, EVERY_MS, onInfo, onClosed);
+/** Watches the server. `told.artifact(info)` is called of each artifact, `told.closed()` without its token. */
+export async function watch(who) {
+  told = who;
+  if (!document.hidden) await look();
+  setTimeout(watch, EVERY_MS, who);
 }
 
-async function look(onInfo) {
+/** Asks now. */
+export async function look() {
+  try {
+    await read();
+  } catch (error) {
+    if (error.status === 401) told.closed();
+    say(error);
+  }
+}
+
+async function read() {
   await ask("health/ready");
   health("ready", "Ready");
   const metrics = parsed(await ask("metrics", { as: "text" }));
@@ -32,9 +37,8 @@ async function look(onInfo) {
     info = await ask("info");
     sha = serves;
     set("artifact", info.model_id);
-    set("engine", `${info.engine}, ${info.model_dtype}`);
-    set("device", info.device);
-    onInfo(info);
+    set("engine", `${info.engine} on ${info.device}, ${info.model_dtype}`);
+    told.artifact(info);
   }
   show(metrics);
 }
@@ -48,9 +52,8 @@ function show(metrics) {
     ({ method, status }) => info.tasks.includes(method) && digits.includes(status[0])));
   const tokens = total("esm2_tokens_total");
   set("waiting", `${number(total("esm2_queue_tokens"))} of ${number(info.max_queue_tokens)}`);
-  set("answered", requests("2"));
-  set("refused", requests("4"));
-  set("failed", requests("5"));
+  set("requests", `${requests("2")} answered, ${requests("4")} refused, ${requests("5")} failed`);
+  if (before && now - before.now < EVERY_MS / 2) return;  // too short for a rate
   if (before) set("rate", number(Math.max(0, 1000 * (tokens - before.tokens) / (now - before.now))));
   before = { tokens, now };
 }
