@@ -25,14 +25,14 @@ REFUSED = "Failed to load resource: the server responded with a status of 422"
 
 @contextmanager
 def serving(artifact: Path, log: Path, *options: str) -> Iterator[str]:
-    """Its address."""
+    """Its address, once it is ready."""
     command = [sys.executable, "-m", "runtime.cli", "serve", str(artifact), "--port", "0"]
     with log.open("w") as file, subprocess.Popen([*command, *options], stderr=file) as server:
         try:
-            while not (found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())):
+            while "selftest passed" not in log.read_text():
                 assert server.poll() is None, log.read_text()
                 time.sleep(0.05)
-            yield found[0]
+            yield re.findall(r"http://127\.0\.0\.1:\d+", log.read_text())[0]
         finally:
             server.terminate()
 

@@ -16,6 +16,11 @@ function sentence(status, body) {
   return said ? `${said[0].toUpperCase()}${said.slice(1)}.` : `The server answers ${status}.`;
 }
 
+/** Whether there is one. */
+export function hasToken() {
+  return sessionStorage.getItem(KEY) !== null;
+}
+
 /** Keeps the token for as long as this tab is open. */
 export function keepToken(token) {
   sessionStorage.setItem(KEY, token);

@@ -1,6 +1,6 @@
 // The page: what is pasted goes to the server, what it answers is drawn.
 
-import { Refused, ask, keepToken } from "./api.js";
+import { Refused, ask, hasToken, keepToken } from "./api.js";
 import { Charts, element } from "./chart.js";
 import { proteinsOf, residuesOf } from "./fasta.js";
 import {
@@ -26,8 +26,13 @@ watch({
     $("synthetic").hidden = !info.synthetic;
     $("access").hidden = true;
   },
-  closed() { $("access").hidden = false; },
+  closed: askForToken,
 });
+
+function askForToken() {
+  if (hasToken()) $("kept").textContent = "The one that you gave is not this server's.";
+  $("access").hidden = false;
+}
 
 $("access").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -66,7 +71,7 @@ async function run() {
   } catch (error) {
     if (error.name === "AbortError") return;
     $("progress").textContent = "";
-    if (error.status === 401) $("access").hidden = false;
+    if (error.status === 401) askForToken();
     explain(error, proteins);
   }
   $("results").ariaBusy = "false";
@@ -101,8 +106,8 @@ function show(proteins, { vectors, logits, maps, predictions }) {
       element("h2", { textContent: protein.name }),
       element("p", {
         className: "hint",
-        textContent: `${residues.length} ${residues.length === 1 ? "residue" : "residues"}`
-          + (isLong ? `. Contacts are drawn up to ${MOST_MAPPED}: ask POST /contacts for more.` : ""),
+        textContent: `${residues.length.toLocaleString("en")} ${residues.length === 1 ? "residue" : "residues"}`
+          + (isLong ? `. Contacts are drawn up to ${MOST_MAPPED.toLocaleString("en")}: ask POST /contacts for more.` : ""),
       }),
       predictions && labels(predictions[i], residues),
       embeddingFigure(charts, vectors[i], bound),

@@ -89,15 +89,15 @@ function likeliest(shares) {
 /** A bar above each residue, in lines as sequences are printed. */
 export function residueFigure(charts, residues, { title, note, label, key, values, most, describe }) {
   const count = values.length;
-  const gutter = 32, bar = 40, letter = 18, number = 12, gap = 14;
+  const gutter = 32, edge = 8, bar = 40, letter = 18, number = 12, gap = 14;
   const line = bar + letter + number + gap;
   return charts.figure({
     title, note, label, key,
     describe: (i) => `${residues[i]} ${i + 1} · ${describe(i)}`,
     layout(width) {
-      const room = Math.floor((width - gutter) / 10.5);
+      const room = Math.floor((width - gutter - edge) / 10.5);
       const columns = Math.max(10, room - room % 10);
-      const wide = (width - gutter) / columns;
+      const wide = (width - gutter - edge) / columns;
       const top = (i) => 8 + Math.floor(i / columns) * line;
       const left = (i) => gutter + i % columns * wide;
       return {
@@ -148,7 +148,7 @@ export function residueFigure(charts, residues, { title, note, label, key, value
 /** Probabilities that residues touch. */
 export function contactFigure(charts, residues, map) {
   const count = map.length;
-  const gutter = 40, below = 36;
+  const gutter = 40, edge = 14, below = 36;
   return charts.figure({
     title: "Contacts",
     note: "The probability that two residues touch: Cβ atoms less than 8 Å apart.",
@@ -159,10 +159,10 @@ export function contactFigure(charts, residues, map) {
       return `${residues[i]} ${i + 1} – ${residues[j]} ${j + 1} · ${map[i][j].toFixed(3)}`;
     },
     layout(width) {
-      const size = Math.min(width - gutter - 2, 480);
+      const size = Math.min(width - gutter - edge, 480);
       const cell = size / count;
       return {
-        width: size + gutter + 2,
+        width: size + gutter + edge,
         height: size + below,
         paint(context) {
           context.imageSmoothingEnabled = cell < 1;

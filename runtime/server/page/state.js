@@ -10,12 +10,13 @@ let info = null;
 let sha = null;
 let before = null;
 let told = null;
+let isClosed = false;
 
 /** Watches the server. `told.artifact(info)` is called of each artifact, `told.closed()` without its token. */
 export async function watch(who) {
   told = who;
   if (!document.hidden) await look();
-  setTimeout(watch, EVERY_MS, who);
+  if (!isClosed) setTimeout(watch, EVERY_MS, who);
 }
 
 /** Asks now. */
@@ -23,7 +24,8 @@ export async function look() {
   try {
     await read();
   } catch (error) {
-    if (error.status === 401) told.closed();
+    isClosed = error.status === 401;
+    if (isClosed) told.closed();
     say(error);
   }
 }
@@ -61,7 +63,8 @@ function show(metrics) {
 function say(error) {
   before = null;
   if (!(error instanceof Refused)) return health("away", "No answer from the server");
-  health(error.status === 401 ? "closed" : "busy", error.message);
+  if (isClosed) health("closed", "Ready for those who have the token");
+  else health("busy", error.message);
 }
 
 function health(state, text) {
