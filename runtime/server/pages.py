@@ -1,4 +1,4 @@
-"""Files of the page at ``/`` and of ``/docs``: nothing in them is secret, they ask no other host."""
+"""Files of the pages at ``/`` and ``/docs``: nothing in them is secret, they ask no other host."""
 
 from pathlib import Path
 

@@ -119,7 +119,7 @@ def test_values_are_read_by_keys_and_by_pointer(browser: api.Browser, server: st
     share = page.request.post(f"{server}/contacts", data=body).json()[0][0][75]
     box = contacts.locator(".plot canvas").bounding_box()
     assert box is not None
-    contacts.locator(".plot canvas").hover(position={"x": box["width"] - 4, "y": 2})
+    contacts.locator(".plot canvas").hover(position={"x": box["width"] - 17, "y": 2})
     expect(contacts.locator("output")).to_have_text(f"M 1 – G 76 · {share:.3f}")
     watched.check(server)
 
