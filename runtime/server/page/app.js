@@ -71,6 +71,8 @@ async function run() {
   } catch (error) {
     if (error.name === "AbortError") return;
     $("progress").textContent = "";
+    charts.clear();
+    $("results").replaceChildren();
     if (error.status === 401) askForToken();
     explain(error, proteins);
   }
