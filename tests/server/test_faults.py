@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.serving import clients
+from benchmarks.serving import bodies, clients, engines, lifecycle
 from benchmarks.serving.process import FAULTY, Server
 from benchmarks.serving.traffic import Truth, proteins
+from exporter.publish import writable_copy
 from tests.conftest import STORED_SCHEMAS, stored_artifact
+from tests.server.doubled import doubled
 
 ENGINE = ("--engine", "onnx")
 
@@ -21,7 +23,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(artifact: Path) -> Iterator[Server]:
-    with Server(artifact, *ENGINE, "--timeout", 2) as server:
+    with Server(artifact, *ENGINE, "--timeout", 2, "--max-body-mb", 1) as server:
         yield server
 
 
@@ -44,3 +46,52 @@ def test_slow_clients(server: Server, truth: Truth) -> None:
 def test_clients_that_stall_are_let_go(server: Server, truth: Truth) -> None:
     found = asyncio.run(clients.stall(server, truth, 2))
     assert 2 <= found["let go after"] < 4
+
+
+def test_malformed_bodies_are_refused(server: Server) -> None:
+    assert set(bodies.own(server, 50)) >= {200, 422}
+    assert set(bodies.of_schema(server, 50)) >= {200, 422}
+    server.wait_until_idle()
+
+
+def test_huge_bodies_are_refused_and_cost_little(server: Server) -> None:
+    found = bodies.huge(server, 1 << 20)
+    assert found["more memory, MB"] < 60
+
+
+def test_an_engine_that_throws_fails_that_pack_alone(artifact: Path, truth: Truth) -> None:
+    found = asyncio.run(engines.throw(artifact, truth, *ENGINE, share=0.1, seconds=2))
+    assert found["failed"] < found["answered"]
+
+
+def test_a_protein_of_nan_fails_its_own_request(artifact: Path, truth: Truth) -> None:
+    found = asyncio.run(engines.not_a_number(artifact, truth, *ENGINE, rounds=5))
+    assert found == {"answered": 40, "failed": 5}
+
+
+def test_sigterm_answers_what_was_accepted(artifact: Path, truth: Truth) -> None:
+    slow = {"ESM2_FAULT_SLOW": "0.05"}
+    with Server(artifact, *ENGINE, command=FAULTY, environment=slow) as server:
+        found = asyncio.run(lifecycle.end(server, truth, in_flight=4))
+        assert found["503"] > 0
+        assert server.log_lines()[-1]["message"] == "ended"
+        assert "trace" not in server.log()
+
+
+def test_reloads_lose_nothing(
+    artifact: Path, truth: Truth, tmp_path: Path
+) -> None:
+    other_artifact = doubled(artifact, tmp_path / "other")
+    both = Truth.of(truth.sequences, artifact, other_artifact)
+    link = tmp_path / "link"
+    link.symlink_to(artifact)
+    with Server(link, *ENGINE) as server:
+        found = asyncio.run(
+            lifecycle.reload(server, link, [artifact, other_artifact], both, times=2)
+        )
+        assert found["by artifact 0"] and found["by artifact 1"]
+        damaged = tmp_path / "damaged"
+        weights = writable_copy(artifact, damaged) / "weights.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-8] + bytes(8))
+        found = asyncio.run(lifecycle.reload_damaged(server, link, damaged, both))
+        assert "weights.safetensors" in found["error"]
