@@ -53,10 +53,10 @@ async def models(request: Request) -> OpenAIModels:
     return OpenAIModels(object="list", data=[model])
 
 
-def _floats(index: int, values: work.Values) -> bytes:
-    return b'{"object":"embedding","index":%d,"embedding":%b}' % (index, numbers(values))
+def _floats(index: int, values: work.Values) -> list[bytes]:
+    return [b'{"object":"embedding","index":%d,"embedding":%b}' % (index, numbers(values))]
 
 
-def _base64(index: int, values: work.Values) -> bytes:
+def _base64(index: int, values: work.Values) -> list[bytes]:
     text = base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes())
-    return b'{"object":"embedding","index":%d,"embedding":"%b"}' % (index, text)
+    return [b'{"object":"embedding","index":%d,"embedding":"%b"}' % (index, text)]

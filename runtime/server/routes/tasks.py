@@ -46,7 +46,7 @@ async def embed(request: Request) -> StreamingResponse:
 
     _, _, values = await run(request, make)
     if asked.normalize:
-        values = [each / np.linalg.norm(each) for each in values]
+        values = await asyncio.to_thread(lambda: [each / np.linalg.norm(each) for each in values])
     return arrays(request, values, "embeddings")
 
 
