@@ -18,8 +18,8 @@ ARROW = "application/vnd.apache.arrow.stream"
 NPZ = "application/x-npz"
 # What is square; in .npz one row after the other.
 MAPS = "contacts"
-# Of a piece, before it is sent: about a megabyte of text. Of more, the event loop would wait for the
-# interpreter: a contact map of 2,000 residues, written at once, held it for 0.6 s.
+# Of a piece, before it is sent: about a megabyte of text. Of more, the event loop would wait for
+# the interpreter: a contact map of 2,000 residues, written at once, held it for 0.6 s.
 PIECE_NUMBERS = 1 << 16
 PIECE_BYTES = 1 << 20
 

@@ -1,79 +1,8 @@
-"""Bodies of requests, and of answers where these are no bare arrays; shown in /docs."""
+"""Bodies of answers, where these are no bare arrays; shown in /docs."""
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from runtime.readers.records import RecordOptions
-from runtime.tokenizer import Unknown
-
-Pools = Literal["mean", "mean-with-eos", "cls"]
-ONE = ["MKTAYIAKQRQISFVKSHFSRQ"]
-
-
-class Request(BaseModel):
-    """What all bodies share: a field that is not known is an error, not ignored."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Proteins(Request):
-    """Sequences of residues."""
-
-    inputs: str | list[str] = Field(
-        description="One sequence of residues, or several.", examples=[ONE]
-    )
-    truncate: bool = Field(False, description="Cut sequences that are longer than --max-length.")
-    unknown: Unknown = Field(
-        "error", description="What becomes of characters outside the alphabet: refused, X, <unk>."
-    )
-    upper: bool = Field(False, description="Take lower case as upper case.")
-    strip_stop: bool = Field(False, description="Remove a single * at the end.")
-
-    @property
-    def sequences(self) -> list[str]:
-        """All of them."""
-        return [self.inputs] if isinstance(self.inputs, str) else self.inputs
-
-    @property
-    def options(self) -> RecordOptions:
-        """What is taken beyond ESM-2's alphabet."""
-        return RecordOptions(self.unknown, self.upper, self.strip_stop)
-
-
-class EmbedRequest(Proteins):
-    """Asks for a vector of each protein."""
-
-    pool: Pools = Field("mean", description="Over residues alone; with <eos>; or of <cls> alone.")
-    layer: int | None = Field(None, description="An exported layer; null takes the last.")
-    normalize: bool = Field(False, description="Divide each vector by its length.")
-
-
-class EmbedAllRequest(Proteins):
-    """Asks for a vector of each residue."""
-
-    layer: int | None = Field(None, description="An exported layer; null takes the last.")
-
-
-class LogitsRequest(Proteins):
-    """Asks for log-probabilities at each residue."""
-
-    columns: Literal[20, 33] = Field(
-        20, description="Amino acids ACDEFGHIKLMNPQRSTVWY, or all 33 tokens of ESM-2."
-    )
-
-
-class ScoreRequest(Request):
-    """Asks how likely variants are."""
-
-    wild_type: str = Field(description="Residues.", examples=ONE)
-    variants: list[str] | None = Field(
-        None,
-        description="Such as K2R or K2R:T3S, positions from 1; null takes all single ones.",
-        examples=[["K2R", "K2R:T3S"]],
-    )
-    convention: Literal["masked-marginals", "wt-marginals", "pseudo-ppl"] = "masked-marginals"
-    offset: int = Field(1, description="Number of the first residue.", ge=-1_000_000, le=1_000_000)
+from pydantic import BaseModel, Field
 
 
 class Scores(BaseModel):
@@ -88,27 +17,6 @@ class Perplexities(BaseModel):
     """Pseudo-perplexities of proteins, in the order of the request."""
 
     perplexities: list[float]
-
-
-class LabelScore(BaseModel):
-    """One label of a head."""
-
-    label: str
-    score: float
-
-
-class OpenAIRequest(Request):
-    """OpenAI's own, so that its clients work."""
-
-    input: str | list[str] = Field(
-        description="One sequence of residues, or several.", examples=[ONE]
-    )
-    model: str = Field("", description="Any; this server has one.")
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, description="The embedding's own width, or null.")
-    user: str | None = Field(
-        None, description="Shares the engine with other users.", max_length=128
-    )
 
 
 class OpenAIVector(BaseModel):

@@ -13,12 +13,14 @@ from starlette.responses import StreamingResponse
 from runtime.server import answers
 from runtime.server.answers import ARROW, JSON, NPZ, PLAIN, Shape
 from runtime.server.reading import body_of
+from runtime.server.requests import Request as Body
+from runtime.server.requests import schema_of
 from runtime.server.schemas import ErrorAnswer
 from runtime.server.service import Served, Service
 from runtime.server.ticket import ticket_of, while_there
 from runtime.server.work import Work
 
-M = TypeVar("M", bound=BaseModel)
+B = TypeVar("B", bound=Body)
 Values = NDArray[np.floating]
 
 ERRORS = {
@@ -44,7 +46,7 @@ def service_of(request: Request) -> Service:
 
 
 def post(
-    router: APIRouter, path: str, asks: type[BaseModel], answer: dict[str, Any],
+    router: APIRouter, path: str, asks: type[Body], answer: dict[str, Any] | type[BaseModel],
     is_array: bool = True,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Declares an endpoint that reads its own body: in bounds, and not in the event loop.
@@ -53,23 +55,23 @@ def post(
         router: of the endpoint.
         path: of it.
         asks: its body.
-        answer: JSON schema of its answer.
+        answer: its answer, or that one's JSON schema.
         is_array: the answer is to be had as Arrow and .npz too.
     """
-    content: dict[str, Any] = {JSON: {"schema": answer}}
-    if is_array:
+    found: dict[str, Any] = {"description": "In the order of the request."}
+    if isinstance(answer, dict):
         binary = {"schema": {"type": "string", "format": "binary"}}
-        content |= {ARROW: binary, NPZ: binary}
+        others = {ARROW: binary, NPZ: binary} if is_array else {}
+        found["content"] = {JSON: {"schema": answer}, **others}
+    else:
+        found["model"] = answer
     return router.post(
         path,
         response_class=StreamingResponse,
-        responses={
-            200: {"content": content, "description": "In the order of the request."},
-            **errors(*ERRORS),
-        },
+        responses={200: found, **errors(*ERRORS)},
         openapi_extra={
             "requestBody": {
-                "required": True, "content": {JSON: {"schema": asks.model_json_schema()}},
+                "required": True, "content": {JSON: {"schema": schema_of(asks)}},
             }
         },
     )  # fmt: skip
@@ -80,11 +82,11 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {each: {"model": ErrorAnswer, "description": ERRORS[each]} for each in statuses}
 
 
-async def read(request: Request, model: type[M]) -> M:
+async def read(request: Request, kind: type[B]) -> B:
     """The body; see ``body_of``. Who is let in here is answered, though the server may end."""
     service = service_of(request)
     service.ready()
-    found = await body_of(request, model, service.limits.timeout)
+    found = await body_of(request, kind, service.limits.timeout)
     service.metrics.tokenization.observe(ticket_of(request).seconds)
     return found
 
@@ -119,7 +121,7 @@ def check_accepted(request: Request) -> None:
 
 def nested(depth: int) -> dict[str, Any]:
     """The JSON schema of lists of numbers in lists."""
-    schema: dict[str, Any] = {"type": "number", "nullable": True}
+    schema: dict[str, Any] = {"type": ["number", "null"]}
     for _ in range(depth):
         schema = {"type": "array", "items": schema}
     return schema

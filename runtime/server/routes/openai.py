@@ -12,19 +12,19 @@ from runtime.readers.records import RecordOptions
 from runtime.server import work
 from runtime.server.answers import JSON, Shape, encoded, numbers
 from runtime.server.problems import Malformed
+from runtime.server.requests import OpenAIRequest
 from runtime.server.routes.common import errors, post, read, run, service_of
-from runtime.server.schemas import OpenAIAnswer, OpenAIModel, OpenAIModels, OpenAIRequest
+from runtime.server.schemas import OpenAIAnswer, OpenAIModel, OpenAIModels
 from runtime.server.service import Served
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 _BEGAN = int(time.time())
 
 
-@post(router, "/embeddings", OpenAIRequest, OpenAIAnswer.model_json_schema(), is_array=False)
+@post(router, "/embeddings", OpenAIRequest, OpenAIAnswer)
 async def embeddings(request: Request) -> StreamingResponse:
     """The mean of the last layer over residues, as `/embed`."""
     asked = await read(request, OpenAIRequest)
-    sequences = [asked.input] if isinstance(asked.input, str) else asked.input
 
     def make(served: Served, client: str) -> work.Work:
         width = served.manifest.architecture.embed_dim
@@ -32,7 +32,7 @@ async def embeddings(request: Request) -> StreamingResponse:
             raise Malformed(f"embeddings have {width} dimensions, got {asked.dimensions}")
         kind = work.vectors(served.manifest, None, "mean")
         limits = service_of(request).limits
-        return work.proteins(kind, sequences, RecordOptions(), limits, asked.user or client)
+        return work.proteins(kind, asked.sequences, RecordOptions(), limits, asked.user or client)
 
     served, done, values = await run(request, make)
     usage = {"prompt_tokens": done.num_tokens, "total_tokens": done.num_tokens}

@@ -10,6 +10,13 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from runtime.pairs import as_map
 from runtime.predict.scores import head_of
 from runtime.server import work
+from runtime.server.requests import (
+    EmbedAllRequest,
+    EmbedRequest,
+    LogitsRequest,
+    Proteins,
+    ScoreRequest,
+)
 from runtime.server.routes.common import (
     arrays,
     check_accepted,
@@ -19,16 +26,7 @@ from runtime.server.routes.common import (
     run,
     service_of,
 )
-from runtime.server.schemas import (
-    EmbedAllRequest,
-    EmbedRequest,
-    LabelScore,
-    LogitsRequest,
-    Perplexities,
-    Proteins,
-    ScoreRequest,
-    Scores,
-)
+from runtime.server.schemas import Perplexities, Scores
 from runtime.server.service import Served
 
 router = APIRouter(tags=["tasks"])
@@ -94,7 +92,6 @@ async def contacts(request: Request) -> StreamingResponse:
     return arrays(request, maps, "contacts")
 
 
-_LABELS = {"type": "array", "items": LabelScore.model_json_schema()}
 _PREDICTIONS = {"type": "array", "items": {}}
 
 
@@ -115,7 +112,7 @@ async def predict(request: Request) -> Response:
     return JSONResponse(found[0] if isinstance(asked.inputs, str) else found)
 
 
-@post(router, "/score", ScoreRequest, Scores.model_json_schema(), is_array=False)
+@post(router, "/score", ScoreRequest, Scores)
 async def score(request: Request) -> Response:
     """How likely substitutions are, by a named convention; higher is likelier."""
     asked = await read(request, ScoreRequest)
@@ -136,7 +133,7 @@ async def score(request: Request) -> Response:
     return JSONResponse({"variants": names, "scores": found, "convention": asked.convention})
 
 
-@post(router, "/perplexity", Proteins, Perplexities.model_json_schema(), is_array=False)
+@post(router, "/perplexity", Proteins, Perplexities)
 async def perplexity(request: Request) -> Response:
     """Pseudo-perplexities: each residue is masked once."""
     asked = await read(request, Proteins)
