@@ -1,6 +1,7 @@
 """Engines that fail: only the requests of a pack that threw, or of a protein that is NaN, do."""
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ async def throw(artifact: Path, truth: Truth, *options: object, share: float, se
         until, tally = asyncio.Event(), Tally()
         asking = asyncio.create_task(keep_asking(server.url, truth, tally, 8, until))
         await asyncio.sleep(seconds)
+        # Of few packs on a busy machine none may have been thrown.
+        end = time.monotonic() + 30
+        while not tally.statuses[500] and time.monotonic() < end:
+            await asyncio.sleep(0.1)
         until.set()
         await asking
         tally.check(500)

@@ -106,6 +106,14 @@ class Server:
                 raise NotServingError(f"never idle: {dict(zip(names, left, strict=True))}")
             time.sleep(0.05)
 
+    def wait_until_held(self, most: int, seconds: float = 30) -> None:
+        """Until answers hold so few bytes. Raises NotServingError where they go on to hold more."""
+        until = time.monotonic() + seconds
+        while (held := self.metrics()["esm2_answers_bytes"]) > most:
+            if time.monotonic() > until:
+                raise NotServingError(f"answers hold {held:,.0f} bytes")
+            time.sleep(0.05)
+
     # --- its end --------------------------------------------------------------------------------
 
     def signal(self, number: signal.Signals) -> None:
