@@ -134,6 +134,8 @@ class _Answering:
             self._ticket.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["X-Request-ID"] = self._ticket.id
+            if self._ticket.model:
+                headers["X-Model-SHA256"] = self._ticket.model
             if self._service.is_draining:
                 headers["Connection"] = "close"
         await asyncio.wait_for(self._send(message), self._service.limits.timeout)

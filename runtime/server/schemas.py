@@ -74,11 +74,13 @@ class InfoAnswer(BaseModel):
     layers: list[int]
     tasks: list[str] = Field(description="Endpoints that this artifact offers.")
     labels: list[str] | None = Field(description="Of its head.")
+    problem_type: str | None = Field(description="Of its head, as transformers names them.")
     max_concurrent_packs: int
     max_batch_tokens: int
     max_queue_tokens: int
     max_client_batch_size: int
     max_input_length: int = Field(description="Residues of a protein.")
+    max_answer_bytes: int = Field(description="Numbers of an answer.")
     version: str
 
 

@@ -163,6 +163,7 @@ class Service:
             Problem: the engine failed.
         """
         ticket.tokens, ticket.sequences = work.num_tokens, len(work.tokens)
+        ticket.model = served.manifest.manifest_sha256
         self._check_room(work)
         self._hold(work.num_bytes)
         ticket.at_end.append(lambda: self._hold(-work.num_bytes))

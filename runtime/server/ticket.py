@@ -25,6 +25,7 @@ class Ticket:
         status: of the answer; 499 where the client hung up before.
         error: ``error_type`` of an answer that is none.
         tokens, sequences: that it came to.
+        model: SHA-256 of the manifest of the artifact that answers; empty before one is asked.
         at_end: is called when the answer was sent, or will not be.
     """
 
@@ -35,6 +36,7 @@ class Ticket:
     error: str = ""
     tokens: int = 0
     sequences: int = 0
+    model: str = ""
     at_end: list[Callable[[], None]] = field(default_factory=list)
 
     @property

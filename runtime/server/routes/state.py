@@ -35,11 +35,13 @@ async def info(request: Request) -> InfoAnswer:
         layers=list(spec.layers),
         tasks=tasks_of(served),
         labels=list(manifest.head.labels) if manifest.head else None,
+        problem_type=manifest.head.problem_type if manifest.head else None,
         max_concurrent_packs=served.engine.concurrency,
         max_batch_tokens=served.max_tokens,
         max_queue_tokens=limits.max_queue_tokens,
         max_client_batch_size=limits.max_client_batch_size,
         max_input_length=limits.max_length,
+        max_answer_bytes=limits.max_answer_bytes,
         version=runtime.__version__,
     )
 
