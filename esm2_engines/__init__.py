@@ -5,7 +5,7 @@
 >>> model.embed(["MKTAYIAKQR", "GGAVL"]).shape
 (2, 320)
 
-The names are ``runtime``'s, but for ``load``, which gives a ``Model``.
+The names are ``runtime``'s, but for ``load``, which gives a ``Model``, and ``Client``.
 """
 
 from runtime import (
@@ -31,12 +31,14 @@ from runtime import (
     pool,
     read_fasta,
 )
+from runtime.client.client import Client
 from runtime.model import Model
 from runtime.model import load_model as load
 
 __all__ = [
     "ArtifactError",
     "AsyncInferenceRunner",
+    "Client",
     "Embedding",
     "Engine",
     "EngineError",

@@ -36,15 +36,10 @@ def scores(
         wild_type, variants, convention, offset: as there.
     """
     check_lm_head(manifest)
-    prepared = prepare_residues(Record(_ID, wild_type), RecordOptions())
-    if isinstance(prepared, Rejection):
-        raise InputError(f"{_ID}: {prepared.reason}. {prepared.advice}")
-    protein = WildType(_ID, prepared.tokens, decode(prepared.tokens))
+    protein = wild_type_of(wild_type)
     task = Scoring({_ID: protein}, convention_of(convention), offset)
     if variants is None:
-        first = protein.residues[0]
-        unchanged = Record(_ID, f"{first}{offset}{first}")
-        records = [*all_substitutions(task.wild_types, offset), unchanged]
+        records = deep_scan(protein, offset)
         found = of_deep_scan(task)
     else:
         if isinstance(variants, str):
@@ -57,7 +52,7 @@ def scores(
             + "; ".join(found.listed)
         )
     values = _run(engine_for, Stream.of(to_run(task, found)), task, records)
-    return values if variants is not None else _by_residue(protein, values)
+    return values if variants is not None else by_residue(protein, values)
 
 
 def perplexities(
@@ -78,8 +73,23 @@ def _run(
     return np.array([float(found.values) for found in runner.run(records)])
 
 
-def _by_residue(protein: WildType, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``[L, 20]``; the last of ``values`` is where nothing changes."""
+def wild_type_of(sequence: str) -> WildType:
+    """Raises InputError for what is no protein of residues alone."""
+    prepared = prepare_residues(Record(_ID, sequence), RecordOptions())
+    if isinstance(prepared, Rejection):
+        raise InputError(f"{_ID}: {prepared.reason}. {prepared.advice}")
+    return WildType(_ID, prepared.tokens, decode(prepared.tokens))
+
+
+def deep_scan(protein: WildType, offset: int) -> list[Record]:
+    """All single substitutions, and as the last what changes nothing."""
+    first = protein.residues[0]
+    unchanged = Record(_ID, f"{first}{offset}{first}")
+    return [*all_substitutions({_ID: protein}, offset), unchanged]
+
+
+def by_residue(protein: WildType, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``[L, 20]`` of the scores of a ``deep_scan``."""
     *changed, unchanged = values
     table = np.full((len(protein.residues), len(AMINO_ACID_IDS)), unchanged)
     table[protein.tokens[1:-1, None] != AMINO_ACID_IDS] = changed

@@ -247,7 +247,7 @@ def test_without_lm_head(tiny_artifact: Path) -> None:
 
 
 def test_its_names_are_the_runtimes() -> None:
-    added = {"Model", "__version__"}
+    added = {"Client", "Model", "__version__"}
     assert set(esm2.__all__) == set(runtime.__all__) | added
     for name in set(runtime.__all__) - {"load"}:
         assert getattr(esm2, name) is getattr(runtime, name)
