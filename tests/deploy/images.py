@@ -62,11 +62,17 @@ class Image:
         self, *command: str, volumes: dict[str, Path] | None = None, user: str | None = None,
         stdin: str = "",
     ) -> subprocess.CompletedProcess[str]:  # fmt: skip
-        """As its user, in its environment, without a network; ``volumes`` by place, ``:ro`` too."""
+        """As its user, in its environment, without a network; ``volumes`` by place, ``:ro`` too.
+
+        As in a container of ``docker run --network none``, 127.0.0.1 is there.
+        """
         options = [f"--volume={path}:{place}" for place, path in (volumes or {}).items()]
         options += ["--user", user] if user else []
         return subprocess.run(
-            ["unshare", "--net", "buildah", "run", *options, self.container, "--", *command],
+            [
+                "unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh",
+                "buildah", "run", *options, self.container, "--", *command,
+            ],
             input=stdin, capture_output=True, text=True, env=ENVIRONMENT, check=False,
         )  # fmt: skip
 
@@ -74,7 +80,9 @@ class Image:
 @contextmanager
 def built(name: str, *options: str, context: Path = ROOT) -> Iterator[Image]:
     """Of ``deploy/Dockerfile.NAME``; removed afterwards. Skips where nothing can build it."""
-    missing = [tool for tool in ("buildah", "mmdebstrap", "unshare") if not shutil.which(tool)]
+    missing = [
+        tool for tool in ("buildah", "mmdebstrap", "unshare", "ip") if not shutil.which(tool)
+    ]
     if missing or os.geteuid():
         pytest.skip(f"not run: images are built as root, with {', '.join(missing) or 'buildah'}")
     tag = f"localhost/esm2-test-{name}-{os.getpid()}"

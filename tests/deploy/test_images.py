@@ -109,6 +109,54 @@ def files_of(image: Image) -> set[str]:
     return {str(p) for p in found if p.parts[0] not in ("dev", "proc", "sys", "artifact", "output")}
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[Image]:
+    with built("cpu", "--target=server", "--build-arg=EXTRAS=onnx,server") as image:
+        yield image
+
+
+class TestServer:
+    def test_it_serves(self, server: Image, tiny_artifact: Path) -> None:
+        """Its own command, as its own user; its health check, before it is ready and after."""
+        assert server.config["User"] == "10001:10001"
+        assert server.config["Entrypoint"] == ["esm2-run"]
+        before = files_of(server)
+        # Loopback alone, without a network; SIGTERM is what ends a container.
+        program = (
+            "import os, signal, subprocess, sys, time\n"
+            "check, command = map(eval, sys.argv[1:])\n"
+            "serving = subprocess.Popen(command)\n"
+            "states = [subprocess.run(check, stderr=subprocess.DEVNULL).returncode]\n"
+            "while states[-1] and serving.poll() is None and len(states) < 300:\n"
+            "    time.sleep(0.2)\n"
+            "    states.append(subprocess.run(check, stderr=subprocess.DEVNULL).returncode)\n"
+            "serving.send_signal(signal.SIGTERM)\n"
+            "print(states[0], states[-1], serving.wait(60))\n"
+        )
+        command = ["esm2-run", *server.config["Cmd"]]
+        result = server.run(
+            "python", "-c", program, repr(server.healthcheck), repr(command),
+            volumes={ARTIFACT: tiny_artifact},
+        )  # fmt: skip
+        assert result.stdout == "1 0 0\n", result.stdout + result.stderr
+        assert files_of(server) == before
+
+    def test_contents(self, server: Image) -> None:
+        metadata = (server.root / "opt/esm2").rglob("*.dist-info/METADATA")
+        found = dict(
+            path.parent.name.removesuffix(".dist-info").rsplit("-", 1) for path in metadata
+        )
+        found = {canonical(name): version for name, version in found.items()}
+        assert found.pop("esm2-engines")
+        assert {"fastapi", "uvicorn", "prometheus-client"} <= found.keys()
+        assert not found.keys() & {"torch", "fair-esm", "onnx", "httpx", "pip"}
+        assert found.items() <= pinned().items()
+
+    def test_size(self, server: Image) -> None:
+        files = [p for p in (server.root / "opt/esm2").rglob("*") if not p.is_symlink()]
+        assert sum(path.stat().st_size for path in files) < LIMIT_BYTES
+
+
 class TestHealthcheckFails:
     """In the image, by the exact command: 0 is healthy, all else is not."""
 
