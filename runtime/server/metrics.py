@@ -22,7 +22,7 @@ SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 TOKENS = tuple(2**n for n in range(4, 18))
 
 # A time of birth for each counter: nobody asks, and it is as many series again.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
 
