@@ -156,31 +156,27 @@ def tiny_artifact(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) -> P
 
 
 @pytest.fixture(scope="session")
-def contacts_artifact(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) -> Path:
-    """A verified artifact of ``tiny_checkpoint`` that gives contacts, with ONNX alone."""
+def task_artifact(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) -> Path:
+    """Of ``tiny_checkpoint``, with ONNX alone: all that can be asked for.
 
-    def make(folder: Path) -> None:
-        source = WeightsSource("checkpoint", str(tiny_checkpoint), contacts=True)
-        build(BuildOptions(source, ("onnx",), (2,), out=folder), lambda line: None, cache)
-
-    return made_once("contacts-onnx", make)
+    Two layers, contacts, and a probe that labels proteins.
+    """
+    return made_once("tasks", probing(tiny_checkpoint, "mean", cache, contacts=True))
 
 
-@pytest.fixture(scope="session")
-def probe_artifact(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) -> Path:
-    """A verified artifact of ``tiny_checkpoint`` that labels proteins, with ONNX alone."""
-    return made_once("probe-proteins", probing(tiny_checkpoint, "mean", cache))
-
-
-def probing(checkpoint: Path, on: str, cache: Cache) -> Callable[[Path], object]:
+def probing(
+    checkpoint: Path, on: str, cache: Cache, contacts: bool = False
+) -> Callable[[Path], object]:
     """What builds an artifact with a random probe of ``LABELS`` into a folder."""
 
     def make(folder: Path) -> None:
         probe = folder.parent / f"{on}.npz"
         weight = np.random.default_rng(0).normal(size=(3, 48))
         np.savez(probe, weight=weight, bias=np.ones(3), classes=np.array(LABELS))
-        source = WeightsSource("checkpoint", str(checkpoint), probe=ProbeSource(str(probe), on))
-        build(BuildOptions(source, ("onnx",), out=folder), lambda line: None, cache)
+        source = WeightsSource(
+            "checkpoint", str(checkpoint), contacts=contacts, probe=ProbeSource(str(probe), on)
+        )
+        build(BuildOptions(source, ("onnx",), (1, 2), out=folder), lambda line: None, cache)
 
     return make
 

@@ -66,7 +66,11 @@ def bodies(draw: st.DrawFn, fields: list[str]) -> bytes:
 
 
 HEADERS = st.fixed_dictionaries(
-    {"Content-Type": st.sampled_from(["application/json"] * 12 + ["text/plain", "", "application/"])},
+    {
+        "Content-Type": st.sampled_from(
+            ["application/json"] * 12 + ["text/plain", "", "application/"]
+        )
+    },
     optional={
         "Accept": st.sampled_from(
             ["*/*"] * 5 + ["application/json", "application/x-npz", "image/png", "a;q=x", ","]
@@ -190,7 +194,9 @@ def _bounded(cases: int) -> settings:
 def _documented(server: Server) -> tuple[dict[str, set[int]], dict[str, list[str]]]:
     """Statuses of each path that takes a body, and that one's fields."""
     paths = httpx.get(f"{server.url}/openapi.json", trust_env=False).json()["paths"]
-    posts = {path: each["post"] for path, each in paths.items() if "requestBody" in each.get("post", {})}
+    posts = {
+        path: each["post"] for path, each in paths.items() if "requestBody" in each.get("post", {})
+    }
     statuses = {path: set(map(int, each["responses"])) for path, each in posts.items()}
     bodies_of = {
         path: each["requestBody"]["content"]["application/json"]["schema"]
@@ -207,5 +213,9 @@ def _check(answer: httpx.Response, path: str, body: bytes, documented: set[int])
         return
     found = orjson.loads(answer.content)
     error = found["error"]["message"] if path.startswith("/v1/") else found["error"]
-    if not isinstance(error, str) or not error or found["request_id"] != answer.headers["x-request-id"]:
+    if (
+        not isinstance(error, str)
+        or not error
+        or found["request_id"] != answer.headers["x-request-id"]
+    ):
         raise BrokenError(f"not an error as documented: {found}")

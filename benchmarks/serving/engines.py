@@ -12,7 +12,9 @@ from benchmarks.serving.traffic import BrokenError, Tally, Truth, ask, connected
 MARK = "WWWWWW"
 
 
-async def throw(artifact: Path, truth: Truth, *options: object, share: float, seconds: float) -> Any:
+async def throw(
+    artifact: Path, truth: Truth, *options: object, share: float, seconds: float
+) -> Any:
     """A share of packs throws while many ask.
 
     Returns:

@@ -1,7 +1,6 @@
 """A server that is told to end, or to load anew, while many ask."""
 
 import asyncio
-import os
 import signal
 import time
 from collections import Counter
@@ -134,7 +133,7 @@ async def reload_damaged(server: Server, link: Path, damaged: Path, truth: Truth
 def turn(link: Path, target: Path) -> None:
     """Makes a link show another folder, at once."""
     aside = link.with_name(link.name + ".aside")
-    os.symlink(target, aside)
+    aside.symlink_to(target)
     aside.replace(link)
 
 

@@ -101,9 +101,7 @@ class Tally:
             raise BrokenError(f"{others}, {self.wrong[:3]}, {self.bodies[:3]}")
 
 
-async def ask(
-    client: httpx.AsyncClient, truth: Truth, places: Sequence[int], tally: Tally
-) -> None:
+async def ask(client: httpx.AsyncClient, truth: Truth, places: Sequence[int], tally: Tally) -> None:
     """One request of these proteins, checked and counted."""
     began = time.perf_counter()
     body = orjson.dumps({"inputs": [truth.sequences[i] for i in places]})

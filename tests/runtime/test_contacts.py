@@ -20,8 +20,8 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
-def artifact(contacts_artifact: Path) -> Path:
-    return contacts_artifact
+def artifact(task_artifact: Path) -> Path:
+    return task_artifact
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,8 @@ def of_residues(tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache) -> Pat
 
 
 @pytest.fixture(scope="module")
-def of_proteins(probe_artifact: Path) -> Path:
-    return probe_artifact
+def of_proteins(task_artifact: Path) -> Path:
+    return task_artifact
 
 
 def predict(artifact: Path, folder: Path, name: str, *options: str, fasta: str = FASTA) -> Result:

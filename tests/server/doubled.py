@@ -12,8 +12,10 @@ from runtime.files import file_entry
 WEIGHTS = "weights.safetensors"
 # The last layer norm gives twice as much; what reads it for the logits takes half.
 FACTORS = {
-    "emb_layer_norm_after.weight": 2.0, "emb_layer_norm_after.bias": 2.0, "lm_head.dense.weight": 0.5
-}  # fmt: skip
+    "emb_layer_norm_after.weight": 2.0,
+    "emb_layer_norm_after.bias": 2.0,
+    "lm_head.dense.weight": 0.5,
+}
 
 
 def doubled(artifact: Path, folder: Path) -> Path:

@@ -34,10 +34,10 @@ BUDGET = 512
 
 
 @pytest.fixture(scope="module")
-def server(served_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(task_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     options = ("--max-batch-tokens", str(BUDGET), "--max-length", "400")
-    with serving(served_artifact, folder, *options, token=TOKEN) as server:
+    with serving(task_artifact, folder, *options, token=TOKEN) as server:
         yield server
 
 
@@ -48,8 +48,8 @@ def client(server: Server) -> Iterator[esm2.Client]:
 
 
 @pytest.fixture(scope="module")
-def model(served_artifact: Path) -> Iterator[esm2.Model]:
-    with esm2.load(served_artifact, threads=1, concurrency=1) as model:
+def model(task_artifact: Path) -> Iterator[esm2.Model]:
+    with esm2.load(task_artifact, threads=1, concurrency=1) as model:
         yield model
 
 
@@ -219,7 +219,7 @@ class TestRefusals:
 
 class TestAgain:
     def test_a_full_queue(
-        self, served_artifact: Path, model: esm2.Model, proteins: list[str], tmp_path: Path
+        self, task_artifact: Path, model: esm2.Model, proteins: list[str], tmp_path: Path
     ) -> None:
         """Three clients whose requests fill the queue each: some get 429, and all their vectors."""
         options = ("--max-batch-tokens", "256", "--max-queue-tokens", "512")
@@ -231,7 +231,7 @@ class TestAgain:
                 return client.embed(few)
 
         with (
-            serving(served_artifact, tmp_path, *options) as server,
+            serving(task_artifact, tmp_path, *options) as server,
             ThreadPoolExecutor(3) as threads,
         ):
             for found in list(threads.map(embed, [server.url] * 3)):
@@ -241,19 +241,19 @@ class TestAgain:
         assert 'te_request_count_total{method="/embed",status="429"}' in text
 
     def test_a_restart_costs_time_alone(
-        self, served_artifact: Path, model: esm2.Model, proteins: list[str], tmp_path: Path,
+        self, task_artifact: Path, model: esm2.Model, proteins: list[str], tmp_path: Path,
         caplog: pytest.LogCaptureFixture,
     ) -> None:  # fmt: skip
         """It is ended under load and comes again: 503 while it drains, then nobody listens."""
         expected = model.embed(proteins)
-        with serving(served_artifact, tmp_path, "--max-batch-tokens", "256") as server:
+        with serving(task_artifact, tmp_path, "--max-batch-tokens", "256") as server:
             port = int(server.url.rpartition(":")[2])
             with esm2.Client(server.url, at_once=2) as client, ThreadPoolExecutor(1) as threads:
                 client.info()
                 future = threads.submit(client.embed, proteins)
                 os.kill(server.process.pid, signal.SIGTERM)
                 server.process.wait(30)
-                with serving(served_artifact, tmp_path, "--max-batch-tokens", "256", port=port):
+                with serving(task_artifact, tmp_path, "--max-batch-tokens", "256", port=port):
                     check_close(future.result(60), expected)
         assert "Asked again in" in caplog.text
 

@@ -80,9 +80,7 @@ def test_sigterm_answers_what_was_accepted(artifact: Path, truth: Truth) -> None
         assert "trace" not in server.log()
 
 
-def test_reloads_lose_nothing(
-    artifact: Path, truth: Truth, tmp_path: Path
-) -> None:
+def test_reloads_lose_nothing(artifact: Path, truth: Truth, tmp_path: Path) -> None:
     other_artifact = doubled(artifact, tmp_path / "other")
     both = Truth.of(truth.sequences, artifact, other_artifact)
     link = tmp_path / "link"

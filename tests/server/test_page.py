@@ -1,16 +1,14 @@
 """The page at / and /docs in a real browser: what a person sees; that it asks no other host."""
 
-import re
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.conftest import LABELS
+from tests.server.process import serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
@@ -23,20 +21,6 @@ FASTA = f">first\n{UBIQUITIN[:40]}\n{UBIQUITIN[40:].lower()}*\n>second\nGGAVL\n"
 REFUSED = "Failed to load resource: the server responded with a status of 422"
 
 
-@contextmanager
-def serving(artifact: Path, log: Path, *options: str) -> Iterator[str]:
-    """Its address, once it is ready."""
-    command = [sys.executable, "-m", "runtime.cli", "serve", str(artifact), "--port", "0"]
-    with log.open("w") as file, subprocess.Popen([*command, *options], stderr=file) as server:
-        try:
-            while "selftest passed" not in log.read_text():
-                assert server.poll() is None, log.read_text()
-                time.sleep(0.05)
-            yield re.findall(r"http://127\.0\.0\.1:\d+", log.read_text())[0]
-        finally:
-            server.terminate()
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[api.Browser]:
     with api.sync_playwright() as playwright:
@@ -44,9 +28,9 @@ def browser() -> Iterator[api.Browser]:
 
 
 @pytest.fixture(scope="module")
-def server(contacts_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(contacts_artifact, tmp_path_factory.mktemp("page") / "log") as url:
-        yield url
+def server(task_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(task_artifact, tmp_path_factory.mktemp("page")) as server:
+        yield server.url
 
 
 class Watched:
@@ -96,7 +80,8 @@ def test_a_protein_is_drawn(browser: api.Browser, server: str, width: str):
     expect(page.locator(f"{first} h3")).to_have_text(["Embedding", "Entropy, bits", "Contacts"])
     for number, most in ((0, 20), (1, 3), (2, 20)):
         assert colours(page, f"{first} >> nth={number} >> .plot canvas") > most
-    expect(page.locator("article:first-of-type tbody tr")).to_have_count(10)
+    # The likeliest contacts, and the head's labels.
+    expect(page.locator("article:first-of-type tbody tr")).to_have_count(10 + len(LABELS))
     expect(page.locator("article:last-of-type table")).to_have_count(0)
     watched.check(server)
 
@@ -163,14 +148,15 @@ def test_foreign_scripts_do_not_run(browser: api.Browser, server: str):
 
 
 def test_a_token_is_asked_for_and_kept_and_labels_are_shown(
-    browser: api.Browser, probe_artifact: Path, tmp_path: Path
+    browser: api.Browser, task_artifact: Path, tmp_path: Path
 ):
-    with serving(probe_artifact, tmp_path / "log", "--token", "secret") as url:
+    with serving(task_artifact, tmp_path, token="secret") as server:
+        url = server.url
         page = browser.new_page()
         page.goto(url)
         page.fill("#token", "secret", timeout=20_000)
         page.click("#access button")
-        expect(page.locator("#artifact")).to_have_text(probe_artifact.name, timeout=10_000)
+        expect(page.locator("#artifact")).to_have_text(task_artifact.name, timeout=10_000)
         expect(page.locator("#access")).to_be_hidden()
         page.fill("#text", "MKTAYIAKQR")
         page.click("#run")
