@@ -1,4 +1,4 @@
-"""``make native-check``: builds ``property.cpp`` with each kernel and sanitizer, and runs it."""
+"""``make native-check``: builds the checks with each kernel and sanitizer, and runs them."""
 
 import os
 import platform
@@ -23,8 +23,9 @@ from exporter.formats.native import (
 from runtime.instructions import processor_flags
 from runtime.threads import usable_cores
 
-PROPERTY = Path(__file__).with_name("property.cpp")
+CHECKS = ("property", "contacts_property")
 NATIVE = Path(__file__).parents[2] / "runtime/ops/native"
+TESTED = ("kernel.cpp", "varlen_attention.cpp", "contacts_kernel.cpp", "contacts.cpp")
 
 SANITIZERS = ("address", "undefined", "thread")
 # New memory holds NaN; the first fault ends the program.
@@ -98,18 +99,19 @@ def compile_programs(
     builds: list[Build], folder: Path, pool: ThreadPoolExecutor
 ) -> list[Future[Path]]:
     """One for each build. The checks are compiled once, and no sanitizer slows them down."""
-    checks: dict[tuple[str, ...], Path] = {}
-    for compiler in {build.compiler for build in builds}:
-        checks[compiler] = folder / f"property-{len(checks)}.o"
-        _compile(compiler, "-std=c++17", "-O2", f"-I{NATIVE}", "-c", PROPERTY,
-                 "-o", checks[compiler])  # fmt: skip
+    checks: dict[tuple[str, ...], list[Path]] = {}
+    for number, compiler in enumerate({build.compiler for build in builds}):
+        checks[compiler] = [folder / f"{check}-{number}.o" for check in CHECKS]
+        for check, compiled in zip(CHECKS, checks[compiler], strict=True):
+            source = Path(__file__).with_name(f"{check}.cpp")
+            _compile(compiler, "-std=c++17", "-O2", f"-I{NATIVE}", "-c", source, "-o", compiled)
     return [pool.submit(_compile_program, b, checks[b.compiler], folder / b.name) for b in builds]
 
 
-def _compile_program(build: Build, checks: Path, program: Path) -> Path:
-    sources = (NATIVE / "kernel.cpp", NATIVE / "varlen_attention.cpp")
+def _compile_program(build: Build, checks: list[Path], program: Path) -> Path:
+    sources = [NATIVE / name for name in TESTED]
     arguments = replace(build.kernel, name="tested").arguments
-    _compile(build.compiler, *FLAGS, "-Wno-psabi", *arguments, *build.flags, *sources, checks,
+    _compile(build.compiler, *FLAGS, "-Wno-psabi", *arguments, *build.flags, *sources, *checks,
              "-pthread", "-o", program)  # fmt: skip
     return program
 

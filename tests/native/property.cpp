@@ -1,12 +1,9 @@
-// Properties of the native attention kernels, on packs drawn from a seed:
+// Properties of the native kernels, on packs drawn from a seed:
 //
 //   property PACKS LONG_PACKS SEED
 //
 // tests/native/check.py links it with one kernel, whatever the processor would choose. What holds is said on
 // standard output; each pack on standard error before it runs, so the last is the one that failed.
-
-#include <atomic>
-#include <thread>
 
 #include "pack.h"
 
@@ -21,24 +18,8 @@ namespace {
 using namespace esm2;
 
 constexpr int32_t longest = 40'000;
-// What float32 may lose in the sums of a softmax; and in a score, for each unit of its terms and of the square
-// root of their count, as errors of either sign add up. 40 % of it was the worst in 14,000 packs.
-constexpr double sum_error = 24 * 0x1p-24, score_error = 2 * 0x1p-24;
 // Queries x keys x heads x head dim of a pack that float64 computes; of a larger one some queries.
 constexpr int64_t computed_in_float64 = 1'000'000;
-
-// A host whose threads all begin at the same moment.
-void on_threads(void*, int64_t slots, void (*body)(void*, int64_t), void* context) {
-  std::atomic<int64_t> absent{slots};
-  std::vector<std::thread> threads;
-  for (int64_t slot = 0; slot < slots; ++slot)
-    threads.emplace_back([&absent, slot, body, context] {
-      --absent;
-      while (absent) std::this_thread::yield();
-      body(context, slot);
-    });
-  for (std::thread& thread : threads) thread.join();
-}
 
 Guarded attention_of(const Pack& pack, int64_t threads) {
   Guarded out = pack.new_output();
@@ -175,18 +156,6 @@ void demand_that_nan_shows(Pack& pack, const Guarded& out, Random& random) {
       DEMAND(!std::isfinite(now), "%g (bits %x) at token %d does not show at token %d: %g", bad,
              bits_of_float(bad), int(token), int(t), now);
   }
-}
-
-// Next to where a loop ends: rows of a tile, vectors, panels, sums, blocks of keys and tasks; or anywhere.
-int32_t draw_length(Random& random, int64_t most) {
-  if (random.one_of({false, true})) return int32_t(random.log_uniform(1, most));
-  const int size = random.one_of({4, 6, 8, 12, 16, 32, 48, 128, 512, 1024});
-  return int32_t(std::clamp<int64_t>(random.between(1, 4) * size + random.between(-1, 1), 1, most));
-}
-
-int64_t draw_head_dim(Random& random) {
-  if (random.one_of({false, true})) return random.between(16, 128);
-  return random.one_of({16, 20, 24, 32, 40, 64, 72, 128});
 }
 
 // Of at most `work` products of queries, keys, heads and head dim.
@@ -338,5 +307,6 @@ int main(int argc, char** argv) {
   check_splitting(seed, 30 + packs / 2);
   check_packs(seed, packs, 3, {513, 1, 1025}, 100'000, 100'000'000);
   check_tasks_of_long_proteins(seed, 1 + packs / 20);
+  check_contacts(seed, 5 + packs / 6);
   if (long_packs) check_packs(seed, long_packs, 1, {longest}, 1'000'000'000, 30'000'000'000);
 }
