@@ -56,12 +56,14 @@ class Dataset:
         before: ``_run.json`` of a run that is gone on with, or None.
         parts: that are whole.
         is_finished: nothing is left to do.
+        what: its rows are, in the plural.
         first: the first record that this process left out.
     """
 
     def __init__(self, path: Path, before: Run | None, parts: list[Part], is_finished: bool):
         self.path = path
         self.before = before
+        self.what = before.what if before else "proteins"
         self.parts = parts
         self.is_finished = is_finished
         self.first: Rejection | None = None
@@ -108,6 +110,7 @@ class Dataset:
         Raises:
             InputError: it is not.
         """
+        self.what = run.what
         if self.before is None:
             whole = msgspec.structs.replace(run, resolved=resolved)
             _write_durably(self.path / RUN_FILE, encode_run(whole))
@@ -235,8 +238,8 @@ class Dataset:
 
     def _how_to_go_on(self) -> str:
         return (
-            f"{self.proteins:,} proteins are in whole parts: the same command with --resume goes "
-            "on behind them"
+            f"{self.proteins:,} {self.what} are in whole parts: the same command with --resume "
+            "goes on behind them"
         )
 
 
@@ -323,7 +326,7 @@ def _as_it_is(path: Path, run: Run, resume: bool) -> Dataset:
     if not resume:
         of_all = f" of {before.proteins:,}" if before.proteins is not None else ""
         raise InputError(
-            f"{path} holds an unfinished run with {dataset.proteins:,}{of_all} proteins: "
+            f"{path} holds an unfinished run with {dataset.proteins:,}{of_all} {before.what}: "
             "--resume goes on with it, another folder begins anew"
         )
     _remove_staged(path)

@@ -54,6 +54,7 @@ class Run(msgspec.Struct, frozen=True):
         proteins, tokens: that the inputs hold, or None where they can be read only once.
         resolved: what the options came to.
         cached: the newest vector in the cache when the run began; None without a cache.
+        what: its rows are, in the plural.
     """
 
     schema_version: int
@@ -65,6 +66,7 @@ class Run(msgspec.Struct, frozen=True):
     tokens: int | None
     resolved: Resolved | None = None
     cached: int | None = None
+    what: str = "proteins"
 
 
 class Rejected(msgspec.Struct, frozen=True):

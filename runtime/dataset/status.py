@@ -19,6 +19,7 @@ class Status:
     Attributes:
         folder: of the dataset.
         state: ``finished``, ``running`` (a process writes it), or ``unfinished``.
+        what: rows are, in the plural; ``proteins`` counts them.
         proteins, tokens, parts, bytes, rejected: that are on the disk for good.
         of_proteins, of_tokens: that the input holds, or None where that is not known.
         seconds: that the parts took.
@@ -30,6 +31,7 @@ class Status:
     state: Literal["finished", "running", "unfinished"]
     artifact: str
     engine: str
+    what: str
     proteins: int
     of_proteins: int | None
     tokens: int
@@ -47,7 +49,7 @@ class Status:
         of_all = f" of {self.of_proteins:,}" if self.of_proteins is not None else ""
         yield f"{self.folder}: {self.state}{share}"
         yield f"  artifact   {self.artifact}, engine {self.engine}"
-        yield f"  proteins   {self.proteins:,}{of_all}, {self.tokens:,} tokens"
+        yield f"  {self.what:<10} {self.proteins:,}{of_all}, {self.tokens:,} tokens"
         yield f"  files      {self.parts:,}, {self.bytes / 1e6:,.1f} MB"
         if self.rejected:
             where = f", listed in {self.rejected_file}" if self.rejected_file else ""
@@ -83,6 +85,7 @@ def status_of(folder: Path) -> Status:
         state=state,
         artifact=run.artifact,
         engine=run.resolved.engine if run.resolved else "unknown",
+        what=run.what,
         proteins=dataset.proteins,
         of_proteins=run.proteins,
         tokens=tokens,

@@ -167,4 +167,5 @@ def _run(job: Job) -> Run:
         },
         proteins=job.num_records,
         tokens=job.num_tokens,
+        what=job.what,
     )

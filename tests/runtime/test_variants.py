@@ -422,6 +422,10 @@ class TestFolders:
             result = run(*given, "-o", tmp_path / "cut/")
             assert result.exit_code != 0
         assert len(list((tmp_path / "cut").glob("*.parquet"))) == 2
+        told = run("status", tmp_path / "cut").stdout
+        assert "  variants   300 of" in told and "proteins" not in told
+        result = run(*given, "-o", tmp_path / "cut/")
+        assert "variants: --resume goes on with it" in result.stderr
         result = run(*given, "-o", tmp_path / "cut/", "--resume")
         assert result.exit_code == 0, result.output
         assert "goes on behind" in result.stderr
