@@ -1,12 +1,15 @@
 """Contacts: the op against its formula, engines against fair-esm's own head, and faults of it."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from esm.modules import apc, symmetrize
@@ -160,6 +163,34 @@ def test_every_engine_gives_fair_esms_contacts(
             expected = tiny.model.predict_contacts(tokens)[0].numpy()
             found = as_map(pairs[bounds[i] : bounds[i + 1]])
             np.testing.assert_allclose(found, expected, rtol=0, atol=5e-6)
+
+
+def test_onnx_runtime_adds_a_layers_share_before_the_next_layer_runs(
+    artifact: Path, tmp_path: Path
+) -> None:
+    """Else the queries and keys of all layers wait in memory."""
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(str(artifact / "lib" / native.ONNXRUNTIME_LIBRARY))
+    options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "profile")
+    session = onnxruntime.InferenceSession(artifact / "model.onnx", options)
+    batch = PackedBatch.from_tokens([np.array([0, 5, 6, 7, 2])], ["a"])
+    session.run(None, {
+        "input_ids": batch.input_ids, "cu_seqlens": batch.cu_seqlens,
+        "max_seqlen": np.array(batch.max_seqlen, np.int64),
+    })  # fmt: skip
+    ran = [event.get("args", {}).get("op_name") for event in events_of(session.end_profiling())]
+    ours = [name for name in ran if name in ("AddContacts", "VarlenAttention")]
+    assert ours == ["AddContacts", "VarlenAttention"] * 2
+
+
+def events_of(profile: str) -> list[dict[str, Any]]:
+    """Of kernels, in the order in which they ran."""
+    events: list[dict[str, Any]] = json.loads(Path(profile).read_text())
+    return sorted(
+        (event for event in events if event["name"].endswith("_kernel_time")),
+        key=lambda event: event["ts"],
+    )
 
 
 def test_onnx_stands_alone_without_the_native_op(

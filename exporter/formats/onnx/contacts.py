@@ -6,6 +6,7 @@ kernel for the node inlines it.
 
 import onnx
 import onnx.parser
+import onnx_ir as ir
 
 from exporter.formats.onnx.attention import DOMAIN, OPSET, register_op
 
@@ -103,3 +104,20 @@ def register_contacts_schema() -> None:
 def contacts_function() -> onnx.FunctionProto:
     """The function's body."""
     return onnx.parser.parse_function(_BODY.format(op_type=OP_TYPE, opset=OPSET, domain=DOMAIN))
+
+
+def put_last(model: ir.Model) -> None:
+    """Moves the nodes, and what follows from them alone, behind all others.
+
+    ONNX Runtime walks from the last output to the first inputs, and of several inputs takes the one
+    whose node stands last. So a layer's share is added before the next layer runs; the other way
+    round, the queries and keys of all layers would wait in memory.
+    """
+    moved = [node for node in model.graph if node.op_type == OP_TYPE]
+    for node in moved:  # grows
+        users = (use.node for output in node.outputs for use in output.uses())
+        moved += [user for user in users if user not in moved]
+    order = {node: place for place, node in enumerate(model.graph)}
+    moved.sort(key=order.__getitem__)
+    model.graph.remove(moved)
+    model.graph.extend(moved)

@@ -65,6 +65,7 @@ def finish(model: ir.Model, packed: PackedESM2, folder: Path) -> onnx.ModelProto
     _name_dimensions(model, packed)
     _point_to_weights(model, folder)
     _drop_metadata(model)
+    contacts.put_last(model)
     proto = ir.to_proto(model)
     if packed.contact_head is not None:
         proto.functions.append(contacts.contacts_function())
