@@ -321,8 +321,8 @@ class Model:
         Raises:
             UnsupportedError: the artifact gives no contacts.
         """
-        from runtime.contacts.stream import check_contacts, contacts_runner
-        from runtime.pairs import as_map
+        from runtime.contacts.stream import contacts_runner
+        from runtime.pairs import as_map, check_contacts
 
         check_contacts(self.manifest)
         engine, max_tokens = self._engine_for(sequences)

@@ -1,10 +1,28 @@
 """Pairs of residues as engines give them: i <= j of each protein of a pack, row by row."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.errors import NonFiniteError, UnsupportedError
+
+if TYPE_CHECKING:
+    from runtime.engine import Outputs
+    from runtime.manifest import Manifest
+    from runtime.packing import PackedBatch
+
 # The output, one probability for each pair.
 CONTACTS = "contacts"
+
+
+def check_contacts(manifest: "Manifest") -> None:
+    """Raises UnsupportedError for an artifact without contacts; says how to build one with them."""
+    if not manifest.gives(CONTACTS):
+        raise UnsupportedError(
+            f"artifact {manifest.name!r} gives no contacts: build it with "
+            "'esm2-export build --contacts', from a checkpoint with a contact head"
+        )
 
 
 def pair_bounds(cu_seqlens: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -23,4 +41,21 @@ def as_map(pairs: NDArray[np.floating]) -> NDArray[np.floating]:
     upper = np.triu_indices(length)
     found[upper] = pairs
     found.T[upper] = pairs
+    return found
+
+
+def contacts_of(outputs: "Outputs", batch: "PackedBatch") -> list[NDArray[np.floating]]:
+    """Each protein's pairs of what an engine computed for ``batch``.
+
+    Raises:
+        NonFiniteError: one is NaN or Inf.
+    """
+    pairs = outputs.tensors[CONTACTS][:, 0]
+    found = np.split(pairs, pair_bounds(batch.cu_seqlens)[1:-1])
+    for i, values in enumerate(found):
+        if not np.isfinite(values).all():
+            raise NonFiniteError(
+                f"the engine returned NaN or Inf for the contacts of {batch.name(i)!r}. A "
+                "protein of <eos> alone has none; else try a float32 artifact"
+            )
     return found

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from runtime import manifest as manifests
 from runtime.contacts.outputs import Pairs, Repeated, check_contacts_output, opened_output
-from runtime.contacts.stream import check_contacts, contacts_runner
+from runtime.contacts.stream import contacts_runner
 from runtime.embed_files import introduce
 from runtime.embed_options import EmbedOptions
 from runtime.embed_stream import Say
 from runtime.engine import Engine
 from runtime.extract.labels import FileNames
-from runtime.pairs import as_map
+from runtime.pairs import as_map, check_contacts
 from runtime.protein_stream import running
 from runtime.readers.records import Rejection
 from runtime.runner import AsyncInferenceRunner, Totals

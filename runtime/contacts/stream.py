@@ -8,21 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.engine import Engine
-from runtime.errors import InputError, NonFiniteError, UnsupportedError
-from runtime.manifest import Manifest
+from runtime.errors import InputError
 from runtime.packing import PackedBatch
-from runtime.pairs import CONTACTS, pair_bounds
+from runtime.pairs import contacts_of
 from runtime.readers.records import RecordOptions, Rejection
 from runtime.runner import AsyncInferenceRunner
-
-
-def check_contacts(manifest: Manifest) -> None:
-    """Raises UnsupportedError for an artifact without contacts; says how to build one with them."""
-    if not manifest.gives(CONTACTS):
-        raise UnsupportedError(
-            f"artifact {manifest.name!r} gives no contacts: build it with "
-            "'esm2-export build --contacts', from a checkpoint with a contact head"
-        )
 
 
 def contacts_runner(
@@ -63,12 +53,4 @@ def contacts_of_pack(engine: Engine, batch: PackedBatch) -> list[NDArray[np.floa
         NonFiniteError: the engine returned NaN or Inf.
         EngineError: the engine failed.
     """
-    pairs = engine.run(batch).tensors[CONTACTS][:, 0]
-    found = np.split(pairs, pair_bounds(batch.cu_seqlens)[1:-1])
-    for i, values in enumerate(found):
-        if not np.isfinite(values).all():
-            raise NonFiniteError(
-                f"the engine returned NaN or Inf for the contacts of {batch.name(i)!r}. A protein "
-                "of <eos> alone has none; else try a float32 artifact"
-            )
-    return found
+    return contacts_of(engine.run(batch), batch)

@@ -82,7 +82,7 @@ def _each(
     "--include",
     callback=_each(click.Choice(INCLUDE)),
     required=True,
-    metavar="[mean|per_tok|bos]...",
+    metavar="[mean|per_tok|bos|contacts]...",
     help="What to write of each layer.",
 )
 @click.option(

@@ -133,7 +133,8 @@ def extract(options: ExtractOptions, say: Say, warn: Say) -> Extracted:
                 with naming_errors(
                     options.output, lambda: f"{files.count:,} files were written before, and stay"
                 ):
-                    files.write(names.of(label), wanted.result(label, each.values))
+                    result = wanted.result(label, each.values, each.num_tokens - 2)
+                    files.write(names.of(label), result)
     if empty := len(runner.totals.without_residues):
         warn(f"{empty:,} records hold no residues: their means are NaN, as in fair-esm's script")
     return Extracted(

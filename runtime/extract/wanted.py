@@ -1,5 +1,6 @@
 """Which layers, and what of them: from one forward of a pack to an array for each protein."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from runtime.engine import Engine
 from runtime.errors import InputError
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
+from runtime.pairs import as_map, check_contacts, contacts_of
 from runtime.pooling import pool, residue_rows
 from runtime.runner import check_finite
 from runtime.windows import Values
@@ -21,25 +23,31 @@ class Wanted:
 
     Attributes:
         layers: ascending, as the keys of fair-esm's dicts.
-        include: of ``mean``, ``per_tok`` and ``bos``.
+        include: of ``mean``, ``per_tok``, ``bos`` and ``contacts``.
+        width: E.
+        dtype: of representations.
     """
 
     layers: tuple[int, ...]
     include: frozenset[str]
+    width: int
+    dtype: np.dtype[np.floating]
 
     def of_pack(self, engine: Engine, batch: PackedBatch) -> list[Values]:
         """Runs a pack once.
 
         Returns:
             For each protein ``[layers, R, E]``: R is a row of BOS, one of the mean and L of the
-            residues, those of them that are wanted.
+            residues, those of them that are wanted. With contacts the same in one row, float32,
+            and then its pairs.
 
         Raises:
             NonFiniteError: the engine returned NaN or Inf. The mean of no residues is NaN, as in
                 fair-esm's script.
             EngineError: the engine failed.
         """
-        representations = engine.run(batch).representations
+        outputs = engine.run(batch)
+        representations = outputs.representations
         bounds = batch.cu_seqlens.tolist()
         spans = list(zip(bounds[:-1], bounds[1:], strict=True))
         of_layers = []
@@ -50,16 +58,27 @@ class Wanted:
             of_layers.append([
                 self._of_protein(rows, means, protein, *span) for protein, span in enumerate(spans)
             ])  # fmt: skip
-        return [np.stack(layers) for layers in zip(*of_layers, strict=True)]
+        found = [np.stack(layers) for layers in zip(*of_layers, strict=True)]
+        if "contacts" not in self.include:
+            return found
+        pairs = contacts_of(outputs, batch)
+        return [np.append(*both) for both in zip(found, pairs, strict=True)]
 
-    def result(self, label: str, values: Values) -> dict[str, Any]:
+    def result(self, label: str, values: Values, num_residues: int) -> dict[str, Any]:
         """The dict that fair-esm's script saves (scripts/extract.py:104-127), of views of arrays.
 
         Args:
             label: of the protein.
-            values: ``[layers, R, E]`` of ``of_pack``.
+            values: of ``of_pack``.
+            num_residues: L.
         """
         bos, mean = ("bos" in self.include, "mean" in self.include)
+        contacts = None
+        if "contacts" in self.include:
+            rows = bos + mean + num_residues * ("per_tok" in self.include)
+            shape = (len(self.layers), rows, self.width)
+            values, contacts = np.split(values, [math.prod(shape)])
+            values = values.reshape(shape).astype(self.dtype)
         by_layer = dict(zip(self.layers, values, strict=True))
         result: dict[str, Any] = {"label": label}
         if "per_tok" in self.include:
@@ -68,12 +87,14 @@ class Wanted:
             result["mean_representations"] = {n: rows[int(bos)] for n, rows in by_layer.items()}
         if bos:
             result["bos_representations"] = {n: rows[0] for n, rows in by_layer.items()}
+        if contacts is not None:
+            result["contacts"] = as_map(contacts)
         return result
 
     def _of_protein(
         self, rows: Values, means: Values | None, protein: int, start: int, end: int
     ) -> Values:
-        parts = []
+        parts = [rows[:0]]
         if "bos" in self.include:
             parts.append(rows[start : start + 1])
         if means is not None:
@@ -92,14 +113,11 @@ def wanted_of(manifest: Manifest, repr_layers: Sequence[int], include: Sequence[
         include: of ``mean``, ``per_tok``, ``bos`` and ``contacts``.
 
     Raises:
-        InputError: contacts, which have a command of their own; a layer that the model does not
-            have, or that the artifact does not export.
+        InputError: a layer that the model does not have, or that the artifact does not export.
+        UnsupportedError: contacts, of an artifact without them.
     """
     if "contacts" in include:
-        raise InputError(
-            "cannot extract contacts: leave them out of --include, and take them from "
-            "'esm2-run contacts'"
-        )
+        check_contacts(manifest)
     count = manifest.architecture.num_layers + 1
     if wrong := [layer for layer in repr_layers if not -count <= layer < count]:
         raise InputError(
@@ -114,7 +132,10 @@ def wanted_of(manifest: Manifest, repr_layers: Sequence[int], include: Sequence[
             f"{_layers(manifest.layers)}. Build one that does: 'esm2-export build "
             f"{_weights(manifest)} --layers {every}'"
         )
-    return Wanted(tuple(layers), frozenset(include))
+    dtype: np.dtype[np.floating] = np.dtype(
+        np.float16 if manifest.dtype == "float16" else np.float32
+    )
+    return Wanted(tuple(layers), frozenset(include), manifest.architecture.embed_dim, dtype)
 
 
 def _layers(layers: Sequence[int]) -> str:

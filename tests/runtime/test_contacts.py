@@ -7,10 +7,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from pyarrow import parquet
 
 import esm2_engines as esm2
+from exporter.model.reference import WeightsSource, load_reference
 from runtime.cli import main
 from runtime.contacts.outputs import Pairs
 from runtime.pairs import as_map, pair_bounds
@@ -74,6 +76,33 @@ def test_maps_are_found_by_id(
         names = SEQUENCES if ending == "npz" else ["a|1", "b", "c"]
         for name, expected in zip(names, maps, strict=True):
             np.testing.assert_allclose(file[name][:], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("include", [["contacts"], ["mean", "per_tok", "contacts"]])
+def test_extract_writes_the_maps_that_fair_esms_script_does(
+    artifact: Path, tiny_checkpoint: Path, tmp_path: Path, include: list[str]
+) -> None:
+    of = {"a": SEQUENCES["a/1"] * 3, "b": "GGAVL", "equal": "GGAVL", "nothing": ""}
+    fasta, out = tmp_path / "x.fasta", tmp_path / "out"
+    fasta.write_text("".join(f">{label}\n{sequence}\n" for label, sequence in of.items()))
+    command = ["extract", artifact, fasta, out, "--truncation_seq_length", 60, "--include"]
+    done = CliRunner().invoke(main, [*map(str, command), *include])
+    assert done.exit_code == 0, done.output
+    reference = load_reference(WeightsSource("checkpoint", str(tiny_checkpoint), contacts=True))
+    _, _, tokens = reference.alphabet.get_batch_converter(60)(list(of.items()))
+    with torch.no_grad():
+        eager = reference.model(tokens, repr_layers=[2], return_contacts=True)
+    for i, (label, sequence) in enumerate(of.items()):
+        length = min(60, len(sequence))
+        found = torch.load(out / f"{label}.pt")
+        expected = eager["contacts"][i, :length, :length]
+        torch.testing.assert_close(found["contacts"], expected, rtol=0, atol=5e-6)
+        names = {"per_tok": "representations", "mean": "mean_representations"}
+        kept = [name for name in names if name in include]
+        assert list(found) == ["label", *(names[name] for name in kept), "contacts"]
+        if kept:
+            rows = eager["representations"][2][i, 1 : length + 1]
+            torch.testing.assert_close(found["representations"][2], rows, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])

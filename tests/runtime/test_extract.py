@@ -28,6 +28,7 @@ from tests.conftest import random_sequence
 # Both round.
 RELATIVE_L2 = 2 * FLOAT32_SHALLOW.limit
 TRUNCATION = 100
+FLOAT32 = np.dtype(np.float32)
 
 
 def run(*arguments: object) -> Result:
@@ -203,7 +204,7 @@ class TestLayers:
         with runtime.load(artifact, "onnx") as engine:
             computed = engine.run
             engine.run = lambda batch: packs.append(batch) or computed(batch)
-            wanted = Wanted((0, 1, 2), frozenset(("mean", "per_tok", "bos")))
+            wanted = Wanted((0, 1, 2), frozenset(("mean", "per_tok", "bos")), 48, FLOAT32)
             batch = runtime.PackedBatch.from_sequences(["MKV", "A"])
             values = wanted.of_pack(engine, batch)
         assert len(packs) == 1
@@ -216,7 +217,7 @@ class TestLayers:
             outputs.tensors["representations.1"][6, 3] = np.nan
             engine.run = lambda batch: outputs
             with pytest.raises(runtime.NonFiniteError, match="1 of 2 proteins in a pack: 'bad'"):
-                Wanted((1,), frozenset(("bos",))).of_pack(engine, batch)
+                Wanted((1,), frozenset(("bos",)), 48, FLOAT32).of_pack(engine, batch)
 
     def test_rows_of_many_layers_make_small_windows(self, artifact: Path) -> None:
         with runtime.load(artifact, "onnx") as engine:
@@ -358,7 +359,7 @@ class TestBeforeTheRun:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--include", "mean", "contacts"], "take them from 'esm2-run contacts'"),
+            (["--include", "mean", "contacts"], "gives no contacts: build it with"),
             (["--include", "mean", "--repr_layers", "3"], "--repr_layers 3: "),
             (["--include", "mean", "--repr_layers", "0", "-4"], "and -1 to -3 from the last"),
         ],
