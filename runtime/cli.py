@@ -13,9 +13,11 @@ from runtime.device import default_max_tokens
 from runtime.engine_options import (
     attention_of,
     attention_options,
+    check_ray,
     concurrency_option,
     device_option,
     engine_option,
+    ray_options,
 )
 from runtime.errors import EngineError, Esm2Error, InputError, UnsupportedError
 from runtime.extract.command import extract, run_and_report
@@ -148,17 +150,7 @@ def info(artifact: Path, as_json: bool) -> None:
     help="CPU threads.  [default: OMP_NUM_THREADS, else every core of the mask and the quota]",
 )
 @concurrency_option
-@click.option(
-    "--ray",
-    metavar="[local|auto|HOST:PORT]",
-    help="Run on all GPUs, or CPUs, of a Ray cluster. local: of this machine. auto: of the cluster "
-    "that this machine is a node of.",
-)
-@click.option(
-    "--ray-actors",
-    type=click.IntRange(min=1),
-    help="Engines on the cluster.  [default: one a GPU; on CPUs one a node, or by --threads]",
-)
+@ray_options
 @click.option("--debug", is_flag=True, help="Log one line for each pack.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @one_line_errors(Esm2Error, OSError)
@@ -192,8 +184,7 @@ def embed(
 
     if id_column and not sequence_column:
         raise InputError("--id-column is for tables: give --sequence-column too")
-    if ray_actors and ray is None:
-        raise InputError("--ray-actors is for Ray: give --ray too")
+    check_ray(ray, ray_actors)
     if not output:
         raise InputError("-o is empty. Name a file or a folder")
     if cache == "":

@@ -60,6 +60,20 @@ device_option = click.option(
     help="auto: a GPU where an engine runs on it.",
 )
 
+# Where packs run; see ``check_ray``.
+ray_options = option_group(
+    click.option(
+        "--ray",
+        metavar="[local|auto|HOST:PORT]",
+        help="Run on all GPUs, or CPUs, of a Ray cluster. local: of this machine. auto: of the "
+        "cluster that this machine is a node of.",
+    ),
+    click.option(
+        "--ray-actors",
+        type=click.IntRange(min=1),
+        help="Engines on the cluster.  [default: one a GPU; on CPUs one a node, or by --threads]",
+    ),
+)
 
 # Of commands that run files of proteins and take something of each; read by ``options_of``.
 run_options = option_group(
@@ -75,6 +89,7 @@ run_options = option_group(
     attention_options,
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: as embed]"),
     concurrency_option,
+    ray_options,
 )
 
 
@@ -83,6 +98,7 @@ def options_of(artifact: Path, inputs: tuple[str, ...], given: dict[str, Any]) -
     from runtime.embed_options import EmbedOptions
     from runtime.readers.records import RecordOptions
 
+    check_ray(given["ray"], given["ray_actors"])
     return EmbedOptions(
         artifact=artifact,
         inputs=inputs,
@@ -101,7 +117,15 @@ def options_of(artifact: Path, inputs: tuple[str, ...], given: dict[str, Any]) -
             given["unknown"], given["upper"], given["strip_stop"], given.get("max_length"),
             given.get("long", "error"),
         ),
+        ray=given["ray"],
+        ray_actors=given["ray_actors"],
     )  # fmt: skip
+
+
+def check_ray(ray: str | None, ray_actors: int | None) -> None:
+    """Raises InputError for actors without a cluster."""
+    if ray_actors and ray is None:
+        raise InputError("--ray-actors is for Ray: give --ray too")
 
 
 def attention_of(attention: Attention | None, v1_attention: bool) -> Attention | None:

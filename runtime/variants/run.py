@@ -164,6 +164,8 @@ def _run(job: Job) -> Run:
             "on_error": "skip" if options.skip else "stop",
             **asdict(options.records),
             **job.said,
+            # Which cluster, and how large, may change from run to run.
+            **({"ray": True} if options.ray is not None else {}),
         },
         proteins=job.num_records,
         tokens=job.num_tokens,

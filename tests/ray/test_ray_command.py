@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from click.testing import CliRunner, Result
 
@@ -69,6 +70,32 @@ def assert_same_rows(found: Rows, expected: Rows) -> None:
 def vectors(rows: pa.Table) -> np.ndarray[Any, Any]:
     flat = rows["embeddings"].combine_chunks().flatten()
     return np.asarray(flat).reshape(len(rows), -1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["logits", "score"])
+def test_other_commands_write_what_they_write_without_ray(
+    command: str, ready_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "usable_cores", lambda: 2)
+    fasta = tmp_path / "x.fasta"
+    fasta.write_text(">a\nMKTAYIAKQR\n>b\nGGAVL\n")
+    given = {"logits": [fasta], "score": ["--wild-type", fasta, "--deep"]}[command]
+    found = []
+    for options in ([], ["--ray", "local", "--ray-actors", 2]):
+        output = tmp_path / f"{len(options)}.parquet"
+        words = [command, ready_artifact, *given, "-o", output, "--threads", 1, *options]
+        result = CliRunner().invoke(cli.main, [str(word) for word in words])
+        assert result.exit_code == 0, result.output
+        table = pa.parquet.read_table(output)
+        assert ("Ray: 2 actors" in result.stderr) == bool(options)
+        values = table["score" if command == "score" else "log_probabilities"]
+        found.append(
+            (table["ids"], np.concatenate([np.ravel(each) for each in values.to_pylist()]))
+        )
+    (ids, plain), (of_ray, on_ray) = found
+    assert ids == of_ray
+    np.testing.assert_allclose(on_ray, plain, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
