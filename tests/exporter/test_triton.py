@@ -32,6 +32,7 @@ from runtime.packing import PackedBatch
 from runtime.tokenizer import tokenize
 from tests.conftest import MadeOnce, built, random_sequence
 from tests.exporter.triton_config import SCHEMA, read_config
+from tests.runtime.test_predict import probing
 
 pytestmark = pytest.mark.slow
 
@@ -131,6 +132,22 @@ def test_a_batch_is_answered_as_the_engine_answers(
 ) -> None:
     for batch in (proteins, proteins[:1]):
         compare(run_model(model, engine, batched(batch)), tiny_artifact, engine, batch)
+
+
+@pytest.mark.parametrize(("on", "rows"), [("mean", []), ("residues", [-1])])
+def test_heads_are_served(
+    on: str, rows: list[int], tiny_checkpoint: Path, made_once: MadeOnce, cache: Cache,
+    proteins: list[NDArray[np.int64]], tmp_path: Path,
+) -> None:  # fmt: skip
+    name = {"mean": "probe-proteins", "residues": "probe-residues"}[on]
+    artifact = made_once(name, probing(tiny_checkpoint, on, cache))
+    (model,) = write_repository(artifact, tmp_path / "models")
+    config = read_config(model)
+    (head,) = (output for output in config.output if output.name == "head")
+    assert list(head.dims) == [*rows, 3]
+    scattered = {name for batch in config.batch_output for name in batch.target_name}
+    assert ("head" in scattered) == bool(rows)
+    compare(run_model(model, "onnx", batched(proteins)), artifact, "onnx", proteins)
 
 
 # Loads both models as Triton's backends do, by what the config and the environment say.
@@ -333,6 +350,13 @@ class TestCommand:
             "aoti: only torchscript, onnx, onnx-int8, onnx-cuda can be served",
         )
         assert not (tmp_path / "models").exists()
+
+    def test_contacts(self, tiny_artifact: Path, tmp_path: Path) -> None:
+        signature = manifests.read(tiny_artifact).signature
+        outputs = [*signature.outputs, manifests.TensorSpec("contacts", "float32", ["P", 1])]
+        signature = msgspec.structs.replace(signature, outputs=outputs)
+        artifact = changed(tiny_artifact, tmp_path / "artifact", signature=signature)
+        refused(run(artifact, "--out", tmp_path / "models"), "Triton cannot tell whose contacts")
 
     def test_bfloat16(self, tiny_artifact: Path, tmp_path: Path) -> None:
         artifact = changed(tiny_artifact, tmp_path / "artifact", dtype="bfloat16")
