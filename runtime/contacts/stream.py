@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,21 +35,9 @@ def contacts_runner(
             "or leave --max-length out"
         )
 
+    def of_pack(batch: PackedBatch) -> list[NDArray[np.floating]]:
+        return contacts_of(engine.run(batch), batch)
+
     return AsyncInferenceRunner(
-        engine,
-        max_tokens,
-        "none",
-        **asdict(options),
-        on_rejected=on_rejected,
-        of_pack=partial(contacts_of_pack, engine),
+        engine, max_tokens, "none", **asdict(options), on_rejected=on_rejected, of_pack=of_pack
     )
-
-
-def contacts_of_pack(engine: Engine, batch: PackedBatch) -> list[NDArray[np.floating]]:
-    """Runs a pack, and gives each protein's probabilities, see ``runtime.pairs``.
-
-    Raises:
-        NonFiniteError: the engine returned NaN or Inf.
-        EngineError: the engine failed.
-    """
-    return contacts_of(engine.run(batch), batch)

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.contacts.stream import check_contacts, contacts_of_pack
 from runtime.engine import Engine
 from runtime.lm_head import AMINO_ACID_IDS, check_lm_head
 from runtime.manifest import Manifest
 from runtime.packing import PackedBatch
+from runtime.pairs import check_contacts, contacts_of
 from runtime.pooling import Pool
 from runtime.predict.scores import head_of, scores_of_pack
 from runtime.readers.records import Record, RecordOptions, Rejection, prepare
@@ -104,7 +104,11 @@ def logits(manifest: Manifest, columns: int) -> Kind:
 def contacts(manifest: Manifest) -> Kind:
     """Pairs of each protein, see ``runtime.pairs``. Raises UnsupportedError without contacts."""
     check_contacts(manifest)
-    return Kind("contacts", contacts_of_pack, lambda tokens: tokens * tokens)
+
+    def of_pack(engine: Engine, batch: PackedBatch) -> list[Values]:
+        return contacts_of(engine.run(batch), batch)
+
+    return Kind("contacts", of_pack, lambda tokens: tokens * tokens)
 
 
 def predictions(manifest: Manifest) -> Kind:
