@@ -103,6 +103,13 @@ _NEEDS = frozenset({"fastapi", "starlette", "uvicorn", "prometheus_client", "orj
     default="info",
     show_default=True,
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(("auto", "json", "text")),
+    default="auto",
+    show_default=True,
+    help="auto: text on a terminal, else a line of JSON each.",
+)
 @engine_option
 @device_option
 @attention_options
@@ -117,7 +124,7 @@ def serve(artifact: Path, host: str, port: int, **given: Any) -> None:
     in front of it.
     """
     try:
-        from runtime.server.logs import log_json
+        from runtime.server.logs import log_lines
         from runtime.server.running import serve as run
     except ModuleNotFoundError as error:
         if error.name not in _NEEDS:
@@ -125,7 +132,7 @@ def serve(artifact: Path, host: str, port: int, **given: Any) -> None:
         raise InputError(
             f"{error.name} is not installed. pip install 'esm2-engines[server]'"
         ) from None
-    log_json(given["log_level"])
+    log_lines(given["log_level"], given["log_format"])
     run(
         EngineChoice(
             artifact,
