@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from benchmarks.serving import bodies, clients, engines, lifecycle, memory
+from benchmarks.serving import bodies, clients, engines, lifecycle, memory, openapi
 from benchmarks.serving.process import FAULTY, Server
 from benchmarks.serving.traffic import Truth, proteins
 
@@ -62,7 +62,7 @@ def main(artifact: Path, other: Path, only: tuple[str, ...], cases: int, request
         "slow-readers": on_server(lambda s: asyncio.run(clients.sip(s, truth, 20, 0.05))),
         "stall": on_server(lambda s: asyncio.run(clients.stall(s, truth, 5)), "--timeout", 5),
         "bodies": on_server(lambda s: dict(sorted(bodies.own(s, cases).items()))),
-        "schema": on_server(lambda s: dict(sorted(bodies.of_schema(s, cases).items()))),
+        "schema": on_server(lambda s: dict(sorted(openapi.of_schema(s, cases).items()))),
         "huge": on_server(lambda s: bodies.huge(s, 32 << 20)),
         "throw": lambda: asyncio.run(engines.throw(artifact, truth, share=0.1, seconds=20)),
         "nan": lambda: asyncio.run(engines.not_a_number(artifact, truth, rounds=50)),

@@ -27,7 +27,7 @@ import psutil
 from benchmarks.checkpoints import checkpoints_of
 from benchmarks.environments import PeerUnavailableError, python_of
 from benchmarks.serving.process import ESM2_RUN, ROOT
-from benchmarks.serving.traffic import Truth, proteins
+from benchmarks.serving.traffic import Truth, Vectors, proteins
 from exporter.environment import cpu_name
 from exporter.model.reference import load_original
 from runtime import manifest as manifests
@@ -37,6 +37,7 @@ from runtime.threads import usable_cores
 RESULTS = Path(__file__).parents[1] / "results"
 PEERS = Path(__file__).parent / "peers"
 SHARES = (0.2, 0.5, 0.8)
+INFINITY = "infinity"
 USERS = 200
 START_S = 120
 
@@ -111,6 +112,12 @@ def main(artifact: Path, seconds: float, docs: bool, only: tuple[str, ...], leve
 
     with tempfile.TemporaryDirectory() as folder:
         generator = Generator(Path(folder), truth)
+        # Its pooling takes BOS and EOS in, and it gives vectors of length 1.
+        other = Generator(
+            Path(folder),
+            Truth(truth.sequences, [all_tokens(artifact, truth)]),
+            SERVING_MODEL=INFINITY,
+        )
         embed()
         for name, (label, command) in servers_of(artifact, checkpoint).items():
             if only and name not in only:
@@ -120,7 +127,9 @@ def main(artifact: Path, seconds: float, docs: bool, only: tuple[str, ...], leve
                 continue
             try:
                 with serving(command) as server:
-                    measured = generator.run(label, server, seconds)
+                    measured = (other if name == INFINITY else generator).run(
+                        label, server, seconds
+                    )
                     run.servers.append(say(measured))
                     if name == "esm2-run" and levels:
                         for share in SHARES:
@@ -150,6 +159,16 @@ def say(measured: Measured) -> Measured:
     """Prints it."""
     click.echo(json.dumps(msgspec.to_builtins(measured)))
     return measured
+
+
+def all_tokens(artifact: Path, truth: Truth) -> Vectors:
+    """``[P, E]``: the mean of the last layer over BOS, residues and EOS, divided by its length."""
+    residues = np.array([len(each) for each in truth.sequences])[:, None]
+    with load_model(artifact) as model:
+        cls = model.embed(truth.sequences, "cls")
+        after = model.embed(truth.sequences, "mean-with-eos")
+    mean = (cls + (residues + 1) * after) / (residues + 2)
+    return np.float32(mean / np.linalg.norm(mean, axis=1, keepdims=True))
 
 
 def embedded(artifact: Path, truth: Truth, seconds: float) -> Measured:
@@ -224,6 +243,16 @@ def servers_of(artifact: Path, checkpoint: Path) -> dict[str, tuple[str, Sequenc
             found[name] = (label, (python_of(peer), *arguments))
         except PeerUnavailableError as error:
             found[name] = (label, str(error))
+    label = "infinity-emb, batches of 32"
+    try:
+        command = (
+            python_of("serving_infinity").with_name("infinity_emb"), "v2", "--model-id", checkpoint,
+            "--served-model-name", INFINITY, "--engine", "torch", "--device", "cpu",
+            "--no-bettertransformer", "--no-model-warmup", "--host", "127.0.0.1", "--port", "PORT",
+        )  # fmt: skip
+        found[INFINITY] = (label, command)
+    except PeerUnavailableError as error:
+        found[INFINITY] = (label, str(error))
     return found
 
 
@@ -257,7 +286,10 @@ def serving(command: Sequence[object]) -> Iterator[Running]:
 
 def _is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health/ready", timeout=5, trust_env=False).status_code == 200
+        return any(
+            httpx.get(f"{url}{path}", timeout=5, trust_env=False).status_code == 200
+            for path in ("/health/ready", "/health")  # the last is infinity's
+        )
     except httpx.TransportError:
         return False
 
@@ -271,11 +303,13 @@ class Generator:
     Args:
         folder: for its files.
         truth: what is asked for.
+        more: variables for ``locustfile``.
     """
 
-    def __init__(self, folder: Path, truth: Truth):
+    def __init__(self, folder: Path, truth: Truth, **more: str):
+        self._more = more
         self._python = python_of("serving_locust")
-        self._truth, self._out = folder / "truth.npz", folder / "out.json"
+        self._truth, self._out = folder / f"{id(self)}.npz", folder / "out.json"
         np.savez(
             self._truth, allow_pickle=False, sequences=np.array(truth.sequences),
             vectors=truth.vectors[0],
@@ -293,7 +327,7 @@ class Generator:
         users = str(USERS)
         environment = {
             **os.environ, "SERVING_TRUTH": str(self._truth), "SERVING_OUT": str(self._out),
-            "SERVING_USERS": users, "SERVING_RATE": str(rate),
+            "SERVING_USERS": users, "SERVING_RATE": str(rate), **self._more,
         }  # fmt: skip
         used = server.cpu_s
         result = subprocess.run(

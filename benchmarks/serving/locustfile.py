@@ -1,16 +1,19 @@
 """Locust's users: one protein a request, every answer checked.
 
 Run by ``benchmarks.serving.load`` with Locust's own Python. ``SERVING_TRUTH``: an .npz of
-``sequences`` and ``vectors [P, E]``; ``SERVING_FIRST``: where in it to begin; ``SERVING_RATE``:
-requests a second of all users, or 0 for as many as there are answers; ``SERVING_OUT``: JSON of all
-that was seen.
+``sequences`` and ``vectors [P, E]``; ``SERVING_USERS``: connections; ``SERVING_RATE``:
+requests a second of all users, or 0 for as many as there are answers; ``SERVING_MODEL``: asks in
+OpenAI's shape for this model; ``SERVING_OUT``: JSON of all that was seen.
 """
 
 import itertools
 import json
 import os
+import random
 import time
+from pathlib import Path
 
+import gevent
 import numpy as np
 import orjson
 from locust import constant_pacing, constant_throughput, events, task
@@ -21,6 +24,8 @@ MOST_RELATIVE_L2 = 1e-4
 with np.load(os.environ["SERVING_TRUTH"]) as stored:
     SEQUENCES, VECTORS = stored["sequences"].tolist(), stored["vectors"]
 USERS = int(os.environ["SERVING_USERS"])
+MODEL = os.environ.get("SERVING_MODEL")
+PATH = "/embeddings" if MODEL else "/embed"
 RATE = float(os.environ["SERVING_RATE"])
 places = itertools.cycle(range(len(SEQUENCES)))
 sent = 0
@@ -34,16 +39,22 @@ class Client(FastHttpUser):
     network_timeout = connection_timeout = 600.0
     wait_time = constant_throughput(RATE / USERS) if RATE else constant_pacing(0)
 
+    def on_start(self) -> None:
+        """Users of a rate begin one after another: else all would ask at once, and wait in line."""
+        if RATE:
+            gevent.sleep(random.uniform(0, USERS / RATE))
+
     @task
     def embed(self) -> None:
         """One protein; counted when its answer is right."""
         global sent
         place = next(places)
-        body = orjson.dumps({"inputs": [SEQUENCES[place]]})
+        inputs = [SEQUENCES[place]]
+        body = orjson.dumps({"model": MODEL, "input": inputs} if MODEL else {"inputs": inputs})
         sent += 1
         began = time.time()
         with self.client.post(
-            "/embed", data=body, headers={"Content-Type": "application/json"}, catch_response=True
+            PATH, data=body, headers={"Content-Type": "application/json"}, catch_response=True
         ) as response:
             ended = time.time()
             problem = self.problem(place, response)
@@ -58,7 +69,8 @@ class Client(FastHttpUser):
         """Why it is no right answer."""
         if response.status_code != 200:
             return f"status {response.status_code}: {response.text[:200]}"
-        got = np.array(orjson.loads(response.content), np.float32)
+        answer = orjson.loads(response.content)
+        got = np.array([answer["data"][0]["embedding"]] if MODEL else answer, np.float32)
         if got.shape != (1, VECTORS.shape[1]):
             return f"shape {got.shape}"
         error = np.linalg.norm(got[0] - VECTORS[place]) / np.linalg.norm(VECTORS[place])
@@ -68,5 +80,5 @@ class Client(FastHttpUser):
 @events.quitting.add_listener
 def write(environment, **_) -> None:
     """What was seen."""
-    with open(os.environ["SERVING_OUT"], "w") as file:
+    with Path(os.environ["SERVING_OUT"]).open("w") as file:
         json.dump({"sent": sent, "answers": answers, "wrong": wrong}, file)

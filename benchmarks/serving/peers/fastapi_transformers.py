@@ -49,7 +49,7 @@ async def collect(queue: asyncio.Queue) -> None:
             except asyncio.TimeoutError:
                 break
         found = await asyncio.to_thread(vectors, [sequence for sequence, _ in waiting])
-        for (_, future), vector in zip(waiting, found):
+        for (_, future), vector in zip(waiting, found, strict=True):
             future.set_result(vector)
 
 
@@ -76,7 +76,7 @@ if "--batch" in sys.argv:
     async def embed(request: Request) -> list[list[float]]:
         """With others."""
         futures = [asyncio.get_running_loop().create_future() for _ in request.inputs]
-        for pair in zip(request.inputs, futures):
+        for pair in zip(request.inputs, futures, strict=True):
             await app.state.queue.put(pair)
         return await asyncio.gather(*futures)
 

@@ -42,4 +42,6 @@ if __name__ == "__main__":
         timeout=600,
         healthcheck_path="/health/ready",
     )
-    server.run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="warning")
+    server.run(
+        host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="warning"
+    )
