@@ -1,6 +1,7 @@
 """Clients that misbehave: they hang up, send slowly, read slowly; others get their answers."""
 
 import asyncio
+import contextlib
 import random
 import socket
 import struct
@@ -127,11 +128,11 @@ async def sip(server: Server, truth: Truth, clients: int, pause: float) -> dict[
     async def one() -> int:
         limit = SIP
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=limit)
-        writer.write(request("/embed_all", body_of(sequences)))
-        answer = orjson.loads(await answer_body(reader, pause))
+        with contextlib.closing(writer):
+            writer.write(request("/embed_all", body_of(sequences)))
+            answer = orjson.loads(await answer_body(reader, pause))
         if [len(each) for each in answer] != [len(each) for each in sequences]:
             raise BrokenError("an answer that was read slowly is not whole")
-        writer.close()
         return sum(len(each) * len(each[0]) for each in answer)
 
     async def all_of_them() -> list[int]:
@@ -174,7 +175,8 @@ async def stall(server: Server, truth: Truth, timeout: float) -> dict[str, Any]:
         took, _ = await asyncio.gather(never_ends(), never_reads())
         return took
 
-    took, tally = await with_others(server, truth, both)
+    # Few others: on a busy machine more would themselves come late.
+    took, tally = await with_others(server, truth, both, connections=1)
     return {"let go after": round(took, 2), **_others(tally)}
 
 

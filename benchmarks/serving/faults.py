@@ -71,7 +71,7 @@ def main(artifact: Path, other: Path, only: tuple[str, ...], cases: int, request
         ),
         "reload": reloads,
         "fair": on_server(lambda s: asyncio.run(memory.fair(s, short, 10_000, 5))),
-        "memory": on_server(lambda s: asyncio.run(memory.flat(s, truth, requests, 8))),
+        "memory": on_server(lambda s: asyncio.run(memory.flat(s, short, requests, 16))),
     }
     for name in only or faults:
         began = time.perf_counter()
