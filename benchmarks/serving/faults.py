@@ -67,7 +67,7 @@ def main(artifact: Path, other: Path, only: tuple[str, ...], cases: int, request
         "throw": lambda: asyncio.run(engines.throw(artifact, truth, share=0.1, seconds=20)),
         "nan": lambda: asyncio.run(engines.not_a_number(artifact, truth, rounds=50)),
         "sigterm": on_server(
-            lambda s: asyncio.run(lifecycle.end(s, truth, 20)), command=FAULTY, environment=slow
+            lambda s: asyncio.run(lifecycle.end(s, short, 5)), command=FAULTY, environment=slow
         ),
         "reload": reloads,
         "fair": on_server(lambda s: asyncio.run(memory.fair(s, short, 10_000, 5))),

@@ -54,6 +54,30 @@ async def end(server: Server, truth: Truth, in_flight: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+async def end_too_soon(server: Server, truth: Truth, in_flight: int) -> dict[int, int]:
+    """SIGTERM to a server that will not answer in time: who waits is told so.
+
+    Returns:
+        How many answers were of each status.
+
+    Raises:
+        BrokenError: one is not shaped as errors are, or it ends otherwise than with 0.
+    """
+    tally = Tally()
+    places = list(range(len(truth.sequences)))
+    async with connected(server.url) as client, connected(server.url) as watcher:
+        waiting = [asyncio.create_task(ask(client, truth, places, tally)) for _ in range(in_flight)]
+        while await _accepted(watcher) < in_flight:
+            await asyncio.sleep(0.01)
+        server.signal(signal.SIGTERM)
+        await asyncio.gather(*waiting)
+    if status := await asyncio.to_thread(server.wait, 30):
+        raise BrokenError(f"exit status {status}: {server.log()[-2000:]}")
+    if not all(body.get("request_id") and body.get("error") for body in tally.bodies):
+        raise BrokenError(f"not errors as documented: {tally.bodies}")
+    return dict(tally.statuses)
+
+
 async def reload(
     server: Server, link: Path, artifacts: list[Path], truth: Truth, times: int
 ) -> dict[str, Any]:

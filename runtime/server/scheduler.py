@@ -89,6 +89,7 @@ class Scheduler:
         self._queue: FairQueue[Job] = FairQueue(max_tokens, self._at_once)
         self._ready: deque[_Pack] = deque()
         self._running: set[asyncio.Task[None]] = set()
+        self._jobs: set[Job] = set()
         self._threads = ThreadPoolExecutor(self._at_once, "esm2-engine")
         self._timer: asyncio.TimerHandle | None = None
 
@@ -116,10 +117,12 @@ class Scheduler:
             left=len(work.tokens),
         )  # fmt: skip
         waiting = self._queue.put(job, time.monotonic())
+        self._jobs.add(job)
         self._dispatch()
         try:
             await job.done
         finally:
+            self._jobs.discard(job)
             self._queue.remove(waiting)
         return job
 
@@ -130,6 +133,12 @@ class Scheduler:
                 await asyncio.wait(self._running)
             else:
                 await asyncio.sleep(self._max_wait)
+
+    def give_up(self, problem: Problem) -> None:
+        """Tells all who wait that there will be no answer."""
+        for job in self._jobs:
+            if not job.done.done():
+                job.done.set_exception(problem)
 
     def close(self) -> None:
         """Ends the threads; what they run is waited for. Blocks."""

@@ -225,7 +225,10 @@ class Service:
         until = time.monotonic() + self.limits.drain_timeout
         while self.accepted and time.monotonic() < until:
             await asyncio.sleep(0.02)
-        return self.accepted == 0
+        left = self.accepted
+        for each in self._schedulers():
+            each.give_up(NotReady("the server ended before this was run", retry_after=1))
+        return left == 0
 
     def close(self) -> None:
         """Frees the engine; blocks while a pack runs."""

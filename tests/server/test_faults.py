@@ -88,6 +88,15 @@ def test_sigterm_answers_what_was_accepted(artifact: Path, truth: Truth) -> None
         assert "trace" not in server.log()
 
 
+def test_what_is_not_answered_in_time_gets_503(artifact: Path, truth: Truth) -> None:
+    slow = {"ESM2_FAULT_SLOW": "1"}
+    options = (*ENGINE, "--drain-timeout", 0.2, "--concurrency", 1)
+    with Server(artifact, *options, command=FAULTY, environment=slow) as server:
+        statuses = asyncio.run(lifecycle.end_too_soon(server, truth, in_flight=3))
+        assert set(statuses) == {503}
+        assert "trace" not in server.log()
+
+
 def test_reloads_lose_nothing(artifact: Path, truth: Truth, tmp_path: Path) -> None:
     other_artifact = doubled(artifact, tmp_path / "other")
     both = Truth.of(truth.sequences, artifact, other_artifact)
