@@ -1,10 +1,11 @@
 """Cuts packs of what waits and runs them: one thread a pack, the event loop never computes."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -17,6 +18,9 @@ from runtime.server.problems import Failed, Malformed, Problem
 from runtime.server.work import Kind, Tokens, Values, Work
 
 logger = logging.getLogger(__name__)
+
+# Seconds between two looks at whether an old artifact is still in use.
+_DRAIN_EACH = 0.02
 
 
 @dataclass(eq=False)
@@ -90,6 +94,7 @@ class Scheduler:
         self._ready: deque[_Pack] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._jobs: set[Job] = set()
+        self._users = 0
         self._threads = ThreadPoolExecutor(self._at_once, "esm2-engine")
         self._timer: asyncio.TimerHandle | None = None
 
@@ -126,13 +131,22 @@ class Scheduler:
             self._queue.remove(waiting)
         return job
 
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Inside, ``drain`` does not end."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+
     async def drain(self) -> None:
-        """Waits until nothing runs or waits."""
-        while self._running or self._ready or self._queue.tokens:
+        """Waits until nothing uses it, runs or waits."""
+        while self._users or self._running or self._ready or self._queue.tokens:
             if self._running:
                 await asyncio.wait(self._running)
             else:
-                await asyncio.sleep(self._max_wait)
+                await asyncio.sleep(_DRAIN_EACH)
 
     def give_up(self, problem: Problem) -> None:
         """Tells all who wait that there will be no answer."""

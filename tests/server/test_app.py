@@ -5,6 +5,7 @@ import base64
 import io
 import logging
 import shutil
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +21,7 @@ import pytest
 from runtime import PackedBatch
 from runtime.errors import EngineError
 from runtime.model import Model, load_model
+from runtime.server import work
 from runtime.server.app import app_of
 from runtime.server.service import Service
 from runtime.server.settings import EngineChoice, Limits
@@ -391,3 +393,32 @@ def test_logs_hold_no_sequence(tiny_artifact: Path, caplog: pytest.LogCaptureFix
     ours = [record for record in caplog.records if record.name.startswith("runtime")]
     assert [record.status for record in ours if hasattr(record, "status")] == [200, 422, 415, 422]
     assert not any("MKTAYI" in orjson.dumps(vars(each), default=str).decode() for each in ours)
+
+
+def test_a_request_that_is_read_while_another_artifact_is_loaded_is_answered(
+    tiny_artifact: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    real = work.proteins
+
+    def slow(*arguments: Any) -> work.Work:
+        begun.set()
+        go_on.wait()
+        return real(*arguments)
+
+    monkeypatch.setattr(work, "proteins", slow)
+
+    async def talking(http: httpx.AsyncClient, service: Service) -> httpx.Response:
+        asked = asyncio.create_task(http.post("/embed", json={"inputs": SEQUENCES}))
+        await asyncio.to_thread(begun.wait)
+        await service.load()
+        await asyncio.sleep(0.2)  # the old engine is closed, if nobody knows of the request
+        go_on.set()
+        answer = await asked
+        while service._old:
+            await asyncio.sleep(0.01)
+        return answer
+
+    answer = talk(tiny_artifact, talking)
+    assert answer.status_code == 200, answer.text
+    np.testing.assert_allclose(answer.json(), model.embed(SEQUENCES), **CLOSE)

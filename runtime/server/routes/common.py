@@ -97,10 +97,13 @@ async def run(request: Request, make: Make) -> tuple[Served, Work, list[Values]]
     ticket = ticket_of(request)
     served = service.served
     assert served is not None  # since ``read``
-    work = await asyncio.to_thread(make, served, ticket.client)
-    if not work.tokens:
-        return served, work, []
-    values = await while_there(request, service.run(served, work, ticket), service.limits.timeout)
+    # Also while it is made: a reload meanwhile would close what it is made for.
+    with served.scheduler.in_use():
+        work = await asyncio.to_thread(make, served, ticket.client)
+        if not work.tokens:
+            return served, work, []
+        running = service.run(served, work, ticket)
+        values = await while_there(request, running, service.limits.timeout)
     return served, work, values
 
 
