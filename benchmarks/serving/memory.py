@@ -10,7 +10,7 @@ from benchmarks.serving.probe import probing
 from benchmarks.serving.process import Server
 from benchmarks.serving.traffic import BrokenError, Tally, Truth, ask, connected
 
-WARM_UP = 0.2  # of the requests: caches and arenas fill
+WARM_UP = 0.5  # of the requests: caches and arenas fill, 3 MB over the first 20,000
 # Straight lines through noise are not quite level.
 MOST_KB_A_THOUSAND = 100.0
 
