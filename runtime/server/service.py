@@ -18,7 +18,7 @@ from runtime.server.problems import NotReady, Overloaded, TooLarge
 from runtime.server.scheduler import Scheduler
 from runtime.server.settings import ANSWERS, EngineChoice, Limits
 from runtime.server.ticket import Ticket
-from runtime.server.work import Values, Work
+from runtime.server.work import Values, Work, check_tokens
 from runtime.threads import Threads, usable_memory
 
 logger = logging.getLogger(__name__)
@@ -183,11 +183,7 @@ class Service:
                 f"the answer would hold {work.num_bytes:,} bytes of numbers, at most "
                 f"{limits.max_answer_bytes:,} are given (--max-answer-mb): ask for fewer proteins"
             )
-        if work.num_tokens > limits.max_queue_tokens:
-            raise TooLarge(
-                f"{work.num_tokens:,} tokens in one request, at most {limits.max_queue_tokens:,} "
-                "are taken (--max-queue-tokens): split it"
-            )
+        check_tokens(work.num_tokens, limits)
         if queued + work.num_tokens > limits.max_queue_tokens:
             raise Overloaded(
                 f"{queued:,} tokens wait already, of at most {limits.max_queue_tokens:,}",

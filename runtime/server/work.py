@@ -19,18 +19,15 @@ from runtime.readers.records import Record, RecordOptions, Rejection, prepare
 from runtime.runner import check_layer, vectors_of_pack
 from runtime.server.problems import TooLarge, Untokenizable
 from runtime.server.settings import Limits
-from runtime.tokenizer import TOKENS, decode
+from runtime.tokenizer import TOKENS
 from runtime.variants import masking
-from runtime.variants.conventions import convention_of
-from runtime.variants.notation import WildType
-from runtime.variants.sources import all_substitutions, prepare_residues
-from runtime.variants.tasks import Perplexity, Scoring, log_probabilities
-from runtime.windows import Task
+from runtime.variants.tasks import log_probabilities
 
 Values = NDArray[np.floating]
 Tokens = NDArray[np.int64]
 OfPack = Callable[[Engine, PackedBatch], list[Values]]
 
+LONGEST_TOKEN = max(map(len, TOKENS))
 # Records that are listed one by one where a request is refused.
 MOST_LISTED = 20
 FLOAT_BYTES = 4
@@ -150,11 +147,13 @@ def proteins(
         TooLarge: too many of them, or too long ones.
     """
     check_number(len(sequences), limits, "sequences")
+    if not truncate:
+        check_characters(sequences, limits)
     found, wrong = [], []
     for i, sequence in enumerate(sequences):
         prepared = prepare(Record("", sequence), options)
         if isinstance(prepared, Rejection):
-            wrong.append(_detail(i, sequence, prepared))
+            wrong.append(detail_of(i, sequence, prepared))
         elif len(prepared.tokens) == 2:
             wrong.append({"record": i, "reason": "it holds no residues"})
         else:
@@ -193,6 +192,26 @@ def check_lengths(tokens: Iterable[Tokens], limits: Limits) -> None:
         )  # fmt: skip
 
 
+def check_tokens(number: int, limits: Limits) -> None:
+    """Raises TooLarge for more tokens than may wait."""
+    if number > limits.max_queue_tokens:
+        raise TooLarge(
+            f"{number:,} tokens in one request, at most {limits.max_queue_tokens:,} are taken "
+            "(--max-queue-tokens): split it"
+        )
+
+
+def check_characters(sequences: Sequence[str], limits: Limits) -> None:
+    """Raises TooLarge before what cannot be short enough is tokenized."""
+    most = LONGEST_TOKEN * limits.max_length
+    for i, sequence in enumerate(sequences):
+        if len(sequence) > most:
+            raise TooLarge(
+                f"sequence number {i} has {len(sequence):,} characters, and proteins of at most "
+                f"{limits.max_length:,} residues are taken (--max-length)"
+            )
+
+
 def _within(tokens: Tokens, residues: int) -> Tokens:
     """BOS, the first residues, EOS; as fair-esm cuts (esm/data.py:268)."""
     if len(tokens) - 2 <= residues:
@@ -200,7 +219,7 @@ def _within(tokens: Tokens, residues: int) -> Tokens:
     return np.concatenate([tokens[: residues + 1], tokens[-1:]])
 
 
-def _detail(number: int, sequence: str, rejection: Rejection) -> dict[str, Any]:
+def detail_of(number: int, sequence: str, rejection: Rejection) -> dict[str, Any]:
     detail: dict[str, Any] = {"record": number, "reason": rejection.reason}
     if rejection.position is not None:
         detail["position"] = rejection.position
@@ -215,102 +234,3 @@ def _listing(wrong: list[dict[str, Any]], of: int) -> str:
         f"{first['record']}: {first['reason']}. Mend them; \"unknown\", \"upper\" and "
         '"strip_stop" say what else is taken'
     )  # fmt: skip
-
-
-# --- variants -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Records whose values come of shared sequences, such as variants of one protein.
-
-    Attributes:
-        work: the sequences, each once.
-        task: what makes values of them.
-        records: in the order of the request.
-        places: of each record's sequences in ``work``.
-    """
-
-    work: Work
-    task: Task
-    records: list[Record]
-    places: list[list[int]]
-
-    def results(self, values: Sequence[Values]) -> list[float]:
-        """Of each record."""
-        return [
-            float(self.task.result(record, [values[i] for i in places]))
-            for record, places in zip(self.records, self.places, strict=True)
-        ]
-
-
-def variants(
-    manifest: Manifest, wild_type: str, wanted: Sequence[str] | None, convention: str, offset: int,
-    limits: Limits, client: str,
-) -> Scored:  # fmt: skip
-    """Scores of variants of one protein; arguments as of ``Model.score``.
-
-    Raises:
-        Untokenizable: variants that cannot be scored, all of them.
-        TooLarge: too many of them, or too long a protein.
-        InputError: no such convention.
-    """
-    kind = masked(manifest)
-    prepared = prepare_residues(Record("", wild_type), RecordOptions())
-    if isinstance(prepared, Rejection):
-        detail = _detail(0, wild_type, prepared)
-        raise Untokenizable(f"the wild type: {prepared.reason}", details=[detail])
-    check_lengths([prepared.tokens], limits)
-    protein = WildType("", prepared.tokens, decode(prepared.tokens))
-    task = Scoring({"": protein}, convention_of(convention), offset)
-    if wanted is None:
-        records = list(all_substitutions(task.wild_types, offset))
-    else:
-        records = [Record("", variant) for variant in wanted]
-    check_number(len(records), limits, "variants")
-    return _shared(kind, task, records, client)
-
-
-def perplexities(
-    manifest: Manifest,
-    sequences: Sequence[str],
-    options: RecordOptions,
-    limits: Limits,
-    client: str,
-) -> Scored:
-    """Pseudo-perplexities; raises as ``proteins``."""
-    kind = masked(manifest)
-    check_number(len(sequences), limits, "sequences")
-    task = Perplexity(options)
-    scored = _shared(kind, task, [Record("", sequence) for sequence in sequences], client)
-    check_lengths(scored.work.tokens, limits)
-    return scored
-
-
-def _shared(kind: Kind, task: Task, records: list[Record], client: str) -> Scored:
-    place_of: dict[bytes, int] = {}
-    tokens: list[Tokens] = []
-    places, wrong = [], []
-    for i, record in enumerate(records):
-        prepared = task.prepare(record)
-        if isinstance(prepared, Rejection):
-            wrong.append(_detail(i, record.sequence, prepared))
-            continue
-        places.append([_place(run, place_of, tokens) for run in prepared.runs])
-    if wrong:
-        first = wrong[0]
-        raise Untokenizable(
-            f"{len(wrong):,} of {len(records):,} records cannot be scored, such as number "
-            f"{first['record']}: {first['reason']}",
-            details=wrong[:MOST_LISTED],
-        )
-    if not records:
-        raise Untokenizable("nothing to score")
-    return Scored(Work(kind, tokens, client), task, records, places)
-
-
-def _place(run: Tokens, place_of: dict[bytes, int], tokens: list[Tokens]) -> int:
-    place = place_of.setdefault(run.tobytes(), len(tokens))
-    if place == len(tokens):
-        tokens.append(run)
-    return place

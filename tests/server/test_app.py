@@ -156,6 +156,20 @@ BAD = [
     ("/embed", b'{"inputs": "' + b"M" * 61 + b'"}', 413, "61 residues"),
     ("/embed", b'{"inputs": [' + b'"M",' * 20 + b'"M"]}', 413, "21 sequences"),
     ("/embed", b'{"inputs": "' + b"M" * 5000 + b'"}', 413, "more than 4,000 bytes"),
+    ("/embed", b'{"inputs": "' + b"M" * 900 + b'"}', 413, "900 characters"),
+    (
+        "/perplexity",
+        b'{"inputs": ["' + b'M", "'.join([b"M" * 50] * 4) + b'"]}',
+        413,
+        "tokens in one",
+    ),
+    (
+        "/score",
+        b'{"wild_type": "MKTAYIAKQRMKTAYIAKQRMKTAYIAKQRMKTAYIAKQRMKTAYIAKQR", "convention": '
+        b'"pseudo-ppl", "variants": ["K2R", "K2A", "K2G", "K2L"]}',
+        413,
+        "tokens in one",
+    ),
     ("/embed_all", b'{"inputs": ["' + b'M", "'.join([b"M" * 55] * 19) + b'"]}', 413, "the answer"),
     ("/predict", b'{"inputs": "MKT"}', 404, "no head"),
     ("/contacts", b'{"inputs": "MKT"}', 404, "--contacts"),
@@ -173,6 +187,7 @@ def test_what_is_refused(tiny_artifact: Path):
         max_length=60,
         max_body_bytes=4000,
         max_answer_bytes=100_000,
+        max_queue_tokens=10_000,
     )
 
     async def talking(http: httpx.AsyncClient, service: Service) -> None:

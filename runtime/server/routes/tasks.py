@@ -27,6 +27,7 @@ from runtime.server.routes.common import (
     service_of,
 )
 from runtime.server.schemas import Perplexities, Scores
+from runtime.server.scored import Scored, perplexities, variants
 from runtime.server.service import Served
 
 router = APIRouter(tags=["tasks"])
@@ -116,11 +117,11 @@ async def predict(request: Request) -> Response:
 async def score(request: Request) -> Response:
     """How likely substitutions are, by a named convention; higher is likelier."""
     asked = await read(request, ScoreRequest)
-    scored: list[work.Scored] = []
+    scored: list[Scored] = []
 
     def make(served: Served, client: str) -> work.Work:
         scored.append(
-            work.variants(
+            variants(
                 served.manifest, asked.wild_type, asked.variants, asked.convention, asked.offset,
                 service_of(request).limits, client,
             )
@@ -137,13 +138,11 @@ async def score(request: Request) -> Response:
 async def perplexity(request: Request) -> Response:
     """Pseudo-perplexities: each residue is masked once."""
     asked = await read(request, Proteins)
-    scored: list[work.Scored] = []
+    scored: list[Scored] = []
 
     def make(served: Served, client: str) -> work.Work:
         limits = service_of(request).limits
-        scored.append(
-            work.perplexities(served.manifest, asked.sequences, asked.options, limits, client)
-        )
+        scored.append(perplexities(served.manifest, asked.sequences, asked.options, limits, client))
         return scored[0].work
 
     _, _, values = await run(request, make)
