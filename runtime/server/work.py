@@ -220,6 +220,7 @@ def _within(tokens: Tokens, residues: int) -> Tokens:
 
 
 def detail_of(number: int, sequence: str, rejection: Rejection) -> dict[str, Any]:
+    """What is wrong with a record, for programs."""
     detail: dict[str, Any] = {"record": number, "reason": rejection.reason}
     if rejection.position is not None:
         detail["position"] = rejection.position
