@@ -67,7 +67,6 @@ class Job:
 class _Pack:
     members: list[Member[Job]]
     kind: Kind
-    cut_at: float
     num_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -167,9 +166,8 @@ class Scheduler:
             self._timer = None
         while (idle := self._at_once - len(self._running)) > 0:
             if not self._ready:
-                now = time.monotonic()
-                packs = self._queue.cut(now, self._max_wait, idle)
-                self._ready.extend(_Pack(each, each[0].waiting.job.kind, now) for each in packs)
+                packs = self._queue.cut(time.monotonic(), self._max_wait, idle)
+                self._ready.extend(_Pack(each, each[0].waiting.job.kind) for each in packs)
             if not self._ready:
                 break
             pack = self._ready.popleft()
