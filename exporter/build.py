@@ -33,6 +33,7 @@ from exporter.parity.truth.oracle import layer_norm_of, needs_whole_scores
 from exporter.parity.truth.packs import LONGEST, longest_pack, parity_packs
 from exporter.parity.verify import Proof, ProofOptions, verify
 from exporter.publish import staged, writable_copy
+from exporter.signing import Signer
 from exporter.weights import shared as shared_weights
 from runtime import manifest as manifests
 from runtime.files import FileEntry, file_entry
@@ -68,6 +69,7 @@ class BuildOptions:
         longest: tokens of the longest protein to compare.
         keep_passed: publish the engines that passed where another failed; its verdict stays in the
             report.
+        signer: signs the artifact before it is published.
     """
 
     source: WeightsSource
@@ -81,6 +83,7 @@ class BuildOptions:
     of_format: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     longest: int = LONGEST
     keep_passed: bool = False
+    signer: Signer | None = None
 
 
 def build(
@@ -166,6 +169,8 @@ def build(
         parity = {verdict.engine: verdict.summary(report.packs) for verdict in passed}
         manifest = msgspec.structs.replace(manifest, parity=parity, files=_files(folder))
         manifests.write(manifest, folder)
+        if options.signer:
+            options.signer.sign(folder)
     return destination, report
 
 

@@ -16,12 +16,14 @@ from exporter.formats.table import FORMATS
 from exporter.model.architectures import DTYPES
 from exporter.parity.truth.packs import LONGEST
 from exporter.proof_options import device_option, longest_option, seed_option
+from exporter.sign_command import sign
 from exporter.source_options import head_options, source_of, source_options, with_head
 from runtime.errors import Esm2Error
 from runtime.one_line_errors import one_line_errors
 from runtime.readers.record_options import record_options
 from runtime.terminal import say
 from runtime.threads import THREADS_VARIABLE, usable_cores
+from runtime.trust.whom import VARIABLE as TRUST_VARIABLE
 
 if TYPE_CHECKING:
     from runtime.pooling import Pool
@@ -38,6 +40,9 @@ def main() -> None:
     """Turn ESM-2 into frozen, packed engines, and prove them against eager fair-esm."""
     # PyTorch and the libraries below it count the machine's cores, and know no quota.
     os.environ.setdefault(THREADS_VARIABLE, str(usable_cores()))
+
+
+main.add_command(sign)
 
 
 @main.command(epilog="Example: esm2-export build --model esm2_t6_8M_UR50D")
@@ -96,6 +101,11 @@ def main() -> None:
     help="Publish the engines that passed where another failed. The exit status is still 1.",
 )
 @click.option(
+    "--sign-key",
+    type=click.Path(path_type=Path),
+    help="Sign the artifact with this private key, as esm2-export sign does.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="The artifact's folder.  [default: artifacts/NAME]",
@@ -106,7 +116,7 @@ def build(
     probe: str | None, probe_on: str, target: str, layers: str | None, pool: "Pool | None",
     contacts: bool, dtype: str, prove: bool, prove_in: str | None, jobs: int, device: str,
     compute_capability: str | None, max_tokens: int, max_seqlen: int, longest: int,
-    keep_passed: bool, out: Path | None,
+    keep_passed: bool, sign_key: Path | None, out: Path | None,
 ) -> None:  # fmt: skip
     """Build an artifact: engines that passed parity, their weights, and a manifest.
 
@@ -125,8 +135,10 @@ def build(
     from exporter.parity.report.terminal import summary
     from exporter.parity.truth.cache import Cache
     from exporter.parity.verify import ProofOptions
+    from exporter.signing import Signer
     from runtime.user_cache import default_folder
 
+    os.environ.pop(TRUST_VARIABLE, None)  # what is not finished is not signed
     if source.kind == "synthetic":
         _warn(
             f"SYNTHETIC WEIGHTS: {source.value} with random numbers, for trying the project. Its "
@@ -140,7 +152,7 @@ def build(
     options = BuildOptions(
         source=source, targets=targets, layers=wanted_layers, pool=pool, dtype=dtype, prove=proof,
         out=out, device=device, of_format={"tensorrt": {"options": plans}},
-        keep_passed=keep_passed, longest=longest,
+        keep_passed=keep_passed, longest=longest, signer=Signer(sign_key) if sign_key else None,
     )  # fmt: skip
     try:
         folder, report = run_build(
@@ -211,6 +223,7 @@ def verify(
     from runtime import manifest as manifests
 
     manifest = manifests.read(artifact)
+    os.environ.pop(TRUST_VARIABLE, None)  # the gate's own copies, with faults, are not signed
     if engine is not None and engine not in manifest.engines:
         raise ExportError(
             f"artifact {artifact} holds no engine {engine!r}, it holds "

@@ -27,6 +27,7 @@ from runtime.predict.command import predict
 from runtime.readers.record_options import length_options, record_options
 from runtime.server.command import serve
 from runtime.terminal import say, tell, warn
+from runtime.trust.command import verify_signature
 from runtime.variants.command import logits, perplexity, score
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def main() -> None:
 
 
 main.add_command(extract)
-for _command in (score, perplexity, logits, predict, contacts, serve):
+for _command in (score, perplexity, logits, predict, contacts, serve, verify_signature):
     main.add_command(_command)
 
 
@@ -55,13 +56,13 @@ for _command in (score, perplexity, logits, predict, contacts, serve):
 def info(artifact: Path, as_json: bool) -> None:
     """Show what ARTIFACT holds; every file is checked against its SHA-256."""
     from runtime import manifest as manifests
-    from runtime.describe import describe
+    from runtime.describe import describe, signature_line
 
     manifest = manifests.read(artifact)
     if as_json:
         click.echo((artifact / manifests.FILE_NAME).read_text(), nl=False)
     else:
-        say("\n".join(describe(manifest)))
+        say("\n".join([*describe(manifest), signature_line(artifact)]))
 
 
 @main.command(epilog="Example: esm2-run embed artifacts/NAME proteins.fasta -o embeddings.npz")

@@ -1,9 +1,12 @@
 """What ``esm2-run info`` shows of an artifact."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from runtime.manifest import Manifest
 from runtime.pairs import CONTACTS
+from runtime.trust.bundle import FILE_NAME as SIGNATURE
+from runtime.trust.whom import trusted
 
 MOST_LABELS = 8
 
@@ -65,3 +68,12 @@ def describe(manifest: Manifest) -> Iterator[str]:
             )
     total = sum(entry.bytes for entry in manifest.files.values())
     yield f"  files         {len(manifest.files)} unchanged, {total / 1e6:.1f} MB"
+
+
+def signature_line(artifact: Path) -> str:
+    """Whether somebody signed an artifact that was read just now."""
+    if who := trusted(None):
+        return f"  signature     {SIGNATURE}, by {who.source}, of every file"
+    if (artifact / SIGNATURE).exists():
+        return f"  signature     {SIGNATURE}, not verified: esm2-run verify-signature"
+    return "  signature     unsigned: nothing says who built it"

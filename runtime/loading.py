@@ -18,6 +18,7 @@ from runtime.engine import Engine, Settings
 from runtime.engines.table import BY_SPEED, FORMATS
 from runtime.errors import EngineError, Esm2Error, UnsupportedError, cause
 from runtime.threads import Threads
+from runtime.trust.whom import Trust, trusted
 
 if TYPE_CHECKING:
     from runtime.manifest import Manifest
@@ -36,6 +37,7 @@ def load(
     cuda_graphs: bool = False,
     check_files: bool = True,
     validate: bool = False,
+    trust: Trust | None = None,
 ) -> Engine:
     """Loads an engine of an artifact.
 
@@ -63,9 +65,13 @@ def load(
         check_files: compare the SHA-256 of the files that the engine reads with the manifest.
         validate: compare every file, and run the artifact's golden proteins (see
             ``runtime.selftest``): the engine is right on this machine, with these libraries.
+        trust: a file with a public key in PEM, or with certificates: only what its owner signed is
+            loaded. Every file is compared with the signature before anything is opened. None takes
+            ``ESM2_TRUSTED_KEY``, and without that trusts everybody. See ``docs/trust.md``.
 
     Raises:
-        ArtifactError: the artifact is missing, damaged, or cannot be read.
+        ArtifactError: the artifact is missing, damaged, cannot be read, or is not signed by whom is
+            trusted.
         UnsupportedError: the artifact is whole, but nothing of what was asked for runs here; says
             of every candidate why.
         EngineError: an argument is wrong, the engine is not in the artifact or cannot be loaded, or
@@ -78,15 +84,17 @@ def load(
     on_cpu = Threads.resolve(threads, concurrency)
     settings = Settings(attention or default_attention(), on_cpu, tf32, cuda_graphs)
     folder = Path(artifact)
-    manifest = manifests.read(folder, check_files=False)
+    manifest = manifests.read(folder, check_files=False, trust=trust)
+    # Of a signature every file was compared.
+    to_check = trusted(trust) is None
     if engine != "auto" and engine not in manifest.engines:
         raise EngineError(
             f"artifact {folder} holds no engine {engine!r}, it holds "
             f"{', '.join(manifest.engines)}. Build it with 'esm2-export build --target {engine}'"
         )
-    if validate:
+    if validate and to_check:
         manifests.check(manifest, folder)
-    check_own = check_files and not validate
+    check_own = check_files and not validate and to_check
     loaded = _first_that_loads(folder, manifest, engine, device, settings, check_own)
     because = f" ({loaded.spec.attention_reason})" if loaded.spec.attention_reason else ""
     logger.info(

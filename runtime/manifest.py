@@ -4,17 +4,23 @@ import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from runtime.domain import Domain
 from runtime.errors import ArtifactError
 from runtime.files import FileEntry, path_problem, problem_with_files
+from runtime.trust.whom import Trust, trusted
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
+
+if TYPE_CHECKING:
+    from runtime.trust.signature import Verified
 
 FILE_NAME = "manifest.json"
 SCHEMA_VERSION = 9
+# That of 15B in blocks of 64 MiB, with every engine, has less than 1 MB.
+MAX_BYTES = 16 << 20
 
 # What the runtime pools from the last exported layer: compared like an output of the engine.
 EMBEDDING = "embedding"
@@ -301,22 +307,34 @@ def write(manifest: Manifest, folder: Path) -> None:
     (folder / FILE_NAME).write_bytes(_SEAL.sub(rb"\g<1>" + seal + rb"\g<3>", text))
 
 
-def read(folder: Path, check_files: bool = True) -> Manifest:
-    """Reads an artifact's manifest.
+def read(folder: Path, check_files: bool = True, trust: Trust | None = None) -> Manifest:
+    """Reads an artifact's manifest. Whatever loads an artifact begins here.
 
     Manifests of older schemas are upgraded as they are read. Every name in it must be of a file in
-    the folder that it lists; nothing else of the artifact is opened before that is known.
+    the folder that it lists; nothing else of the artifact is opened before that is known. Where
+    somebody is trusted, nothing at all is read before every file is known to be what they signed.
 
     Args:
         folder: the artifact.
         check_files: compare the size and SHA-256 of every file.
+        trust: a public key or certificates in PEM, or a file with them; None takes
+            ``ESM2_TRUSTED_KEY``, and without that trusts everybody.
 
     Raises:
-        ArtifactError: missing, damaged, unreadable, or of a newer schema; names the file.
+        ArtifactError: missing, damaged, unreadable, or of a newer schema; names the file. Or not
+            signed by whom is trusted.
+        InputError: what is trusted is no key.
+        UnsupportedError: somebody is trusted, and ``cryptography`` is not installed.
     """
     path = folder / FILE_NAME
+    verified = None
+    if who := trusted(trust):
+        from runtime.trust.signature import verify_once
+
+        verified = verify_once(folder, who)
     try:
-        text = path.read_bytes()
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         what = "is not a folder" if not folder.is_dir() else f"holds no {FILE_NAME}"
         raise ArtifactError(
@@ -324,6 +342,10 @@ def read(folder: Path, check_files: bool = True) -> Manifest:
         ) from None
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from None
+    if len(text) > MAX_BYTES:
+        raise ArtifactError(f"{path} is refused: it has more than {MAX_BYTES:,} bytes")
+    if verified and not verified.is_of(FILE_NAME, text):
+        raise ArtifactError(f"{path} is not signed, or was changed while it was read")
     fields = _decoded(text, path)
     seal = _SEAL.search(text)
     unsealed = _SEAL.sub(rb"\g<1>" + _UNSEALED + rb"\g<3>", text)
@@ -337,7 +359,9 @@ def read(folder: Path, check_files: bool = True) -> Manifest:
         raise ArtifactError(
             f"{path} is refused: {'; '.join(problems)}. Export again or copy it anew"
         )
-    if check_files:
+    if verified:
+        _check_signed(manifest, verified)
+    elif check_files:
         check(manifest, folder)
     return manifest
 
@@ -354,7 +378,17 @@ def check(manifest: Manifest, folder: Path, names: list[str] | None = None) -> N
         ArtifactError: files are missing, changed or unreadable; names each.
     """
     files = {name: manifest.files[name] for name in (manifest.files if names is None else names)}
-    if problems := problem_with_files(folder, files):
+    _refuse_damaged(folder, problem_with_files(folder, files))
+
+
+def _check_signed(manifest: Manifest, verified: "Verified") -> None:
+    """As ``check``, by digests that were just computed."""
+    problems, left = verified.problems(manifest.files)
+    _refuse_damaged(verified.folder, problems or problem_with_files(verified.folder, left))
+
+
+def _refuse_damaged(folder: Path, problems: list[str]) -> None:
+    if problems:
         raise ArtifactError(
             f"artifact {folder} is damaged: {'; '.join(problems)}. Export again or copy it anew"
         )

@@ -31,6 +31,7 @@ from runtime.runner import AsyncInferenceRunner, Embedding
 from runtime.sequences import Many, One, records_of, stream_of
 from runtime.threads import Threads, at_least_1, usable_memory
 from runtime.tokenizer import Unknown
+from runtime.trust.whom import Trust
 
 if TYPE_CHECKING:
     from runtime.manifest import Manifest
@@ -399,6 +400,7 @@ def load_model(
     cuda_graphs: bool = False,
     check_files: bool = True,
     validate: bool = False,
+    trust: Trust | None = None,
 ) -> Model:
     """Loads a model from an artifact; printing it says what runs, and why nothing faster.
 
@@ -417,9 +419,12 @@ def load_model(
         cuda_graphs: on CUDA, replay captured graphs for packs of at most 4,096 tokens.
         check_files: compare the SHA-256 of the files that the engine reads with the manifest.
         validate: compare every file, and run the artifact's golden proteins.
+        trust: a file with a public key in PEM, or with certificates: only what its owner signed is
+            loaded. None takes ``ESM2_TRUSTED_KEY``, and without that trusts everybody.
 
     Raises:
-        ArtifactError: the artifact is missing, damaged, or cannot be read.
+        ArtifactError: the artifact is missing, damaged, cannot be read, or is not signed by whom is
+            trusted.
         UnsupportedError: nothing of what was asked for runs here; says of every candidate why.
         EngineError: an argument is wrong, or the engine cannot be loaded.
         InputError: a number that must be at least 1 is not.
@@ -430,16 +435,16 @@ def load_model(
         at_least_1("max_tokens", max_tokens)
     total = Threads.resolve(threads, 1 if concurrency is None else concurrency).total
     folder = Path(artifact).resolve()
-    manifest = manifests.read(folder, check_files=False)
+    manifest = manifests.read(folder, check_files=False, trust=trust)
 
     def load_engine(at_once: int) -> Engine:
-        if manifests.read(folder, check_files=False) != manifest:
+        if manifests.read(folder, check_files=False, trust=trust) != manifest:
             raise EngineError(f"artifact {folder} was replaced: load the model again")
         return load_from(folder, concurrency=at_once)
 
     load_from = partial(
         load, engine=engine, device=device, attention=attention, threads=threads, tf32=tf32,
-        cuda_graphs=cuda_graphs, check_files=check_files, validate=validate,
+        cuda_graphs=cuda_graphs, check_files=check_files, validate=validate, trust=trust,
     )  # fmt: skip
     return Model(manifest, load_engine, max_tokens, total, concurrency)
 

@@ -4,6 +4,7 @@ Whichever it is, its files are compared with the manifest once a node and run, b
 """
 
 import os
+import secrets
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,10 @@ from filelock import FileLock
 
 from runtime import manifest as manifests
 from runtime.errors import ArtifactError
+from runtime.manifest import Manifest
 from runtime.staging import staging
+from runtime.trust.bundle import FILE_NAME as SIGNATURE
+from runtime.trust.whom import trusted
 
 # An object of the store; small enough to write one while the next comes.
 CHUNK_BYTES = 64 << 20
@@ -32,11 +36,21 @@ class Shipped:
         folder: where the driver has it, absolute.
         seal: of its manifest, which seals every file.
         run: a name of this run; files are compared anew in each.
+        trust: whom the driver trusts to have signed it, in PEM; None: everybody, but for nodes with
+            an ``ESM2_TRUSTED_KEY`` of their own.
     """
 
     folder: str
     seal: str
     run: str
+    trust: str | None = None
+
+    @classmethod
+    def of(cls, folder: Path, manifest: Manifest) -> "Shipped":
+        """An artifact that the driver has read."""
+        who = trusted(None)
+        trust = who.pem.decode(errors="replace") if who else None
+        return cls(str(folder), manifest.manifest_sha256, secrets.token_hex(8), trust)
 
 
 def put_files(folder: Path) -> Files:
@@ -44,8 +58,9 @@ def put_files(folder: Path) -> Files:
     import ray
 
     manifest = manifests.read(folder, check_files=False)
+    signature = [SIGNATURE] if (folder / SIGNATURE).is_file() else []
     files: dict[str, list[Any]] = {}
-    for name in (manifests.FILE_NAME, *manifest.files):
+    for name in (manifests.FILE_NAME, *manifest.files, *signature):
         path = folder / name
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -81,7 +96,7 @@ def on_this_node(shipped: Shipped, files: Files | None) -> Path:
         checked = cache / f"{shipped.seal}.checked"
         now = f"{shipped.run} {folder}"
         if not checked.exists() or checked.read_text() != now:
-            manifests.check(manifests.read(folder, check_files=False), folder)
+            manifests.check(_read(folder, shipped), folder)
             checked.write_text(now)
     return folder
 
@@ -89,9 +104,13 @@ def on_this_node(shipped: Shipped, files: Files | None) -> Path:
 def _is_it(folder: Path, shipped: Shipped) -> bool:
     """Another artifact at the same path is not it."""
     try:
-        return manifests.read(folder, check_files=False).manifest_sha256 == shipped.seal
+        return _read(folder, shipped).manifest_sha256 == shipped.seal
     except ArtifactError:
         return False
+
+
+def _read(folder: Path, shipped: Shipped) -> Manifest:
+    return manifests.read(folder, check_files=False, trust=shipped.trust)
 
 
 def _unpack(shipped: Shipped, files: Files | None, folder: Path) -> None:
@@ -108,7 +127,7 @@ def _unpack(shipped: Shipped, files: Files | None, folder: Path) -> None:
             with (aside / name).open("wb") as file:
                 for chunk in chunks:
                     file.write(ray.get(chunk))
-        manifests.read(aside)
+        manifests.read(aside, trust=shipped.trust)
         aside.rename(folder)
 
 

@@ -1,7 +1,6 @@
 """Ray Data: a dataset of proteins in, the same dataset with a column of vectors out."""
 
 import pickle
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -119,7 +118,7 @@ def embed(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
         fn_constructor_kwargs={
-            "shipped": Shipped(str(folder), manifest.manifest_sha256, secrets.token_hex(8)),
+            "shipped": Shipped.of(folder, manifest),
             # Pickled here, the references live as long as this job: an actor that Ray starts again
             # finds its files.
             "files": ray.cloudpickle.dumps(put_files(folder)) if ship else None,
@@ -140,7 +139,7 @@ class _Embedder:
         columns: tuple[str, str, str], running: dict[str, Any], records: RecordOptions,
     ):  # fmt: skip
         found = pickle.loads(files) if files else None
-        self._engine = loading.load(on_this_node(shipped, found))
+        self._engine = loading.load(on_this_node(shipped, found), shipped.trust)
         self._columns = columns
         self._running = running
         self._records = records

@@ -1,6 +1,5 @@
 """An engine that runs elsewhere: each pack goes to an actor that has loaded the artifact."""
 
-import secrets
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +41,7 @@ class RayEngine(LoadedEngine):
         counted_actors: int | None = None,
     ):  # fmt: skip
         folder = folder.resolve()
-        shipped = Shipped(str(folder), manifest.manifest_sha256, secrets.token_hex(8))
+        shipped = Shipped.of(folder, manifest)
         resources: dict[str, float] = {"num_cpus": plan.threads}
         if plan.device == "cuda":
             resources["num_gpus"] = 1

@@ -30,11 +30,11 @@ class Loading:
     tf32: bool
     cuda_graphs: bool
 
-    def load(self, folder: Path) -> Engine:
-        """Loads an artifact whose files were compared before."""
+    def load(self, folder: Path, trust: str | None) -> Engine:
+        """Loads an artifact whose files were compared before; its signature each actor verifies."""
         return load(
             folder, self.engine, self.device, self.attention, self.threads, self.concurrency,
-            self.tf32, self.cuda_graphs, check_files=False,
+            self.tf32, self.cuda_graphs, check_files=False, trust=trust,
         )  # fmt: skip
 
 
@@ -103,7 +103,7 @@ class Worker:
 
     def load(self, shipped: Shipped, files: Files | None, loading: Loading) -> Description:
         """Loads the engine."""
-        self._engine = loading.load(on_this_node(shipped, files))
+        self._engine = loading.load(on_this_node(shipped, files), shipped.trust)
         # Ray calls with a thread more, so that a pack is here when another ends.
         self._places = BoundedSemaphore(self._engine.concurrency)
         return Description(
