@@ -41,8 +41,11 @@ class Verified:
 
     def is_of(self, name: str, data: bytes) -> bool:
         """Whether ``data`` is what was signed under ``name``."""
-        (end, digest), *more = [(s[1], d) for s, d in self.signed.files.get(name, {}).items()]
-        return not more and end in (None, len(data)) and hashlib.sha256(data).hexdigest() == digest
+        parts = self.signed.files.get(name, {})
+        return self.sizes.get(name) == len(data) and all(
+            hashlib.sha256(data[begin:end]).hexdigest() == digest
+            for (begin, end), digest in parts.items()
+        )
 
     def problems(self, files: Mapping[str, FileEntry]) -> tuple[list[str], dict[str, FileEntry]]:
         """What a manifest says otherwise, in sentences; and files to compare by reading them.
@@ -64,7 +67,7 @@ class Verified:
             elif len(parts) == 1:
                 if digests != [entry.sha256]:
                     found.append(f"{name} was changed after it was built (SHA-256 differs)")
-            elif [*parts] != [*blocks(size)]:
+            elif not entry.blocks or [*parts] != [*blocks(size)]:
                 left[name] = entry
             elif digests != entry.blocks:
                 found.append(f"{name} was changed after it was built (SHA-256 differs)")
