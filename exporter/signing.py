@@ -1,20 +1,18 @@
 """Signs artifacts as OpenSSF model signing does, with a key or with certificates, offline.
 
-What is signed is every file but the signature itself. Its parts are those that the manifest has
-digests of, so that whoever verifies reads a file once, with several threads. Source: OMS
-specification v1.0; model_signing 1.1, ``_signing/sign_ec_key.py``.
+What is signed is every file but the signature itself. Source: OMS specification v1.0; model_signing
+1.1, ``_signing/sign_ec_key.py``.
 """
 
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from exporter.errors import ExportError
-from runtime.files import BLOCK_BYTES, MAX_THREADS, blocks, sha256
+from runtime.files import MAX_THREADS, sha256
 from runtime.threads import usable_cores
 from runtime.trust.bundle import (
     FILE_NAME,
@@ -35,7 +33,6 @@ from runtime.trust.bundle import (
     Statement,
     Subject,
     root_digest,
-    shard_name,
     to_sign,
 )
 from runtime.trust.keys import CURVES, algorithm, hint_of, require_cryptography
@@ -84,7 +81,6 @@ class Signer:
 
         Raises:
             ArtifactError: the folder holds a link, or something else that is no file.
-            ExportError: it holds an empty file, of which there is no part to sign.
         """
         payload = msgspec.json.encode(_statement(folder))
         signature = self._key.sign(to_sign(payload), algorithm(self._key.public_key()))
@@ -113,19 +109,13 @@ class Signer:
 
 
 def _statement(folder: Path) -> Statement:
-    parts: list[tuple[str, Any]] = []
-    for name in files_to_sign(folder):
-        size = (folder / name).stat().st_size
-        if not size:
-            raise ExportError(f"cannot sign {folder}: {name} is empty. Remove it")
-        parts += [(name, span) for span in blocks(size)]
+    def resource(name: str) -> Resource:
+        path = folder / name
+        return Resource(name, "sha256", sha256(path, 0, path.stat().st_size))
+
     with ThreadPoolExecutor(min(usable_cores(), MAX_THREADS)) as pool:
-        digests = pool.map(lambda part: sha256(folder / part[0], *part[1]), parts)
-        resources = [
-            Resource(shard_name(name, span), "sha256", digest)
-            for (name, span), digest in zip(parts, digests, strict=True)
-        ]
-    how = Serialization("shards", "sha256", False, BLOCK_BYTES, [FILE_NAME])
+        resources = [*pool.map(resource, files_to_sign(folder))]
+    how = Serialization("files", "sha256", False, [FILE_NAME])
     return Statement(
         type=STATEMENT_TYPE,
         subject=[Subject(folder.resolve().name, {"sha256": root_digest(resources)})],

@@ -1,7 +1,7 @@
 """The files of an artifact: their names, sizes and digests."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -13,10 +13,6 @@ from runtime.threads import usable_cores
 BLOCK_BYTES = 64 << 20
 _READ_BYTES = 1 << 20
 MAX_THREADS = 16
-
-Span = tuple[int, int]
-# A file's name, where some bytes of it begin and end, and their SHA-256.
-Part = tuple[str, Span, str]
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,20 +33,10 @@ def file_entry(path: Path) -> FileEntry:
     """Size and digests of a file as it is now."""
     size = path.stat().st_size
     whole = (0, size)
-    parts = list(blocks(size)) if size > BLOCK_BYTES else []
+    spans = list(_blocks(size)) if size > BLOCK_BYTES else []
     with _pool() as pool:
-        digest, *of_parts = pool.map(lambda span: sha256(path, *span), [whole, *parts])
-    return FileEntry(size, digest, of_parts)
-
-
-def name_problem(name: str) -> str | None:
-    """Why ``name`` cannot be that of a file in a folder, in words after the name; or None."""
-    pure = PurePosixPath(name)
-    if not name or pure.is_absolute() or "\\" in name or "\0" in name or ":" in name:
-        return "is not a relative path"
-    if ".." in pure.parts or pure.as_posix() != name or name == ".":
-        return "is not a plain path within the artifact"
-    return None
+        digest, *blocks = pool.map(lambda span: sha256(path, *span), [whole, *spans])
+    return FileEntry(size, digest, blocks)
 
 
 def path_problem(folder: Path, name: str) -> str | None:
@@ -58,8 +44,11 @@ def path_problem(folder: Path, name: str) -> str | None:
 
     Nothing is opened. A link that stays in the folder is one of its files.
     """
-    if problem := name_problem(name):
-        return problem
+    pure = PurePosixPath(name)
+    if not name or pure.is_absolute() or "\\" in name or "\0" in name or ":" in name:
+        return "is not a relative path"
+    if ".." in pure.parts or pure.as_posix() != name or name == ".":
+        return "is not a plain path within the artifact"
     try:
         target, root = (folder / name).resolve(), folder.resolve()
     except (OSError, RuntimeError) as error:  # a link to itself
@@ -70,7 +59,7 @@ def path_problem(folder: Path, name: str) -> str | None:
 def problem_with_files(folder: Path, files: Mapping[str, FileEntry]) -> list[str]:
     """What is not as it was built, a sentence for each file; several threads read."""
     problems: dict[str, str] = {}
-    to_compare: list[Part] = []
+    to_compare = []
     for name, entry in files.items():
         path = folder / name
         try:
@@ -84,35 +73,31 @@ def problem_with_files(folder: Path, files: Mapping[str, FileEntry]) -> list[str
         elif size != entry.bytes:
             problems[name] = f"has {size} bytes, expected {entry.bytes}"
         elif entry.blocks:
-            spans = list(blocks(size))
+            spans = list(_blocks(size))
             if len(spans) != len(entry.blocks):
                 problems[name] = f"has {len(entry.blocks)} digests, expected {len(spans)}"
                 continue
             pairs = zip(spans, entry.blocks, strict=True)
-            to_compare += [(name, span, digest) for span, digest in pairs]
+            to_compare += [(name, path, span, digest) for span, digest in pairs]
         else:
-            to_compare.append((name, (0, size), entry.sha256))
-    problems |= problems_with_parts(folder, to_compare, "built")
+            to_compare.append((name, path, (0, size), entry.sha256))
+    with _pool() as pool:
+        found = pool.map(lambda each: _problem_with_block(*each[1:]), to_compare)
+        for (name, *_), problem in zip(to_compare, found, strict=True):
+            if problem:
+                problems[name] = problem
     return [f"{name} {problems[name]}" for name in files if name in problems]
 
 
-def problems_with_parts(folder: Path, parts: Sequence[Part], since: str) -> dict[str, str]:
-    """What is not as it was when it was ``since``, by file, in words after its name."""
-
-    def problem_with(part: Part) -> str | None:
-        name, span, expected = part
-        try:
-            found = sha256(folder / name, *span)
-        except OSError as error:
-            return f"cannot be read ({error.strerror})"
-        return None if found == expected else f"was changed after it was {since} (SHA-256 differs)"
-
-    with _pool() as pool:
-        found = pool.map(problem_with, parts)
-        return {name: problem for (name, *_), problem in zip(parts, found, strict=True) if problem}
+def _problem_with_block(path: Path, span: tuple[int, int], expected: str) -> str | None:
+    try:
+        found = sha256(path, *span)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None if found == expected else "was changed after it was built (SHA-256 differs)"
 
 
-def blocks(size: int) -> Iterator[Span]:
+def _blocks(size: int) -> Iterator[tuple[int, int]]:
     """Where each block begins and ends."""
     for begin in range(0, size, BLOCK_BYTES):
         yield begin, min(begin + BLOCK_BYTES, size)

@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -13,9 +13,6 @@ from runtime.errors import ArtifactError
 from runtime.files import FileEntry, path_problem, problem_with_files
 from runtime.trust.whom import Trust, trusted
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
-
-if TYPE_CHECKING:
-    from runtime.trust.signature import Verified
 
 FILE_NAME = "manifest.json"
 SCHEMA_VERSION = 9
@@ -312,7 +309,8 @@ def read(folder: Path, check_files: bool = True, trust: Trust | None = None) -> 
 
     Manifests of older schemas are upgraded as they are read. Every name in it must be of a file in
     the folder that it lists; nothing else of the artifact is opened before that is known. Where
-    somebody is trusted, nothing at all is read before every file is known to be what they signed.
+    somebody is trusted, the manifest is not parsed before it is known to be what they signed, and
+    every file is compared.
 
     Args:
         folder: the artifact.
@@ -327,11 +325,11 @@ def read(folder: Path, check_files: bool = True, trust: Trust | None = None) -> 
         UnsupportedError: somebody is trusted, and ``cryptography`` is not installed.
     """
     path = folder / FILE_NAME
-    verified = None
+    signature = None
     if who := trusted(trust):
-        from runtime.trust.signature import verify_once
+        from runtime.trust.signature import read_signature
 
-        verified = verify_once(folder, who)
+        signature = read_signature(folder, who)
     try:
         with path.open("rb") as file:
             text = file.read(MAX_BYTES + 1)
@@ -344,8 +342,8 @@ def read(folder: Path, check_files: bool = True, trust: Trust | None = None) -> 
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from None
     if len(text) > MAX_BYTES:
         raise ArtifactError(f"{path} is refused: it has more than {MAX_BYTES:,} bytes")
-    if verified and not verified.is_of(FILE_NAME, text):
-        raise ArtifactError(f"{path} is not signed, or was changed while it was read")
+    if signature:
+        signature.check_bytes(FILE_NAME, text)
     fields = _decoded(text, path)
     seal = _SEAL.search(text)
     unsealed = _SEAL.sub(rb"\g<1>" + _UNSEALED + rb"\g<3>", text)
@@ -359,8 +357,8 @@ def read(folder: Path, check_files: bool = True, trust: Trust | None = None) -> 
         raise ArtifactError(
             f"{path} is refused: {'; '.join(problems)}. Export again or copy it anew"
         )
-    if verified:
-        _check_signed(manifest, verified)
+    if signature:
+        signature.check_files(manifest.files, FILE_NAME)
     elif check_files:
         check(manifest, folder)
     return manifest
@@ -378,17 +376,7 @@ def check(manifest: Manifest, folder: Path, names: list[str] | None = None) -> N
         ArtifactError: files are missing, changed or unreadable; names each.
     """
     files = {name: manifest.files[name] for name in (manifest.files if names is None else names)}
-    _refuse_damaged(folder, problem_with_files(folder, files))
-
-
-def _check_signed(manifest: Manifest, verified: "Verified") -> None:
-    """As ``check``, by digests that were just computed."""
-    problems, left = verified.problems(manifest.files)
-    _refuse_damaged(verified.folder, problems or problem_with_files(verified.folder, left))
-
-
-def _refuse_damaged(folder: Path, problems: list[str]) -> None:
-    if problems:
+    if problems := problem_with_files(folder, files):
         raise ArtifactError(
             f"artifact {folder} is damaged: {'; '.join(problems)}. Export again or copy it anew"
         )

@@ -15,15 +15,14 @@ from typing import Any
 import msgspec
 
 from runtime.errors import ArtifactError
-from runtime.files import Span, name_problem
 
 FILE_NAME = "model.sig"
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
-# 60 GB in blocks of 64 MiB make one of 300 kB.
-MAX_BYTES = 16 << 20
+# A file takes some 200 of them, and an artifact has few.
+MAX_BYTES = 1 << 20
 
 
 class Certificate(msgspec.Struct, frozen=True, rename="camel"):
@@ -83,20 +82,19 @@ class Subject(msgspec.Struct, frozen=True):
 
 
 class Resource(msgspec.Struct, frozen=True):
-    """A file, or ``NAME:BEGIN:END`` of it."""
+    """A file."""
 
     name: str
     algorithm: str
     digest: str
 
 
-class Serialization(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How files became resources: ``files`` whole, or ``shards`` of ``shard_size`` bytes."""
+class Serialization(msgspec.Struct, frozen=True):
+    """How files became resources; the public command knows ``files`` alone."""
 
     method: str
     hash_type: str
     allow_symlinks: bool
-    shard_size: int | float | None = None
     ignore_paths: list[str] = []
 
 
@@ -121,12 +119,11 @@ class Signed:
     """What a signature is over.
 
     Attributes:
-        files: SHA-256 of each file's parts, in order; where a part ends is None where it is the
-            file's own end.
+        digests: SHA-256 of each file, in hexadecimal.
         ignored: paths that are not part of it.
     """
 
-    files: Mapping[str, Mapping[tuple[int, int | None], str]]
+    digests: Mapping[str, str]
     ignored: frozenset[str]
 
 
@@ -192,43 +189,21 @@ def signed_files(payload: bytes, path: Path) -> Signed:
     """
     try:
         statement = msgspec.json.decode(payload, type=Statement)
-        predicate = statement.predicate
-        how = predicate.serialization
+        resources = statement.predicate.resources
+        how = statement.predicate.serialization
         for what, found, expected in (
             ("statement", statement.type, STATEMENT_TYPE),
             ("predicate", statement.predicate_type, PREDICATE_TYPE),
+            ("method", how.method, "files"),
             ("digest", how.hash_type, "sha256"),
-            ("root digest", [each.digest for each in statement.subject],
-             [{"sha256": root_digest(predicate.resources)}]),
+            ("root digest", [s.digest for s in statement.subject],
+             [{"sha256": root_digest(resources)}]),
         ):  # fmt: skip
             if found != expected:
                 raise ValueError(f"its {what} is {found!r}, expected {expected!r}")
-        if how.method not in ("files", "shards"):
-            raise ValueError(f"its method is {how.method!r}, expected 'files' or 'shards'")
-        files: dict[str, dict[tuple[int, int | None], str]] = {}
-        for resource in predicate.resources:
-            name, span = _part(resource.name, how.method == "shards")
-            parts = files.setdefault(name, {})
-            if span[0] != (next(reversed(parts))[1] if parts else 0):
-                raise ValueError(f"the parts of {name!r} are not one after the other")
-            parts[span] = resource.digest.lower()
+        digests = {each.name: each.digest.lower() for each in resources}
+        if len(digests) != len(resources):
+            raise ValueError("a file is named twice")
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} signs nothing that this runtime can check: {error}") from None
-    return Signed(files, frozenset(how.ignore_paths))
-
-
-def _part(name: str, is_shard: bool) -> tuple[str, tuple[int, int | None]]:
-    span: tuple[int, int | None] = (0, None)
-    if is_shard:
-        name, begin, end = name.rsplit(":", 2)
-        span = int(begin), int(end)
-        if not 0 <= span[0] < int(end):
-            raise ValueError(f"{name!r} has a part of no bytes")
-    if problem := name_problem(name):
-        raise ValueError(f"file {name!r} {problem}")
-    return name, span
-
-
-def shard_name(name: str, span: Span) -> str:
-    """Of a resource."""
-    return f"{name}:{span[0]}:{span[1]}"
+    return Signed(digests, frozenset(how.ignore_paths))

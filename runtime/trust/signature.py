@@ -1,7 +1,8 @@
-"""Every file of an artifact against its signature, before anything of it is opened.
+"""Every file of an artifact against its signature, before anything but its manifest is read.
 
-Two readings: ``model.sig``, whose signature is over a list of files with their SHA-256; then every
-file that is in the folder. Only then may others read it.
+``model.sig`` is read first: whom it is by, and what files there must be, with their SHA-256. Then
+the manifest, whose digest is one of these. Its digests of blocks are thereby signed too, so that
+each file is read once, by several threads.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import ArtifactError
-from runtime.files import FileEntry, Part, blocks, problems_with_parts
+from runtime.files import FileEntry, problem_with_files
 from runtime.trust.bundle import FILE_NAME, Signed, read_bundle, signed_files
 from runtime.trust.keys import check_signature
 from runtime.trust.whom import Trusted
@@ -21,92 +22,77 @@ from runtime.trust.whom import Trusted
 _MOST_NAMED = 5
 _ADVICE = "Do not use this artifact, or copy it anew from who signed it"
 
-# Where a file lies and when it last changed: nobody but root can set the last of these.
+# Where a file lies, its size, and when it last changed: nobody but root can set the last of these.
 _Stamp = tuple[int, int, int, int, int]
+# Of artifacts that passed in this process.
+_passed: dict[tuple[Path, str], dict[str, _Stamp]] = {}
+_passing = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Verified:
-    """An artifact whose files are what was signed.
+class Signature:
+    """Of an artifact, by whom a user trusts; the files are still to be compared.
 
     Attributes:
         folder: the artifact.
-        signed: digests of its files.
-        sizes: of them, in bytes.
+        signed: what files there must be.
+        stamps: of the files that are there, the same ones.
     """
 
     folder: Path
     signed: Signed
-    sizes: Mapping[str, int]
+    stamps: Mapping[str, _Stamp]
 
-    def is_of(self, name: str, data: bytes) -> bool:
-        """Whether ``data`` is what was signed under ``name``."""
-        parts = self.signed.files.get(name, {})
-        return self.sizes.get(name) == len(data) and all(
-            hashlib.sha256(data[begin:end]).hexdigest() == digest
-            for (begin, end), digest in parts.items()
-        )
+    def check_bytes(self, name: str, data: bytes) -> None:
+        """Raises ArtifactError if ``data`` is not what was signed under ``name``."""
+        if hashlib.sha256(data).hexdigest() != self.signed.digests.get(name):
+            was = "was changed after it was" if name in self.signed.digests else "is not"
+            raise _refused(self.folder, {name: f"{was} signed"})
 
-    def problems(self, files: Mapping[str, FileEntry]) -> tuple[list[str], dict[str, FileEntry]]:
-        """What a manifest says otherwise, in sentences; and files to compare by reading them.
+    def check_files(self, files: Mapping[str, FileEntry], checked: str) -> None:
+        """Compares all files of the artifact.
 
-        Digests are compared with those of the signature, which were just computed. Those of parts
-        of other sizes cannot be.
+        Those that passed in this process before, and were not touched since, are not read again.
+
+        Args:
+            files: of the manifest, which is what was signed.
+            checked: the manifest's own name, whose bytes were compared.
+
+        Raises:
+            ArtifactError: a file is not what was signed; names each.
         """
-        found: list[str] = []
-        left: dict[str, FileEntry] = {}
+        digests = self.signed.digests
+        problems = {}
         for name, entry in files.items():
-            parts = self.signed.files.get(name)
-            if parts is None:
-                found.append(f"{name} is not signed")
-                continue
-            size = self.sizes[name]
-            digests = [*parts.values()]
-            if size != entry.bytes:
-                found.append(f"{name} has {size} bytes, expected {entry.bytes}")
-            elif len(parts) == 1:
-                if digests != [entry.sha256]:
-                    found.append(f"{name} was changed after it was built (SHA-256 differs)")
-            elif not entry.blocks or [*parts] != [*blocks(size)]:
-                left[name] = entry
-            elif digests != entry.blocks:
-                found.append(f"{name} was changed after it was built (SHA-256 differs)")
-        return found, left
+            if name not in digests:
+                problems[name] = "is not signed"
+            elif digests[name] != entry.sha256:
+                problems[name] = "is another in the manifest (SHA-256 differs)"
+        if problems:
+            raise _refused(self.folder, problems)
+        others = {
+            name: FileEntry(stamp[2], digests[name])
+            for name, stamp in self.stamps.items()
+            if name not in files and name != checked
+        }
+        key = self.folder.resolve(), hashlib.sha256(repr(digests).encode()).hexdigest()
+        with _passing:
+            if _passed.pop(key, None) != self.stamps:
+                found = problem_with_files(self.folder, {**others, **files})
+                if found:
+                    raise _refused(self.folder, {}, found)
+            _passed[key] = dict(self.stamps)
 
 
-_passed: dict[tuple[Path, Trusted], tuple[dict[str, _Stamp] | None, Verified]] = {}
-_passing = threading.Lock()
-
-
-def verify_once(folder: Path, who: Trusted) -> Verified:
-    """``verify``, but for an artifact that passed in this process and was not touched since.
-
-    Its files are then those of before by name, place, size and both times; nothing is read again.
-
-    Raises:
-        ArtifactError: as ``verify``.
-    """
-    with _passing:
-        key = folder.resolve(), who
-        now = _stamps(key[0])
-        before, verified = _passed.pop(key, (None, None))
-        if verified is not None and now is not None and now == before:
-            _passed[key] = now, verified
-            return verified
-        verified = verify(folder, who)
-        _passed[key] = now, verified
-        return verified
-
-
-def verify(folder: Path, who: Trusted) -> Verified:
-    """Compares every file of an artifact with its signature, in several threads.
+def read_signature(folder: Path, who: Trusted) -> Signature:
+    """Reads the signature of an artifact, and which files there are; opens none of them.
 
     Args:
         folder: the artifact.
         who: must have signed it.
 
     Raises:
-        ArtifactError: it is not signed, or by another; a file is changed, missing or new; a link.
+        ArtifactError: it is not signed, or by another; a file is missing or new; a link.
         InputError: ``who`` is no key that can sign artifacts.
         UnsupportedError: ``cryptography`` is not installed.
     """
@@ -116,24 +102,15 @@ def verify(folder: Path, who: Trusted) -> Verified:
     bundle = read_bundle(folder)
     check_signature(bundle, who, path)
     signed = signed_files(bundle.dsse_envelope.payload, path)
-    sizes = {name: entry.st_size for name, entry in _files(folder, signed.ignored)}
-    problems = {name: "is missing" for name in signed.files if name not in sizes}
-    problems |= dict.fromkeys(sizes.keys() - signed.files, "was added after it was signed")
-    parts: list[Part] = []
-    for name, spans in signed.files.items():
-        if name in problems:
-            continue
-        for (begin, end), digest in spans.items():
-            parts.append((name, (begin, sizes[name] if end is None else end), digest))
-        if parts[-1][1][1] != sizes[name]:
-            problems[name] = f"has {sizes[name]} bytes, expected {parts[-1][1][1]}"
-    # What is known to be wrong by its size is not read.
-    problems = problems or problems_with_parts(folder, parts, "signed")
+    stamps = {
+        name: (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+        for name, s in _files(folder, signed.ignored)
+    }
+    problems = dict.fromkeys(signed.digests.keys() - stamps, "is missing")
+    problems |= dict.fromkeys(stamps.keys() - signed.digests, "was added after it was signed")
     if problems:
-        named = "; ".join(f"{name} {problems[name]}" for name in sorted(problems)[:_MOST_NAMED])
-        more = f"; and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""
-        raise ArtifactError(f"{path} is not of what is in the folder: {named}{more}. {_ADVICE}")
-    return Verified(folder, signed, sizes)
+        raise _refused(folder, problems)
+    return Signature(folder, signed, stamps)
 
 
 def files_to_sign(folder: Path) -> list[str]:
@@ -145,14 +122,13 @@ def files_to_sign(folder: Path) -> list[str]:
     return sorted(name for name, _ in _files(folder, frozenset()))
 
 
-def _stamps(folder: Path) -> dict[str, _Stamp] | None:
-    try:
-        files = [*_files(folder, frozenset()), (FILE_NAME, (folder / FILE_NAME).lstat())]
-    except (ArtifactError, OSError):
-        return None  # ``verify`` says what is wrong
-    return {
-        name: (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in files
-    }
+def _refused(folder: Path, problems: Mapping[str, str], more: list[str] | None = None) -> Exception:
+    sentences = [f"{name} {problems[name]}" for name in sorted(problems)] + (more or [])
+    if len(sentences) > _MOST_NAMED:
+        sentences[_MOST_NAMED:] = [f"and {len(sentences) - _MOST_NAMED} more"]
+    return ArtifactError(
+        f"artifact {folder} is not what was signed: {'; '.join(sentences)}. {_ADVICE}"
+    )
 
 
 def _files(folder: Path, ignored: frozenset[str]) -> Iterator[tuple[str, os.stat_result]]:

@@ -133,7 +133,10 @@ def _linked_bundle(folder: Path) -> None:
 # What is done to a signed artifact, and what is then said.
 DAMAGE_OF_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "changed": (lambda a: _flip(a / "weights.safetensors"), "weights.safetensors was changed"),
-    "changed and resealed": (_changed_and_resealed, "manifest.json .*expected|was changed"),
+    "changed and resealed": (
+        _changed_and_resealed,
+        "manifest.json was changed",
+    ),
     "cut": (lambda a: rewrite(a / "model.ts", b"short"), "model.ts has 5 bytes"),
     "added": (lambda a: (a / "lib.so").write_bytes(b"x"), "lib.so was added"),
     "added, empty": (lambda a: (a / "lib.so").write_bytes(b""), "lib.so was added"),

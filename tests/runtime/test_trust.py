@@ -53,7 +53,6 @@ def signed(ready_artifact: Path, pair: Pair) -> Path:
 def block_bytes(monkeypatch: pytest.MonkeyPatch) -> int:
     """Of files of several parts."""
     monkeypatch.setattr(files, "BLOCK_BYTES", 4096)
-    monkeypatch.setattr("exporter.signing.BLOCK_BYTES", 4096)
     return 4096
 
 
@@ -102,7 +101,8 @@ class TestGood:
             return sha256(path, begin, end)
 
         monkeypatch.setattr(files, "sha256", counted)
-        size = sum(p.stat().st_size for p in signed.iterdir() if p.name != "model.sig")
+        size = sum(entry.bytes for entry in manifests.read(signed).files.values())
+        read.clear()
         with load(signed, "onnx", trust=pair.public, validate=True):
             assert sum(read) == size
         with load(signed, "onnx", trust=pair.public):
@@ -149,7 +149,7 @@ def test_the_signature_of_another_key(signed: Path, tmp_path: Path) -> None:
 def test_another_list_under_the_same_signature(signed: Path, pair: Pair) -> None:
     bundle = json.loads((signed / "model.sig").read_bytes())
     payload = base64.b64decode(bundle["dsseEnvelope"]["payload"])
-    changed = payload.replace(b'"model.ts:0', b'"model.tz:0')
+    changed = payload.replace(b'"model.ts"', b'"model.tz"')
     assert changed != payload
     bundle["dsseEnvelope"]["payload"] = base64.b64encode(changed).decode()
     rewrite(signed / "model.sig", json.dumps(bundle).encode())
@@ -210,8 +210,8 @@ def test_no_library_sees_a_byte_of_what_is_refused(
     for what, (said, opened) in result.items():
         assert said != "loaded", what
         assert set(opened) <= {"model.sig"} or what in DAMAGE_OF_FILES, (what, opened)
-    # What is known by names and sizes is not read either.
-    assert result["removed"][1] == result["added"][1] == result["cut"][1] == ["model.sig"]
+    # What is known by names is not read either.
+    assert result["removed"][1] == result["added"][1] == ["model.sig"]
 
 
 @pytest.mark.parametrize(
@@ -332,10 +332,6 @@ class TestCertificates:
 
 class TestSigning:
     def test_only_what_can_be_verified(self, ready_artifact: Path, pair: Pair) -> None:
-        (ready_artifact / "empty").touch()
-        with pytest.raises(ExportError, match="empty is empty"):
-            Signer(pair.private).sign(ready_artifact)
-        (ready_artifact / "empty").unlink()
         (ready_artifact / "link").symlink_to("model.ts")
         with pytest.raises(ArtifactError, match="link is a link"):
             Signer(pair.private).sign(ready_artifact)
