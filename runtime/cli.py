@@ -27,7 +27,6 @@ from runtime.predict.command import predict
 from runtime.readers.record_options import length_options, record_options
 from runtime.server.command import serve
 from runtime.terminal import say, tell, warn
-from runtime.trust.command import verify_signature
 from runtime.variants.command import logits, perplexity, score
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def main() -> None:
 
 
 main.add_command(extract)
-for _command in (score, perplexity, logits, predict, contacts, serve, verify_signature):
+for _command in (score, perplexity, logits, predict, contacts, serve):
     main.add_command(_command)
 
 
@@ -63,6 +62,26 @@ def info(artifact: Path, as_json: bool) -> None:
         click.echo((artifact / manifests.FILE_NAME).read_text(), nl=False)
     else:
         say("\n".join([*describe(manifest), signature_line(artifact)]))
+
+
+@main.command(epilog="Example: esm2-run verify-signature artifacts/NAME --public-key me.pub")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option(
+    "--public-key",
+    required=True,
+    metavar="FILE",
+    help="Who must have signed: a public key in PEM, or certificates of who vouches for signers.",
+)
+@one_line_errors(Esm2Error, OSError)
+def verify_signature(artifact: Path, public_key: str) -> None:
+    """Compare every file of ARTIFACT with its signature; nothing of it is loaded.
+
+    Exits with 0 if all of them are what was signed, else with 2.
+    """
+    from runtime import manifest as manifests
+
+    count = len(manifests.read(artifact, trust=public_key).files) + 1
+    say(f"{artifact}: {count} files are what {public_key} signed", fg="green")
 
 
 @main.command(epilog="Example: esm2-run embed artifacts/NAME proteins.fasta -o embeddings.npz")
