@@ -1,6 +1,7 @@
 """The proteins that an artifact carries with eager fair-esm's answers, and packs made of them."""
 
 import dataclasses
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,13 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import tokenizer
-from runtime.errors import ArtifactError
+from runtime.errors import ArtifactError, InputError
 from runtime.manifest import EMBEDDING, POOLED, Manifest, Rows
 from runtime.pairs import CONTACTS, pair_bounds
 
 # Tokens of a pack: the default budget, a multiple of every block that kernels have. With the
 # shortest protein over and over it holds more than a thousand.
 BLOCK = 4096
+# Of all arrays; those of 15B have some millions.
+MAX_BYTES = 1 << 30
 _NO_COPIES = np.empty((0, 0), np.int64)
 # Of names in the file: answers to single tokens.
 BARE = "bare."
@@ -102,6 +105,10 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
     """
     path = folder / manifest.golden.file
     try:
+        with zipfile.ZipFile(path) as archive:
+            declared = sum(member.file_size for member in archive.infolist())
+        if declared > MAX_BYTES:
+            raise ValueError(f"its arrays have {declared:,} bytes, of at most {MAX_BYTES:,}")
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
         bare = {
@@ -123,11 +130,51 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
         raise ArtifactError(
             f"cannot read {path}: {error}. Export again or copy the artifact anew"
         ) from None
-    if not golden.sequences or not len(golden.rows) or not manifest.golden.limits:
+    if not golden.sequences or not golden.rows.size or not manifest.golden.limits:
         raise ArtifactError(f"{path} holds no proteins to compare with. Export again")
+    if problem := next(_problems(golden), None):
+        raise ArtifactError(f"{path} is damaged: {problem}. Export again")
     if missing := manifest.golden.limits.keys() - golden.answers.keys():
         raise ArtifactError(f"{path} holds no {', '.join(sorted(missing))}. Export again")
     return golden
+
+
+def _problems(golden: Golden) -> Iterator[str]:
+    """What would be outside of an array, in words; first things first."""
+    bounds, tokens = golden.cu_seqlens, golden.input_ids.size
+    for name, array in (
+        ("input_ids", golden.input_ids), ("cu_seqlens", bounds), ("rows", golden.rows),
+        ("pair_rows", golden.pair_rows),
+    ):  # fmt: skip
+        if array.ndim != 1 or array.dtype.kind != "i":
+            yield f"{name} is {array.dtype}{list(array.shape)}, expected whole numbers"
+    if len(bounds) != len(golden.sequences) + 1 or bounds[0] != 0 or bounds[-1] != tokens:
+        yield "cu_seqlens are not the bounds of its proteins"
+    if (golden.lengths < 1).any():
+        yield "a protein has no tokens"
+    for made, texts in ((tokenizer.tokenize, golden.sequences), (tokenizer.encode, golden.bare)):
+        for text in texts:
+            try:
+                made(text)
+            except InputError:
+                yield f"{text[:20]!r} is no protein"
+    ends = {"rows": (golden.rows, tokens), "pair_rows": (golden.pair_rows, pair_bounds(bounds)[-1])}
+    for name, (rows, end) in ends.items():
+        if ((rows < 0) | (rows >= end)).any():
+            yield f"{name} are not all of 0 to {end - 1}"
+    for name, answers in golden.answers.items():
+        rows = golden.sequences if name in golden.per_protein else golden.rows
+        yield from _problem_with(name, answers, len(golden.pair_rows if name == CONTACTS else rows))
+        if golden.bare and name != CONTACTS:
+            bare = golden.bare_answers.get(name)
+            yield from _problem_with(f"{BARE}{name}", bare, len(golden.bare))
+
+
+def _problem_with(name: str, answers: NDArray[np.float64] | None, rows: int) -> Iterator[str]:
+    if answers is None:
+        yield f"it holds no {name}"
+    elif answers.ndim != 2 or len(answers) != rows or answers.dtype.kind != "f":
+        yield f"{name} is {answers.dtype}{list(answers.shape)}, expected {rows} rows of numbers"
 
 
 def _of_proteins(manifest: Manifest) -> list[str]:

@@ -2,12 +2,13 @@
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
+from runtime.coherence import contradictions
 from runtime.domain import Domain
 from runtime.errors import ArtifactError
 from runtime.files import FileEntry, path_problem, problem_with_files
@@ -331,6 +332,8 @@ def read(folder: Path, check_files: bool = True, trust: Trust | None = None) -> 
 
         signature = read_signature(folder, who)
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ArtifactError(f"{path} is refused: it is not a file")
         with path.open("rb") as file:
             text = file.read(MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
@@ -353,7 +356,7 @@ def read(folder: Path, check_files: bool = True, trust: Trust | None = None) -> 
         manifest = msgspec.convert(_upgraded(fields), Manifest)
     except (msgspec.ValidationError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} does not follow the schema: {error}") from None
-    if problems := _problems_with_names(manifest, folder):
+    if problems := [*_contradictions(manifest), *_problems_with_names(manifest, folder)]:
         raise ArtifactError(
             f"{path} is refused: {'; '.join(problems)}. Export again or copy it anew"
         )
@@ -382,6 +385,19 @@ def check(manifest: Manifest, folder: Path, names: list[str] | None = None) -> N
         )
 
 
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    golden = manifest.golden
+    own = {f"golden.own_limits.{engine}": limits for engine, limits in golden.own_limits.items()}
+    return contradictions(
+        dtype=manifest.dtype,
+        layers=manifest.layers,
+        pool=manifest.pool,
+        outputs=[output.name for output in manifest.signature.outputs],
+        pooled_by_runtime=EMBEDDING,
+        limits={"golden.limits": golden.limits, **own},
+    )
+
+
 def _problems_with_names(manifest: Manifest, folder: Path) -> list[str]:
     """Names that lead out of the folder, and files that are used and not listed; in sentences."""
     problems = []
@@ -408,7 +424,7 @@ def _decoded(text: bytes, path: Path) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged, it is not JSON ({error}). {advice}") from None
     version = fields.get("schema_version") if isinstance(fields, dict) else None
-    if not isinstance(version, int):
+    if type(version) is not int:  # True is one, to isinstance
         raise ArtifactError(f"{path} is damaged: no schema_version. {advice}")
     oldest = min(_UPGRADES)
     if not oldest <= version <= SCHEMA_VERSION:
