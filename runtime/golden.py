@@ -163,8 +163,9 @@ def _problems(golden: Golden) -> Iterator[str]:
         if ((rows < 0) | (rows >= end)).any():
             yield f"{name} are not all of 0 to {end - 1}"
     for name, answers in golden.answers.items():
-        rows = golden.sequences if name in golden.per_protein else golden.rows
-        yield from _problem_with(name, answers, len(golden.pair_rows if name == CONTACTS else rows))
+        rows = golden.pair_rows if name == CONTACTS else golden.rows
+        count = len(golden.sequences) if name in golden.per_protein else len(rows)
+        yield from _problem_with(name, answers, count)
         if golden.bare and name != CONTACTS:
             bare = golden.bare_answers.get(name)
             yield from _problem_with(f"{BARE}{name}", bare, len(golden.bare))

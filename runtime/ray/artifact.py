@@ -5,6 +5,7 @@ Whichever it is, its files are compared with the manifest once a node and run, b
 
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from runtime.errors import ArtifactError
 from runtime.manifest import Manifest
 from runtime.staging import staging
 from runtime.trust.bundle import FILE_NAME as SIGNATURE
+from runtime.trust.signature import files_to_sign
 from runtime.trust.whom import trusted
 
 # An object of the store; small enough to write one while the next comes.
@@ -58,9 +60,13 @@ def put_files(folder: Path) -> Files:
     import ray
 
     manifest = manifests.read(folder, check_files=False)
-    signature = [SIGNATURE] if (folder / SIGNATURE).is_file() else []
+    names = {manifests.FILE_NAME, *manifest.files}
+    if (folder / SIGNATURE).is_file():
+        names |= {SIGNATURE}
+    if trusted(None):  # what was signed beside the files of the manifest must be there too
+        names |= {*files_to_sign(folder)}
     files: dict[str, list[Any]] = {}
-    for name in (manifests.FILE_NAME, *manifest.files, *signature):
+    for name in sorted(names):
         path = folder / name
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -128,6 +134,7 @@ def _unpack(shipped: Shipped, files: Files | None, folder: Path) -> None:
                 for chunk in chunks:
                     file.write(ray.get(chunk))
         manifests.read(aside, trust=shipped.trust)
+        shutil.rmtree(folder, ignore_errors=True)  # of before, without this signature
         aside.rename(folder)
 
 

@@ -6,7 +6,6 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from exporter.signing import Signer
 from runtime import manifest as manifests
 from runtime.concurrency import Packing
 from runtime.engine import EngineSpec
@@ -30,7 +30,6 @@ from runtime.model import load_model
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool
 from runtime.ray import embed
-from runtime.ray import engine as engine_of_actors
 from runtime.ray.artifact import Shipped
 from runtime.ray.crew import Crew, Member
 from runtime.ray.data import _Embedder
@@ -39,7 +38,9 @@ from runtime.ray.plan import Plan
 from runtime.ray.worker import Description, Loading
 from runtime.readers.records import RecordOptions
 from runtime.tokenizer import TOKENS
+from runtime.trust.whom import VARIABLE
 from tests.conftest import random_sequence
+from tests.runtime.signing import new_pair
 
 ray = pytest.importorskip("ray", reason="needs ray: pip install 'esm2-engines[ray]'")
 
@@ -132,12 +133,36 @@ def test_files_are_sent_where_the_path_is_not_seen(
     assert unpacked.with_name(f"{seal}.checked").read_text().endswith(f" {unpacked}")
 
 
+def test_actors_trust_whom_the_driver_trusts(
+    ready_artifact: Path, table: pa.Table, cluster: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """They take what the driver sends where what they see is another's; and load nothing else."""
+    signer = new_pair(tmp_path, "signer")
+    (ready_artifact / "README").write_text("signed, and not of the manifest")
+    Signer(signer.private).sign(ready_artifact)
+    good = ray.data.from_arrow(table.slice(30, 10))
+    options: dict[str, Any] = {"sequence_column": "protein", "engine": "onnx"}
+    monkeypatch.setenv(VARIABLE, str(signer.public))
+    sent = embed(good, ready_artifact, ship=True, **options)
+    not_sent = embed(good, ready_artifact, ship=False, **options)
+    (ready_artifact / "lib.so").write_bytes(b"added after")
+    for unpacked in cluster.glob("esm2-engines-ray-*"):
+        shutil.rmtree(unpacked)
+    with pytest.raises(ray.exceptions.RayError, match="is not on this node"):
+        not_sent.to_pandas()
+    assert sent.to_pandas()["error"].isna().all()
+    with pytest.raises(ArtifactError, match=r"lib\.so was added after it was signed"):
+        embed(good, ready_artifact, **options)
+
+
 def test_an_engine_of_actors_is_an_engine(
     ready_artifact: Path, sequences: list[str], cluster: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On nodes that do not see the artifact; what it returns is the caller's."""
-    elsewhere = partial(Shipped, str(cluster / "not here"))
-    monkeypatch.setattr(engine_of_actors, "Shipped", lambda _, *rest: elsewhere(*rest))
+    elsewhere = cluster / "not here"
+    of = Shipped.of
+    monkeypatch.setattr(Shipped, "of", lambda _, manifest: of(elsewhere, manifest))
     for unpacked in cluster.glob("esm2-engines-ray-*"):
         shutil.rmtree(unpacked)
     manifest = manifests.read(ready_artifact)
