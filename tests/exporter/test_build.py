@@ -19,7 +19,9 @@ from exporter.model.packed_forward import PackedESM2
 from exporter.model.reference import Reference
 from exporter.parity.truth.packs import parity_packs
 from exporter.publish import staged, writable_copy
+from runtime.trust.whom import VARIABLE
 from tests.conftest import ARCHITECTURE, LAYERS, TINY, few_packs, save_checkpoint
+from tests.runtime.signing import new_pair
 
 pytestmark = pytest.mark.slow
 
@@ -217,14 +219,27 @@ class TestFromACheckpoint:
             for name, seed in (("mine", 3), ("other", 4))
         )
 
-    def test_build_and_verify(self, files: tuple[Path, Path], tmp_path: Path) -> None:
+    def test_build_and_verify(
+        self, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Signed: the gate's own copies, which are not, are run even where a key is trusted."""
         mine, other = files
         out = tmp_path / "mine"
-        result = run("build", "--checkpoint", mine, "--target", "torchscript", "--out", out)
+        signer = new_pair(tmp_path, "signer")
+        monkeypatch.setenv(VARIABLE, str(signer.public))
+        result = run(
+            "build", "--checkpoint", mine, "--target", "torchscript", "--out", out,
+            "--sign-key", signer.private,
+        )  # fmt: skip
         assert result.exit_code == 0, result.output
+        monkeypatch.setenv(VARIABLE, str(signer.public))
+        assert run("verify", out).exit_code == 0
+        monkeypatch.setenv(VARIABLE, str(new_pair(tmp_path, "another").public))
+        result = run("verify", out)
+        assert result.exit_code == 2 and "by another key" in result.stderr
+        monkeypatch.delenv(VARIABLE)
         assert "SYNTHETIC" not in result.output
         assert json.loads((out / "manifest.json").read_text())["weights"]["kind"] == "checkpoint"
-        assert run("verify", out).exit_code == 0
         assert run("verify", out, "--checkpoint", mine).exit_code == 0
         result = run("verify", out, "--checkpoint", other)
         assert result.exit_code == 2
