@@ -266,6 +266,7 @@ def _artifact_name(reference: Reference, dtype: str) -> str:
     # Of the Hub's ORGANISATION/NAME the name.
     source = origin.source.rpartition("/")[2]
     name = f"{source}-synthetic" if origin.kind == "synthetic" else source
+    name += "-outliers" if origin.outliers else ""
     return name if dtype == "float32" else f"{name}-{dtype}"
 
 

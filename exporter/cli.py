@@ -112,7 +112,8 @@ main.add_command(sign)
 )
 @one_line_errors(ExportError, Esm2Error, OSError)
 def build(
-    model: str | None, checkpoint: str | None, synthetic: str | None, seed: int, no_head: bool,
+    model: str | None, checkpoint: str | None, synthetic: str | None, outliers: bool, seed: int,
+    no_head: bool,
     probe: str | None, probe_on: str, target: str, layers: str | None, pool: "Pool | None",
     contacts: bool, dtype: str, prove: bool, prove_in: str | None, jobs: int, device: str,
     compute_capability: str | None, max_tokens: int, max_seqlen: int, longest: int,
@@ -123,7 +124,7 @@ def build(
     Exits with 0 if all that was asked for was published, 1 if an engine failed, 2 if the weights or
     an option are wrong.
     """
-    source = source_of(model, checkpoint, synthetic, seed, contacts)
+    source = source_of(model, checkpoint, synthetic, seed, contacts, outliers)
     source = with_head(source, no_head, probe, probe_on)
     wanted_layers = None if layers is None else _integers(layers)
 
@@ -292,12 +293,12 @@ def verify(
 )
 @one_line_errors(ExportError, Esm2Error, OSError)
 def divergence(
-    model: str | None, checkpoint: str | None, synthetic: str | None, seed: int,
+    model: str | None, checkpoint: str | None, synthetic: str | None, outliers: bool, seed: int,
     fasta: str | None, on_error: str, unknown: Any, upper: bool, strip_stop: bool, proteins: int,
     out: Path | None,
 ) -> None:  # fmt: skip
     """Measure whether flash-type, standard and eager attention agree, in every dtype."""
-    source = source_of(model, checkpoint, synthetic, seed)
+    source = source_of(model, checkpoint, synthetic, seed, outliers=outliers)
     sequences = _sequences(fasta, on_error, unknown, upper, strip_stop) if fasta else None
 
     from exporter.model.reference import load_reference

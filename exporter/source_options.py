@@ -27,6 +27,11 @@ source_options = option_group(
         "--synthetic", help="Random weights of a true architecture, for trying the project."
     ),
     click.option(
+        "--outliers",
+        is_flag=True,
+        help="Synthetic weights with a few large channels in every layer, as trained ones have.",
+    ),
+    click.option(
         "--seed",
         default=0,
         show_default=True,
@@ -72,11 +77,12 @@ def source_of(
     synthetic: str | None,
     seed: int,
     contacts: bool = False,
+    outliers: bool = False,
 ) -> "WeightsSource":
     """From those options.
 
     Raises:
-        ExportError: none of them was given, or more than one.
+        ExportError: none of them was given, or more than one, or outliers of other weights.
     """
     named: list[tuple[SourceKind, str | None]] = [
         ("model", model), ("checkpoint", checkpoint), ("synthetic", synthetic),
@@ -90,4 +96,6 @@ def source_of(
     from exporter.model.reference import WeightsSource
 
     kind, value = given[0]
-    return WeightsSource(kind, value, seed, contacts)
+    if outliers and kind != "synthetic":
+        raise ExportError(f"--outliers is for --synthetic; weights of --{kind} stay as they are")
+    return WeightsSource(kind, value, seed, contacts, outliers=outliers)

@@ -132,6 +132,7 @@ class WeightsOrigin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         revision: the commit of a model from the Hugging Face Hub, else empty.
         adapter: what was merged into them, or None.
         contact_head_sha256: digest of the contact head's weights, where engines give contacts.
+        outliers: synthetic weights with a few large channels, as trained ones have.
     """
 
     kind: str
@@ -143,6 +144,25 @@ class WeightsOrigin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     revision: str = ""
     adapter: AdapterEntry | None = None
     contact_head_sha256: str = ""
+    outliers: bool = False
+
+
+class SmoothingEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How large channels of a quantised engine's activations were made smaller.
+
+    Attributes:
+        proteins: on which they were measured: ``built in``, or the name of a user's file.
+        sha256: digest of their sequences, one a line.
+        num_tokens: of all of them.
+        folded: inputs of linears that were smoothed in the weights before and behind them.
+        multiplied: those that are multiplied in the graph.
+    """
+
+    proteins: str
+    sha256: str
+    num_tokens: int
+    folded: int
+    multiplied: int
 
 
 class Quantisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,12 +173,14 @@ class Quantisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         activations: the same.
         file: with the quantised weights.
         budget: limit of each rule that it was judged by.
+        smoothing: of its activations; None in artifacts of before.
     """
 
     weights: str
     activations: str
     file: str
     budget: dict[str, float]
+    smoothing: SmoothingEntry | None = None
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

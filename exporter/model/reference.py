@@ -28,7 +28,7 @@ from exporter.model.sources.artifact import read_artifact
 from exporter.model.sources.loaded import Weights
 from exporter.model.sources.probe import RESIDUES, ProbeSource, read_probe
 from exporter.model.sources.tensor_files import some
-from exporter.model.synthetic import synthetic_state
+from exporter.model.synthetic import synthetic_state, with_outliers
 from exporter.model.witness import NoWitnessError, unlike_fair_esms, unlike_transformers
 from runtime.manifest import Architecture, Manifest, WeightsOrigin
 from runtime.pairs import CONTACTS
@@ -60,6 +60,7 @@ class WeightsSource:
         contacts: whether the contact head's weights are wanted, too.
         with_head: False leaves a checkpoint's classifier out.
         probe: a linear model on top of it.
+        outliers: synthetic weights that are like trained ones (``synthetic.with_outliers``).
     """
 
     kind: SourceKind
@@ -68,6 +69,7 @@ class WeightsSource:
     contacts: bool = False
     with_head: bool = True
     probe: ProbeSource | None = None
+    outliers: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ def load_reference(source: WeightsSource) -> Reference:
         kind=weights.kind,
         source=weights.source,
         seed=source.seed if weights.kind == "synthetic" else None,
+        outliers=weights.kind == "synthetic" and source.outliers,
         state_sha256=state_sha256(model),
         lm_head=has_lm_head,
         left_out=list(weights.left_out),
@@ -196,7 +199,10 @@ def _read(source: WeightsSource) -> Weights:
         shape = known_architecture(source.value)
         model, _ = _empty_model(shape, token_dropout=True)
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        return Weights(shape, True, synthetic_state(shapes, source.seed), "synthetic", source.value)
+        state = synthetic_state(shapes, source.seed)
+        if source.outliers:
+            state = with_outliers(state, source.seed)
+        return Weights(shape, True, state, "synthetic", source.value)
     if source.kind == "artifact":
         return read_artifact(Path(source.value))
     return checkpoints.read(source.value, source.kind == "model", source.with_head, source.contacts)
@@ -222,7 +228,10 @@ def load_original(
     if checkpoint is not None:
         source = WeightsSource("checkpoint", checkpoint, 0, contacts, own_head, given)
     elif origin.kind == "synthetic":
-        source = WeightsSource("synthetic", origin.source, origin.seed or 0, contacts, probe=given)
+        source = WeightsSource(
+            "synthetic", origin.source, origin.seed or 0, contacts, probe=given,
+            outliers=origin.outliers,
+        )  # fmt: skip
     else:
         source = WeightsSource("artifact", str(folder), contacts=contacts)
     reference = load_reference(source)

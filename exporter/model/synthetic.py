@@ -7,6 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# A few channels of trained language models, the same in all layers, are far larger than the others:
+# up to 20 times in the hidden states (Dettmers et al., LLM.int8(), 2022), about 100 times in the
+# activations (Xiao et al., SmoothQuant, 2022). LayerNorms' weights are what amplifies them (Wei et
+# al., Outlier Suppression, 2022).
+OUTLIER_CHANNELS, OUTLIER_SCALE = 4, 30.0
+_READ_LAYER_NORMS = frozenset([
+    *(f"self_attn.{part}_proj.weight" for part in "qkv"), "fc1.weight",
+])  # fmt: skip
+
 
 def synthetic_state(shapes: Mapping[str, torch.Size], seed: int) -> dict[str, Tensor]:
     """Seeded weights in which every parameter matters: no zero bias, no LayerNorm weight of 1.
@@ -38,3 +47,32 @@ def synthetic_state(shapes: Mapping[str, torch.Size], seed: int) -> dict[str, Te
             low = -high
         state[name] = unit.mul_(high - low).add_(low)
     return state
+
+
+def with_outliers(state: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Trained-like weights: every layer's LayerNorms give ``OUTLIER_CHANNELS`` large channels.
+
+    They are ``OUTLIER_SCALE`` times as large, and the columns of the linears that read them as much
+    smaller: in exact arithmetic the model gives what it gave.
+
+    Args:
+        state: under fair-esm's names; it is left as it is.
+        seed: of the channels, which are the same in every layer.
+    """
+    width = state["embed_tokens.weight"].shape[1]
+    random = np.random.default_rng([seed, zlib.crc32(b"outliers")])
+    channels = torch.from_numpy(random.choice(width, OUTLIER_CHANNELS, replace=False))
+    changed = dict(state)
+    for name, tensor in state.items():
+        if not name.startswith("layers."):
+            continue
+        module = name.split(".", 2)[2]
+        if module.partition(".")[0] in ("self_attn_layer_norm", "final_layer_norm"):
+            factor = OUTLIER_SCALE
+        elif module in _READ_LAYER_NORMS:
+            factor = 1 / OUTLIER_SCALE
+        else:
+            continue
+        changed[name] = tensor.clone()
+        changed[name][..., channels] *= factor
+    return changed
