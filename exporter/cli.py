@@ -26,6 +26,7 @@ from runtime.threads import THREADS_VARIABLE, usable_cores
 from runtime.trust.whom import VARIABLE as TRUST_VARIABLE
 
 if TYPE_CHECKING:
+    from exporter.weights.calibration import Calibration
     from runtime.pooling import Pool
     from runtime.tokenizer import Unknown
 
@@ -72,6 +73,11 @@ main.add_command(sign)
     type=click.Choice(DTYPES),
     help="Of weights and outputs; softmax, LayerNorm and rotary angles stay float32.",
 )
+@click.option(
+    "--calibration",
+    type=click.Path(),
+    help="FASTA of proteins on which int8 looks for large channels.  [default: built-in ones]",
+)
 @click.option("--prove", is_flag=True, help="Also plant faults and demand that each is rejected.")
 @click.option("--prove-in", help=PROVE_IN_HELP)
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help=JOBS_HELP)
@@ -115,7 +121,8 @@ def build(
     model: str | None, checkpoint: str | None, synthetic: str | None, outliers: bool, seed: int,
     no_head: bool,
     probe: str | None, probe_on: str, target: str, layers: str | None, pool: "Pool | None",
-    contacts: bool, dtype: str, prove: bool, prove_in: str | None, jobs: int, device: str,
+    contacts: bool, dtype: str, calibration: str | None, prove: bool, prove_in: str | None,
+    jobs: int, device: str,
     compute_capability: str | None, max_tokens: int, max_seqlen: int, longest: int,
     keep_passed: bool, sign_key: Path | None, out: Path | None,
 ) -> None:  # fmt: skip
@@ -150,9 +157,12 @@ def build(
     proof = ProofOptions(jobs, _formats(prove_in)) if prove else None
     cards = tuple(_formats(compute_capability) or ())
     plans = PlanOptions(cards, max_tokens, max_seqlen, default_folder() / "tensorrt")
+    of_format: dict[str, dict[str, Any]] = {"tensorrt": {"options": plans}}
+    if calibration is not None:
+        of_format["onnx-int8"] = {"calibration": _calibration(calibration, targets)}
     options = BuildOptions(
         source=source, targets=targets, layers=wanted_layers, pool=pool, dtype=dtype, prove=proof,
-        out=out, device=device, of_format={"tensorrt": {"options": plans}},
+        out=out, device=device, of_format=of_format,
         keep_passed=keep_passed, longest=longest, signer=Signer(sign_key) if sign_key else None,
     )  # fmt: skip
     try:
@@ -357,6 +367,17 @@ def _sequences(
 
     options = RecordOptions(unknown, upper, strip_stop)
     return read_sequences(fasta, options, on_error == "skip", _warn)
+
+
+def _calibration(fasta: str, targets: list[str]) -> "Calibration":
+    if "onnx-int8" not in targets:
+        raise ExportError(
+            "--calibration is for --target onnx-int8, got --target " + ",".join(targets)
+        )
+    from exporter.weights.calibration import first_proteins
+
+    sequences = _sequences(fasta, "stop", "error", False, False)
+    return first_proteins(Path(fasta).name, sequences)
 
 
 def _formats(text: str | None) -> list[str] | None:

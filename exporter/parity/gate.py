@@ -144,7 +144,7 @@ class Gate:
     ) -> EngineVerdict:  # fmt: skip
         is_int8 = manifest.engines[name].quantised is not None
         others = [self._judge_weights(folder, is_int8)]
-        eager = self._in_int8() if is_int8 else self.eager
+        eager = self._in_int8(folder) if is_int8 else self.eager
         opened = partial(
             load, engine=name, device=device, attention=attention, threads=threads,
             check_files=False,
@@ -219,10 +219,11 @@ class Gate:
         """The same with these packs alone."""
         return replace(self, packs=with_names(self.packs, names))
 
-    def _in_int8(self) -> dict[str, Answers]:
+    def _in_int8(self, folder: Path) -> dict[str, Answers]:
         """Eager fair-esm with quantised linears: run when the first int8 engine asks for it."""
         if not self._eager_int8:
-            self._eager_int8.update(self.run_eager(dtype=torch.float32, int8=True))
+            smoothing = int8_weights.read_smoothing(folder)
+            self._eager_int8.update(self.run_eager(dtype=torch.float32, int8=smoothing))
         return self._eager_int8
 
     def _judge_steps(

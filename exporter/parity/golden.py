@@ -33,6 +33,7 @@ from exporter.parity.truth.packs import (
     protein,
     rare,
 )
+from exporter.weights.int8 import read_smoothing
 from runtime.golden import BARE
 from runtime.manifest import EMBEDDING, HEAD, GoldenEntry
 from runtime.pairs import CONTACTS, pair_bounds
@@ -128,7 +129,9 @@ def write_golden(
     limits = _limits(eager_errors, pool, lambda error: _limit(error, dtype, num_layers))
     own = {}
     if int8_engines := list(int8_engines):
-        errors = _errors(in_float64, run(dtype=torch.float32, int8=True, device="cpu"), names)
+        errors = _errors(
+            in_float64, run(dtype=torch.float32, int8=read_smoothing(folder), device="cpu"), names
+        )
         own = dict.fromkeys(
             int8_engines, _limits(errors, pool, lambda error: _int8_limit(error, num_layers))
         )

@@ -1,6 +1,7 @@
 """``weights.int8.safetensors``: the linears' weights in int8, one scale per output channel.
 
-Embeddings, biases and LayerNorms are not in it: int8 engines read ``weights.safetensors`` too.
+Beside them the factors of what is smoothed, and the LayerNorms and biases that took factors in.
+All else is not in it: int8 engines read ``weights.safetensors`` too.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from exporter.model.packed_forward import PackedESM2
 from exporter.weights.shared import save
+from exporter.weights.smoothing import NOTHING, SUFFIX, Smoothing, sites
 
 FILE_NAME = "weights.int8.safetensors"
 
@@ -68,52 +70,98 @@ def stored(quantised: Quantised) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def write(packed: PackedESM2, folder: Path) -> None:
+def write(packed: PackedESM2, folder: Path, smoothing: Smoothing = NOTHING) -> None:
     """Quantises every linear of ``packed``.
 
     Args:
         packed: on the CPU, in float32.
         folder: the artifact.
+        smoothing: of what the linears read.
     """
-    tensors: dict[str, Tensor] = {}
-    for name, linear in linears(packed):
-        values = stored(quantise(linear.weight))
-        tensors |= dict(zip(stored_names(name), values, strict=True))
+    known = {site.readers[0] for site in sites(name for name, _ in linears(packed))}
+    kept = Smoothing({n: factors for n, factors in smoothing.factors.items() if n in known})
+    tensors = {f"{name}{SUFFIX}": factors for name, factors in kept.factors.items()}
+    quantised = {f"{name}.weight" for name, _ in linears(packed)}
+    for name, parameter in packed.named_parameters():
+        tensors |= _tensors_of(name, parameter, kept, name in quantised)
     save(tensors, folder / FILE_NAME)
 
 
-def differences(packed: PackedESM2, folder: Path) -> list[str]:
-    """Which tensors of the file are not the linears of ``packed``, quantised; in sentences.
+def _tensors_of(
+    name: str, parameter: Tensor, smoothing: Smoothing, is_quantised: bool
+) -> dict[str, Tensor]:
+    """What the file holds of a parameter: nothing of one that is used as it is."""
+    engines = smoothing.taken_in(name, parameter)
+    if is_quantised:
+        names = stored_names(name.removesuffix(".weight"))
+        return dict(zip(names, stored(quantise(engines)), strict=True))
+    return {} if engines is parameter else {name: engines}
 
-    Each must be what quantising gives, bit by bit, and, whatever quantising does, within half a
-    step of the original.
+
+def read_smoothing(folder: Path) -> Smoothing:
+    """The factors in the file."""
+    with safe_open(folder / FILE_NAME, "pt") as file:
+        names = [name for name in set(file.keys()) if name.endswith(SUFFIX)]
+        return _smoothing_of({name: file.get_tensor(name) for name in names})
+
+
+def _smoothing_of(tensors: Mapping[str, Tensor]) -> Smoothing:
+    return Smoothing(
+        {n.removesuffix(SUFFIX): tensors[n] for n in sorted(tensors) if n.endswith(SUFFIX)}
+    )
+
+
+def differences(packed: PackedESM2, folder: Path) -> list[str]:
+    """Which tensors are not those of ``packed``, smoothed and quantised; in sentences.
+
+    Each must be that bit by bit, and, whatever smoothing and quantising do, each weight within half
+    a step of the original.
 
     Args:
         packed: in float32, with the checkpoint's weights.
         folder: the artifact.
     """
-    found = []
+    weights = {name: linear.weight for name, linear in linears(packed)}
+    smoothing = read_smoothing(folder)
+    if found := smoothing.problems(weights):
+        return found
     with safe_open(folder / FILE_NAME, "pt") as file, torch.no_grad():
-        left = set(file.keys())
-        for name, linear in linears(packed):
-            names = stored_names(name)
-            if not left.issuperset(names):
-                found.append(f"{' or '.join(names)} is missing")
+        left = {name for name in set(file.keys()) if not name.endswith(SUFFIX)}
+        for name, parameter in packed.named_parameters():
+            linear = name.removesuffix(".weight")
+            expected = _tensors_of(name, parameter, smoothing, linear in weights)
+            missing = sorted(expected.keys() - left)
+            left.difference_update(expected)
+            if missing:
+                found.append(f"{' or '.join(missing)} is missing")
                 continue
-            left.difference_update(names)
-            values, scales = map(file.get_tensor, names)
-            expected = stored(quantise(linear.weight))
-            for key, tensor, wanted in zip(names, (values, scales), expected, strict=True):
+            for key, wanted in expected.items():
+                tensor = file.get_tensor(key)
                 if tensor.dtype != wanted.dtype or not torch.equal(tensor, wanted):
                     found.append(f"{key} differs")
-            if values.shape[::-1] == linear.weight.shape and len(scales) == values.shape[1]:
-                wide = linear.weight.double()
-                distance = (values.T.double() * scales.double()[:, None] - wide).abs()
-                # Half a step, and the rounding of float32 in the quotient and in the scale.
-                if (distance > (0.5 + 1e-4) * scales.double()[:, None]).any():
-                    found.append(f"{names[0]} is more than half a step from the checkpoint")
+            if linear in weights:
+                values, scales = map(file.get_tensor, stored_names(linear))
+                if _is_far(values, scales, linear, parameter, smoothing):
+                    found.append(
+                        f"{stored_names(linear)[0]} is more than half a step from the checkpoint"
+                    )
         found += [f"{key} is unknown" for key in sorted(left)]
     return found
+
+
+def _is_far(
+    values: Tensor, scales: Tensor, linear: str, weight: Tensor, smoothing: Smoothing
+) -> bool:
+    """Whether a weight, its smoothing undone, is more than half a step from the checkpoint's."""
+    if values.shape[::-1] != weight.shape or len(scales) != values.shape[1]:
+        return False  # it differs, and was named for that
+    steps = scales.double()[:, None] * torch.ones_like(weight, dtype=torch.float64)
+    if (of_inputs := smoothing.of_inputs.get(linear)) is not None:
+        steps *= of_inputs
+    if (of_outputs := smoothing.of_outputs.get(linear)) is not None:
+        steps /= of_outputs[:, None]
+    # Half a step, and the rounding of float32 in the quotient and in the scale.
+    return bool(((values.T * steps - weight).abs() > (0.5 + 1e-4) * steps).any())
 
 
 def requantised(
@@ -125,9 +173,9 @@ def requantised(
         weights: changed, by fair-esm's names.
         stored_in: the tensors of ``weights.int8.safetensors``.
     """
+    smoothing = _smoothing_of(stored_in)
     changed: dict[str, Tensor] = {}
     for name, weight in weights.items():
-        names = stored_names(name.removesuffix(".weight"))
-        if names[0] in stored_in:
-            changed |= dict(zip(names, stored(quantise(weight)), strict=True))
+        is_quantised = stored_names(name.removesuffix(".weight"))[0] in stored_in
+        changed |= _tensors_of(name, weight, smoothing, is_quantised)
     return changed

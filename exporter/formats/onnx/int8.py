@@ -16,7 +16,9 @@ from exporter.formats.onnx import export as onnx_float
 from exporter.formats.onnx.attention import DOMAIN, OPSET
 from exporter.model.packed_forward import PackedESM2
 from exporter.weights import int8 as int8_weights
-from runtime.manifest import EngineEntry, Quantisation
+from exporter.weights.calibration import BUILT_IN, Calibration, measure
+from exporter.weights.smoothing import SUFFIX, Smoothing
+from runtime.manifest import EngineEntry, Quantisation, SmoothingEntry
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 from runtime.weights import Place, read_places
 
@@ -58,12 +60,14 @@ Int8Linear (values, scales, weight, weight_scales, bias) => (out)
 """
 
 
-def export(packed: PackedESM2, folder: Path) -> EngineEntry:
+def export(packed: PackedESM2, folder: Path, calibration: Calibration = BUILT_IN) -> EngineEntry:
     """Exports ``packed`` into ``folder``, where ``weights.safetensors`` lies already.
 
     Args:
         packed: on the CPU, in float32.
-        folder: where ``model.int8.onnx`` and ``weights.int8.safetensors`` go.
+        folder: where ``model.int8.onnx`` and ``weights.int8.safetensors`` go. Factors of one that
+            is there are kept: a graph with a planted fault is no model to measure.
+        calibration: proteins on which the linears' inputs are measured.
 
     Raises:
         ExportError: ``packed`` is in half precision: its weights are rounded already.
@@ -74,9 +78,14 @@ def export(packed: PackedESM2, folder: Path) -> EngineEntry:
         raise ExportError(
             f"target onnx-int8 quantises float32 weights, got {name}. Take --dtype float32"
         )
-    int8_weights.write(packed, folder)
+    if (folder / int8_weights.FILE_NAME).exists():
+        smoothing = int8_weights.read_smoothing(folder)
+    else:
+        smoothing = measure(packed, int8_weights.linears(packed), calibration)
+    int8_weights.write(packed, folder, smoothing)
     proto = onnx_float.lower(packed, folder)
-    _quantise_linears(proto.graph, packed, folder)
+    _quantise_linears(proto.graph, packed, folder, smoothing)
+    _use_smoothed(proto.graph, folder)
     proto.functions.extend(_functions())
     proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     path = folder / FILE_NAME
@@ -92,6 +101,13 @@ def export(packed: PackedESM2, folder: Path) -> EngineEntry:
             activations="uint8, one scale for each token, dynamic",
             file=int8_weights.FILE_NAME,
             budget={},  # the gate's: whoever builds writes it down
+            smoothing=SmoothingEntry(
+                proteins=calibration.proteins,
+                sha256=calibration.sha256,
+                num_tokens=calibration.num_tokens,
+                folded=len(smoothing.factors) - len(smoothing.multiplied),
+                multiplied=len(smoothing.multiplied),
+            ),
         ),
     )
 
@@ -103,7 +119,9 @@ def _functions() -> list[FunctionProto]:
     ]
 
 
-def _quantise_linears(graph: GraphProto, packed: PackedESM2, folder: Path) -> None:
+def _quantise_linears(
+    graph: GraphProto, packed: PackedESM2, folder: Path, smoothing: Smoothing
+) -> None:
     """Replaces each linear; those that read the same activations share their quantised rows."""
     places = read_places(folder / int8_weights.FILE_NAME)
     biases = read_places(folder / WEIGHTS_FILE)
@@ -115,10 +133,17 @@ def _quantise_linears(graph: GraphProto, packed: PackedESM2, folder: Path) -> No
             nodes.append(node)
             continue
         x, weight, *rest = node.input
+        name, linear = linears.pop(weight)
         if x not in quantised:
             quantised[x] = [f"{x}.int8", f"{x}.scale"]
-            nodes.append(onnx.helper.make_node("QuantizeRows", [x], quantised[x], domain=DOMAIN))
-        name, linear = linears.pop(weight)
+            rows = x
+            if name in smoothing.multiplied:
+                factors, rows = f"{name}{SUFFIX}", f"{x}.smoothed"
+                nodes.append(onnx.helper.make_node("Mul", [x, factors], [rows]))
+                width = (linear.in_features,)
+                external = _external(factors, TensorProto.FLOAT, width, places[factors])
+                graph.initializer.append(external)
+            nodes.append(onnx.helper.make_node("QuantizeRows", [rows], quantised[x], domain=DOMAIN))
         stored = int8_weights.stored_names(name)
         # The exporter drops a bias of zeros, which an untrained checkpoint has.
         bias = rest[0] if rest else f"{name}.bias"
@@ -142,6 +167,15 @@ def _quantise_linears(graph: GraphProto, packed: PackedESM2, folder: Path) -> No
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(kept)
+
+
+def _use_smoothed(graph: GraphProto, folder: Path) -> None:
+    """LayerNorms and biases that took factors in are read from the file of int8 weights."""
+    places = read_places(folder / int8_weights.FILE_NAME)
+    for tensor in graph.initializer:
+        if tensor.name in places and tensor.data_type == TensorProto.FLOAT:
+            shape, place = tuple(tensor.dims), places[tensor.name]
+            tensor.CopyFrom(_external(tensor.name, TensorProto.FLOAT, shape, place))
 
 
 def _external(

@@ -12,7 +12,8 @@ from exporter.formats.onnx.contact_faults import contact_faults
 from exporter.model.packed_forward import PackedESM2
 from exporter.planted import Fault, GraphFault, Int8WeightsFault, State
 from exporter.weights.int8 import stored_names
-from runtime.manifest import Architecture
+from runtime.engines.onnx.int8 import FORMAT as ONNX_INT8
+from runtime.manifest import Architecture, Manifest
 
 
 def _edited(text: str, old: str, new: str) -> Callable[[PackedESM2], Any]:
@@ -42,6 +43,12 @@ def _four_bits(state: State, architecture: Architecture) -> dict[str, Tensor]:
     return {name: (x.float() / 8).round().mul(8).to(torch.int8) for name, x in whole.items()}
 
 
+def _is_smoothed(manifest: Manifest) -> str:
+    entry = manifest.engines[ONNX_INT8].quantised
+    smoothing = entry.smoothing if entry else None
+    return "" if smoothing and smoothing.folded else "no channel of this model needed smoothing"
+
+
 def _middle(architecture: Architecture) -> str:
     return f"layers.{architecture.num_layers // 2}.fc1"
 
@@ -58,6 +65,12 @@ def own_faults() -> list[Fault]:
 def int8_faults() -> list[Fault]:
     """Those of quantising."""
     return [
+        GraphFault(
+            "smoothing on one side only",
+            "graph",
+            lambda packed: patch.object(onnx_int8, "_use_smoothed", lambda graph, folder: None),
+            applies=_is_smoothed,
+        ),
         GraphFault(
             "activations with one scale for the pack",
             "graph",

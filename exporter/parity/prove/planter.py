@@ -207,7 +207,9 @@ class Planter:
             self._seal(name)
             yield
         finally:
-            shutil.copyfile(self._folder / name, self._faulty / name)
+            # Int8 weights were written with the graph.
+            for written in {name, int8_weights.FILE_NAME} & manifest.files.keys():
+                shutil.copyfile(self._folder / written, self._faulty / written)
 
     def _packed(self, manifest: Manifest) -> PackedESM2:
         reference = self._reference

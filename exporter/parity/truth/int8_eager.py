@@ -13,16 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from exporter.weights.int8 import dequantise, linears, quantise
+from exporter.weights.smoothing import Smoothing
 
 ACTIVATION_LEVELS = 127
 
 
 @contextmanager
-def quantised_linears(model: nn.Module) -> Iterator[None]:
-    """Every linear of fair-esm's ``model`` computes in steps of int8; weights stay as they are."""
+def quantised_linears(model: nn.Module, smoothing: Smoothing) -> Iterator[None]:
+    """Every linear of fair-esm's ``model`` computes in steps of int8; weights stay as they are.
+
+    Factors that an engine has in other weights are multiplied here: they are powers of two.
+    """
     with ExitStack() as stack:
-        for _, linear in linears(model):
-            stack.enter_context(patch.object(linear, "forward", partial(_forward, linear)))
+        for name, linear in linears(model):
+            forward = partial(_forward, linear, name, smoothing)
+            stack.enter_context(patch.object(linear, "forward", forward))
         yield
 
 
@@ -33,6 +38,9 @@ def round_rows(x: Tensor) -> Tensor:
     return (x / steps).round() * steps
 
 
-def _forward(linear: nn.Linear, x: Tensor) -> Tensor:
+def _forward(linear: nn.Linear, name: str, smoothing: Smoothing, x: Tensor) -> Tensor:
+    factors = smoothing.of_inputs.get(name)
+    x = x if factors is None else x * factors
     # Dequantised on the fly: a second model of 15 billion parameters would not fit.
-    return nn.functional.linear(round_rows(x), dequantise(quantise(linear.weight)), linear.bias)
+    weight = dequantise(quantise(smoothing.columns_undone(name, linear.weight)))
+    return nn.functional.linear(round_rows(x), weight, linear.bias)

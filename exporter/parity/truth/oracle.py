@@ -29,6 +29,8 @@ from exporter.parity.truth.device import arithmetic_of
 from exporter.parity.truth.packs import LONGEST, Pack, Protein
 from exporter.parity.truth.query_blocks import in_query_blocks
 from exporter.weights import int8 as int8_weights
+from exporter.weights import smoothing
+from exporter.weights.smoothing import Smoothing
 from runtime.manifest import EMBEDDING, HEAD
 from runtime.pairs import CONTACTS, pair_bounds
 from runtime.pooling import Pool
@@ -42,7 +44,7 @@ def _recipe(*sources: str | None) -> str:
 RECIPE = _recipe(__file__, precision.__file__, query_blocks.__file__)
 HEAD_RECIPE = _recipe(heads.__file__)
 CONTACTS_RECIPE = _recipe(contact_head.__file__)
-INT8_RECIPE = _recipe(int8_eager.__file__, int8_weights.__file__)
+INT8_RECIPE = _recipe(int8_eager.__file__, int8_weights.__file__, smoothing.__file__)
 
 
 Arrays = dict[str, NDArray[np.floating]]
@@ -55,7 +57,7 @@ def run_eager(
     pooling: Pool,
     dtype: torch.dtype,
     cache: Cache | None = None,
-    int8: bool = False,
+    int8: Smoothing | None = None,
     device: str = "cpu",
 ) -> dict[str, Answers]:
     """Runs every protein of every pack alone through eager fair-esm, each distinct one once.
@@ -67,7 +69,7 @@ def run_eager(
         pooling: of the last of them.
         dtype: float64 is the oracle; another gives the error that eager itself has in it.
         cache: keeps answers on disk; None computes all of them.
-        int8: with linears that are quantised as an int8 engine's are.
+        int8: with linears that are quantised as an int8 engine's are, their inputs so smoothed.
         device: ``"cpu"`` or ``"cuda"``; answers come back to the host.
 
     Raises:
@@ -75,13 +77,13 @@ def run_eager(
             is not installed.
     """
     head = reference.head
-    eager = _Eager(reference, layers, pooling, dtype, device, int8)
+    eager = _Eager(reference, layers, pooling, dtype, device, int8 is not None)
     recipe = (
         f"recipe {RECIPE}, fair-esm {fair_esm_version()}, torch {torch.__version__}, {dtype}, "
         f"{arithmetic_of(device)}, layers {layers}, pool {pooling}, "
         f"{layer_norm_of(reference)}, {reference.architecture}, "
         f"weights {reference.origin.state_sha256}"
-    ) + (f", int8 {INT8_RECIPE}" if int8 else "")
+    ) + (f", int8 {INT8_RECIPE} {int8.digest()}" if int8 else "")
     recipe += f"{heads.recipe_of(head)} {HEAD_RECIPE}" if head else ""
     if reference.contacts:
         recipe += f", contacts {CONTACTS_RECIPE} of {reference.origin.contact_head_sha256}"
@@ -89,7 +91,7 @@ def run_eager(
     seen: dict[Protein, Arrays] = {}
     answers = {}
     progress = tqdm(packs.items(), desc=f"eager fair-esm in {dtype}", leave=False, disable=None)
-    quantised = int8_eager.quantised_linears(reference.model) if int8 else nullcontext()
+    quantised = int8_eager.quantised_linears(reference.model, int8) if int8 else nullcontext()
     with eager.in_dtype(), quantised:
         for name, pack in progress:
             tokens = {protein: tokens_of(reference, protein) for protein in dict.fromkeys(pack)}
