@@ -209,6 +209,9 @@ class TestFaults:
     @pytest.mark.parametrize("fault", int8_faults(), ids=lambda fault: fault.name)
     def test_its_own_are_rejected(self, planter: Planter, fault) -> None:  # type: ignore[no-untyped-def]
         found = planter.verdict(fault, "onnx-int8")
+        if fault.name == "smoothing on one side only":  # of large channels: test_smoothing.py
+            assert found.outcome == "does not apply", found
+            return
         assert found.outcome == "rejected", found
         if fault.group == "weights":
             assert WEIGHTS in " ".join(found.exactly)
