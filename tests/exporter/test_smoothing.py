@@ -3,6 +3,7 @@
 from pathlib import Path
 from unittest.mock import patch
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -14,7 +15,7 @@ from exporter.build import BuildOptions, build
 from exporter.cli import main as export_main
 from exporter.formats.onnx.int8_faults import int8_faults
 from exporter.model.packed_forward import PackedESM2
-from exporter.model.reference import Reference, WeightsSource, load_reference
+from exporter.model.reference import Reference, WeightsSource, load_original, load_reference
 from exporter.model.synthetic import OUTLIER_CHANNELS, OUTLIER_SCALE
 from exporter.parity.prove.planter import Planter
 from exporter.parity.report.schema import ParityError, read
@@ -168,6 +169,14 @@ class TestInt8:
             found = int8_weights.differences(packed, tmp_path)
             assert f"{name} {expected}" in found
 
+    def test_other_weights_are_smoothed_by_the_same_factors(
+        self, int8: Path, tiny: Reference
+    ) -> None:
+        state = load_file(int8 / int8_weights.FILE_NAME)
+        again = int8_weights.requantised(dict(PackedESM2(tiny.model).named_parameters()), state)
+        assert again.keys() == {name for name in state if not name.endswith(SUFFIX)}
+        assert all(torch.equal(tensor, state[name]) for name, tensor in again.items())
+
     def test_other_factors_are_no_fault(
         self, int8: Path, tiny: Reference, smoothing: Smoothing, tmp_path: Path
     ) -> None:
@@ -228,6 +237,13 @@ class TestOutliers:
         for plain, other in zip(*answers, strict=True):
             assert not torch.equal(plain, other)
             assert (plain - other).norm() < 2e-6 * plain.norm()
+
+    @pytest.mark.slow
+    def test_they_are_drawn_again(self, artifact: Path) -> None:
+        theirs = load_reference(WeightsSource("synthetic", ARCHITECTURE, outliers=True))
+        manifest = msgspec.structs.replace(manifests.read(artifact), weights=theirs.origin)
+        again = load_original(artifact, manifest, None)
+        assert again.origin == theirs.origin
 
     def test_of_synthetic_weights_alone(self, checkpoint: Path) -> None:
         arguments = ["build", "--checkpoint", str(checkpoint), "--outliers"]
