@@ -17,24 +17,27 @@ class PeerUnavailableError(Exception):
     """A peer cannot be installed; the message is the installer's own reason."""
 
 
-def python_of(peer: str, pip_arguments: str = "", folder: Path = FOLDER) -> Path:
+def python_of(
+    peer: str, pip_arguments: str = "", folder: Path = FOLDER, peers: Path = PEERS
+) -> Path:
     """The peer's own Python; its environment is made when it is not there.
 
     Args:
-        peer: ``benchmarks/peers/<peer>.txt`` says what to install.
+        peer: ``<peer>.txt`` says what to install.
         pip_arguments: for ``pip install``, an index of CPU builds for example.
         folder: of all environments.
+        peers: where that file is.
 
     Raises:
         PeerUnavailableError: the installation failed.
     """
-    target = folder / f"{peer}-{digest_of(PEERS / f'{peer}.txt')}"
+    target = folder / f"{peer}-{digest_of(peers / f'{peer}.txt')}"
     python = target / "bin" / "python"
     if not (target / _READY).is_file():
         shutil.rmtree(target, ignore_errors=True)
         venv.create(target, with_pip=True)
         install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        requirements = ["-r", PEERS / f"{peer}.txt", *shlex.split(pip_arguments)]
+        requirements = ["-r", peers / f"{peer}.txt", *shlex.split(pip_arguments)]
         result = subprocess.run(
             [str(argument) for argument in (*install, *requirements)],
             capture_output=True,

@@ -45,6 +45,7 @@ from runtime.manifest import (
     Signature,
     TensorSpec,
 )
+from runtime.manifest_upgrades import SCHEMA_VERSION
 from runtime.ops.varlen_attention import NAME as OP_NAME
 from runtime.ops.varlen_attention import SCHEMA as OP_SCHEMA
 from runtime.pairs import CONTACTS
@@ -286,7 +287,7 @@ def _manifest(
         TensorSpec("max_seqlen", "int64", []),
     ]
     return Manifest(
-        schema_version=manifests.SCHEMA_VERSION,
+        schema_version=SCHEMA_VERSION,
         name=artifact,
         built_by={
             # Run from its folder, the project is not installed and has no version of its own.

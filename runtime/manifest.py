@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +12,11 @@ from runtime.coherence import contradictions
 from runtime.domain import Domain
 from runtime.errors import ArtifactError
 from runtime.files import FileEntry, path_problem, problem_with_files
+from runtime.manifest_upgrades import SCHEMA_VERSION, UPGRADES, upgraded
 from runtime.trust.whom import Trust, trusted
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 
 FILE_NAME = "manifest.json"
-SCHEMA_VERSION = 9
 # That of 15B in blocks of 64 MiB, with every engine, has less than 1 MB.
 MAX_BYTES = 16 << 20
 
@@ -375,7 +375,7 @@ def read(folder: Path, check_files: bool = True, trust: Trust | None = None) -> 
     if seal is None or hashlib.sha256(unsealed).hexdigest().encode() != seal.group(2):
         raise ArtifactError(f"{path} was changed after it was built. Export again or copy it anew")
     try:
-        manifest = msgspec.convert(_upgraded(fields), Manifest)
+        manifest = msgspec.convert(upgraded(fields), Manifest)
     except (msgspec.ValidationError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} does not follow the schema: {error}") from None
     if problems := [*_contradictions(manifest), *_problems_with_names(manifest, folder)]:
@@ -448,7 +448,7 @@ def _decoded(text: bytes, path: Path) -> dict[str, Any]:
     version = fields.get("schema_version") if isinstance(fields, dict) else None
     if type(version) is not int:  # True is one, to isinstance
         raise ArtifactError(f"{path} is damaged: no schema_version. {advice}")
-    oldest = min(_UPGRADES)
+    oldest = min(UPGRADES)
     if not oldest <= version <= SCHEMA_VERSION:
         raise ArtifactError(
             f"{path} has schema version {version}, this runtime reads {oldest} to "
@@ -456,48 +456,3 @@ def _decoded(text: bytes, path: Path) -> dict[str, Any]:
             f"{'Upgrade esm2-engines' if version > SCHEMA_VERSION else 'Export again'}"
         )
     return dict(fields)
-
-
-def _upgraded(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of an older schema as this version's."""
-    while (version := fields["schema_version"]) < SCHEMA_VERSION:
-        fields = _UPGRADES[version](fields) | {"schema_version": version + 1}
-    return fields
-
-
-def _from_5(fields: dict[str, Any]) -> dict[str, Any]:
-    """6 added digests of the blocks of large files, which smaller ones do without."""
-    return fields
-
-
-def _from_6(fields: dict[str, Any]) -> dict[str, Any]:
-    """7 has ``EMBEDDING`` where 6 had an English phrase."""
-    golden = fields["golden"]
-    own = {engine: _renamed(limits) for engine, limits in golden["own_limits"].items()}
-    return fields | {"golden": golden | {"limits": _renamed(golden["limits"]), "own_limits": own}}
-
-
-def _from_7(fields: dict[str, Any]) -> dict[str, Any]:
-    """8 says how large the packs were that an engine was compared on."""
-    return fields
-
-
-def _from_8(fields: dict[str, Any]) -> dict[str, Any]:
-    """9 may have the outputs ``contacts`` and ``head``, and says of what weights."""
-    return fields
-
-
-def _renamed(limits: dict[str, float]) -> dict[str, float]:
-    return {
-        EMBEDDING if name == "pooled by the runtime" else name: limit
-        for name, limit in limits.items()
-    }
-
-
-# Schema version -> the function that makes the next of it. tests/data holds an artifact of each.
-_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    5: _from_5,
-    6: _from_6,
-    7: _from_7,
-    8: _from_8,
-}

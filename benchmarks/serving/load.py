@@ -229,25 +229,26 @@ def servers_of(artifact: Path, checkpoint: Path) -> dict[str, tuple[str, Sequenc
     }
     plain = PEERS / "fastapi_transformers.py"
     for name, peer, label, arguments in (
-        ("fastapi", "serving_litserve", "FastAPI + transformers", (plain, checkpoint, "PORT")),
+        ("fastapi", "litserve", "FastAPI + transformers", (plain, checkpoint, "PORT")),
         (
-            "fastapi-batch", "serving_litserve", "FastAPI + transformers, batches of 32",
+            "fastapi-batch", "litserve", "FastAPI + transformers, batches of 32",
             (plain, checkpoint, "PORT", "--batch"),
         ),
         (
-            "litserve", "serving_litserve", "LitServe + transformers, batches of 32",
+            "litserve", "litserve", "LitServe + transformers, batches of 32",
             (PEERS / "litserve_transformers.py", checkpoint, "PORT"),
         ),
     ):  # fmt: skip
         try:
-            found[name] = (label, (python_of(peer), *arguments))
+            found[name] = (label, (python_of(peer, peers=PEERS), *arguments))
         except PeerUnavailableError as error:
             found[name] = (label, str(error))
     label = "infinity-emb, batches of 32"
     try:
         command = (
-            python_of("serving_infinity").with_name("infinity_emb"), "v2", "--model-id", checkpoint,
-            "--served-model-name", INFINITY, "--engine", "torch", "--device", "cpu",
+            python_of("infinity", peers=PEERS).with_name("infinity_emb"), "v2",
+            "--model-id", checkpoint, "--served-model-name", INFINITY,
+            "--engine", "torch", "--device", "cpu",
             "--no-bettertransformer", "--no-model-warmup", "--host", "127.0.0.1", "--port", "PORT",
         )  # fmt: skip
         found[INFINITY] = (label, command)
@@ -308,7 +309,7 @@ class Generator:
 
     def __init__(self, folder: Path, truth: Truth, **more: str):
         self._more = more
-        self._python = python_of("serving_locust")
+        self._python = python_of("locust", peers=PEERS)
         self._truth, self._out = folder / f"{id(self)}.npz", folder / "out.json"
         np.savez(
             self._truth, allow_pickle=False, sequences=np.array(truth.sequences),

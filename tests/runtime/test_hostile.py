@@ -23,7 +23,7 @@ from runtime.golden import packs_of, read_golden
 from runtime.loading import load
 from tests.runtime.signing import rewrite
 
-DELETED = object()
+DELETED = "(removed)"
 VALUES = (
     None, -1, 0, 1, 10**18, 10**30, 1.5, "", "x", "../x", "\ud800", [], {}, [None], True, DELETED,
 )  # fmt: skip

@@ -15,6 +15,7 @@ from runtime import manifest as manifests
 from runtime.engine import Settings
 from runtime.engines.onnx import cpu as onnx
 from runtime.engines.torch import aoti, torchscript
+from runtime.manifest_upgrades import upgraded
 from runtime.ops import varlen_attention
 from runtime.selftest import selftest
 
@@ -326,7 +327,7 @@ class TestNames:
             fields["engines"]["onnx"][place] = name
         if listed:
             fields["files"][name] = next(iter(fields["files"].values()))
-        fields = manifests._upgraded(fields)
+        fields = upgraded(fields)
         manifests.write(msgspec.convert(fields, manifests.Manifest), folder)
 
     @pytest.mark.parametrize("check", [True, False])

@@ -9,6 +9,7 @@ from runtime import files
 from runtime import manifest as manifests
 from runtime.errors import ArtifactError
 from runtime.loading import load
+from runtime.manifest_upgrades import SCHEMA_VERSION, UPGRADES
 from tests.conftest import STORED_SCHEMAS, stored_artifact
 
 
@@ -87,7 +88,7 @@ class TestOlderSchemas:
         folder = stored_artifact(schema, tmp_path)
         manifest = manifests.read(folder)
         manifests.write(manifest, folder)
-        assert manifests.read(folder).schema_version == manifests.SCHEMA_VERSION
+        assert manifests.read(folder).schema_version == SCHEMA_VERSION
 
     def test_are_sealed(self, schema: int, tmp_path: Path) -> None:
         path = stored_artifact(schema, tmp_path) / "manifest.json"
@@ -97,8 +98,8 @@ class TestOlderSchemas:
 
 
 def test_every_version_from_5_on_has_an_upgrade_and_an_example() -> None:
-    older = list(range(5, manifests.SCHEMA_VERSION))
-    assert sorted(manifests._UPGRADES) == older
+    older = list(range(5, SCHEMA_VERSION))
+    assert sorted(UPGRADES) == older
     assert set(older) <= set(STORED_SCHEMAS)
 
 
@@ -123,7 +124,7 @@ def test_missing_and_cut_files_are_named_together(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "advice"), [(manifests.SCHEMA_VERSION + 1, "Upgrade"), (4, "Export again")]
+    ("version", "advice"), [(SCHEMA_VERSION + 1, "Upgrade"), (4, "Export again")]
 )
 def test_another_schema_version(copy: Path, version: int, advice: str) -> None:
     path = copy / "manifest.json"
