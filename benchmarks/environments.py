@@ -18,7 +18,7 @@ class PeerUnavailableError(Exception):
 
 
 def python_of(
-    peer: str, pip_arguments: str = "", folder: Path = FOLDER, peers: Path = PEERS
+    peer: str, pip_arguments: str = "", folder: Path = FOLDER, peers: Path | None = None
 ) -> Path:
     """The peer's own Python; its environment is made when it is not there.
 
@@ -26,18 +26,19 @@ def python_of(
         peer: ``<peer>.txt`` says what to install.
         pip_arguments: for ``pip install``, an index of CPU builds for example.
         folder: of all environments.
-        peers: where that file is.
+        peers: where that file is; None takes ``benchmarks/peers``.
 
     Raises:
         PeerUnavailableError: the installation failed.
     """
-    target = folder / f"{peer}-{digest_of(peers / f'{peer}.txt')}"
+    file = (peers or PEERS) / f"{peer}.txt"
+    target = folder / f"{peer}-{digest_of(file)}"
     python = target / "bin" / "python"
     if not (target / _READY).is_file():
         shutil.rmtree(target, ignore_errors=True)
         venv.create(target, with_pip=True)
         install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        requirements = ["-r", peers / f"{peer}.txt", *shlex.split(pip_arguments)]
+        requirements = ["-r", file, *shlex.split(pip_arguments)]
         result = subprocess.run(
             [str(argument) for argument in (*install, *requirements)],
             capture_output=True,

@@ -10,7 +10,7 @@ import onnx
 from exporter.formats.format import StandIn
 from exporter.publish import link_or_copy
 from runtime import manifest as manifests
-from runtime.manifest import Manifest, Profile, Signature
+from runtime.manifest import EMBEDDING, Manifest, Profile, Signature
 from runtime.staging import staging, temporary_folder
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 
@@ -38,9 +38,13 @@ def running_as_onnx(
         for file in (WEIGHTS_FILE, manifest.golden.file):
             link_or_copy(folder / file, copy / file)
         described = msgspec.structs.replace(manifest, engines={RUNS_AS: entry, name: entry})
+        signature = _signature_of(model, manifest)
+        given = {EMBEDDING, *(output.name for output in signature.outputs)}
+        limits = {name: limit for name, limit in manifest.golden.limits.items() if name in given}
         of_graph = msgspec.structs.replace(
-            manifest, engines={RUNS_AS: entry}, signature=_signature_of(model, manifest)
-        )
+            manifest, engines={RUNS_AS: entry}, signature=signature,
+            golden=msgspec.structs.replace(manifest.golden, limits=limits, own_limits={}),
+        )  # fmt: skip
         manifests.write(of_graph, copy)
         yield StandIn(copy, described, RUNS_AS, tuple(profiles))
 

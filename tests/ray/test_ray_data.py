@@ -62,9 +62,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(folder))
         patch.setenv("RAY_TMPDIR", tempfile.gettempdir())  # the names of sockets must be short
-        ray.init(
-            num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error",
-            object_store_memory=100 << 20,
+        ray.init(  # never one that other tests have begun meanwhile
+            "local", num_cpus=4, include_dashboard=False, log_to_driver=False,
+            logging_level="error", object_store_memory=100 << 20,
         )  # fmt: skip
         ray.data.DataContext.get_current().enable_progress_bars = False
         yield folder
