@@ -17,6 +17,8 @@ from tests.server.doubled import doubled
 
 ENGINE = ("--engine", "onnx")
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
