@@ -75,6 +75,11 @@ ray_options = option_group(
     ),
 )
 
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: as embed]"
+)
+
+
 # Of commands that run files of proteins and take something of each; read by ``options_of``.
 run_options = option_group(
     engine_option,
@@ -87,7 +92,7 @@ run_options = option_group(
     ),
     record_options,
     attention_options,
-    click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: as embed]"),
+    threads_option,
     concurrency_option,
     ray_options,
 )

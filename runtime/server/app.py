@@ -3,7 +3,8 @@
 import asyncio
 import logging
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -44,9 +45,13 @@ def app_of(service: Service) -> Guard:
     app.exception_handler(UnsupportedError)(_unsupported)
     app.exception_handler(EngineError)(_failed)
     app.exception_handler(Exception)(_failed)
-    work = [f"/{route.path.strip('/')}" for route in tasks.router.routes]  # type: ignore[attr-defined]
-    paths = {*work, "/v1/embeddings", "/v1/models", "/info", "/-/reload", "/"}
-    return Guard(app, service, paths, [*work, "/v1/embeddings"])
+    tasked, others = _routes(tasks.router, openai.router), _routes(state.router)
+    work = [route.path for route in tasked if "POST" in (route.methods or ())]
+    return Guard(app, service, [route.path for route in tasked + others], work)
+
+
+def _routes(*routers: APIRouter) -> list[APIRoute]:
+    return [each for router in routers for each in router.routes if isinstance(each, APIRoute)]
 
 
 async def _refuse(request: Request, problem: Exception) -> Response:

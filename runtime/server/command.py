@@ -12,6 +12,7 @@ from runtime.engine_options import (
     concurrency_option,
     device_option,
     engine_option,
+    threads_option,
 )
 from runtime.errors import Esm2Error, InputError
 from runtime.one_line_errors import one_line_errors
@@ -113,7 +114,7 @@ _NEEDS = frozenset({"fastapi", "starlette", "uvicorn", "prometheus_client", "orj
 @engine_option
 @device_option
 @attention_options
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: as embed]")
+@threads_option
 @concurrency_option
 @one_line_errors(Esm2Error, OSError)
 def serve(artifact: Path, host: str, port: int, **given: Any) -> None:

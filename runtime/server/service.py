@@ -9,10 +9,8 @@ from runtime import manifest as manifests
 from runtime.concurrency import Stream, choose_packing
 from runtime.device import default_max_tokens
 from runtime.engine import Engine
-from runtime.errors import EngineError
 from runtime.loading import load
 from runtime.manifest import Manifest
-from runtime.selftest import SelfTest, selftest
 from runtime.server.metrics import Metrics
 from runtime.server.problems import NotReady, Overloaded, TooLarge
 from runtime.server.scheduler import Scheduler
@@ -34,14 +32,12 @@ class Served:
     Attributes:
         manifest: of the artifact.
         engine: that runs.
-        selftest: which it passed here.
         scheduler: of its packs.
         max_tokens: budget of a pack.
     """
 
     manifest: Manifest
     engine: Engine
-    selftest: SelfTest
     scheduler: Scheduler
     max_tokens: int
 
@@ -84,13 +80,13 @@ class Service:
         async with self._loading:
             is_first = self.served is None
             try:
-                manifest, engine, result, budget = await asyncio.to_thread(self._open)
+                manifest, engine, budget = await asyncio.to_thread(self._open)
             except BaseException:
                 if not is_first:
                     self.metrics.reloads.labels("failed").inc()
                 raise
             scheduler = Scheduler(engine, budget, self.limits.max_wait, self.metrics)
-            before, self.served = self.served, Served(manifest, engine, result, scheduler, budget)
+            before, self.served = self.served, Served(manifest, engine, scheduler, budget)
             self.metrics.ready.set(1)
             self.metrics.engine.info(_labels(self.served))
             if before is not None:
@@ -103,11 +99,11 @@ class Service:
             )  # fmt: skip
             return self.served
 
-    def _open(self) -> tuple[Manifest, Engine, SelfTest, int]:
+    def _open(self) -> tuple[Manifest, Engine, int]:
         choice = self.choice
         # Where a link points to may change while files are read.
         folder = choice.artifact.resolve()
-        manifest = manifests.read(folder)
+        manifest = manifests.read(folder, check_files=False)
         budget = choice.max_tokens
         at_once = choice.concurrency
         if at_once is None:
@@ -117,16 +113,9 @@ class Service:
             at_once = choose_packing(total, most, width, Stream(), usable_memory()).concurrency
         engine = load(
             folder, choice.engine, choice.device, choice.attention, choice.threads, at_once,
-            check_files=False,
+            validate=True,
         )  # fmt: skip
-        try:
-            result = selftest(engine, folder, manifest, check_files=False)
-            if not result.passed:
-                raise EngineError(f"{result.worst_line()}. Do not use this engine here")
-        except BaseException:
-            engine.close()
-            raise
-        return manifest, engine, result, budget or default_max_tokens(engine.spec.device)
+        return manifest, engine, budget or default_max_tokens(engine.spec.device)
 
     def _retire(self, scheduler: Scheduler) -> None:
         async def end() -> None:

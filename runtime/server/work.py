@@ -1,7 +1,7 @@
 """What a request comes to: token sequences to run, what is taken of them, what they come to."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -147,7 +147,9 @@ def proteins(
         TooLarge: too many of them, or too long ones.
     """
     check_number(len(sequences), limits, "sequences")
-    if not truncate:
+    if truncate:
+        options = replace(options, max_length=limits.max_length, long="truncate")
+    else:
         check_characters(sequences, limits)
     found, wrong = [], []
     for i, sequence in enumerate(sequences):
@@ -157,9 +159,7 @@ def proteins(
         elif len(prepared.tokens) == 2:
             wrong.append({"record": i, "reason": "it holds no residues"})
         else:
-            found.append(
-                _within(prepared.tokens, limits.max_length) if truncate else prepared.tokens
-            )
+            found.append(prepared.tokens)
     if wrong:
         raise Untokenizable(_listing(wrong, len(sequences)), details=wrong[:MOST_LISTED])
     check_lengths(found, limits)
@@ -210,13 +210,6 @@ def check_characters(sequences: Sequence[str], limits: Limits) -> None:
                 f"sequence number {i} has {len(sequence):,} characters, and proteins of at most "
                 f"{limits.max_length:,} residues are taken (--max-length)"
             )
-
-
-def _within(tokens: Tokens, residues: int) -> Tokens:
-    """BOS, the first residues, EOS; as fair-esm cuts (esm/data.py:268)."""
-    if len(tokens) - 2 <= residues:
-        return tokens
-    return np.concatenate([tokens[: residues + 1], tokens[-1:]])
 
 
 def detail_of(number: int, sequence: str, rejection: Rejection) -> dict[str, Any]:

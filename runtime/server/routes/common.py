@@ -21,6 +21,7 @@ from runtime.server.ticket import ticket_of, while_there
 from runtime.server.work import Work
 
 B = TypeVar("B", bound=Body)
+T = TypeVar("T")
 Values = NDArray[np.floating]
 
 ERRORS = {
@@ -36,7 +37,6 @@ ERRORS = {
     503: "The server starts or ends: see Retry-After.",
     504: "It took too long.",
 }
-Make = Callable[[Served, str], Work]
 
 
 def service_of(request: Request) -> Service:
@@ -91,20 +91,29 @@ async def read(request: Request, kind: type[B]) -> B:
     return found
 
 
-async def run(request: Request, make: Make) -> tuple[Served, Work, list[Values]]:
+async def run(
+    request: Request, make: Callable[[Served, str], Work]
+) -> tuple[Served, Work, list[Values]]:
     """Runs what ``make`` makes of a request, in a thread, while its client waits."""
+    return await run_of(request, make, lambda work: work)
+
+
+async def run_of(
+    request: Request, make: Callable[[Served, str], T], work_of: Callable[[T], Work]
+) -> tuple[Served, T, list[Values]]:
+    """As ``run``, where the work is a part of what is made."""
     service = service_of(request)
     ticket = ticket_of(request)
     served = service.served
     assert served is not None  # since ``read``
     # Also while it is made: a reload meanwhile would close what it is made for.
     with served.scheduler.in_use():
-        work = await asyncio.to_thread(make, served, ticket.client)
+        made = await asyncio.to_thread(make, served, ticket.client)
+        work = work_of(made)
         if not work.tokens:
-            return served, work, []
+            return served, made, []
         running = service.run(served, work, ticket)
-        values = await while_there(request, running, service.limits.timeout)
-    return served, work, values
+        return served, made, await while_there(request, running, service.limits.timeout)
 
 
 def arrays(

@@ -1,6 +1,7 @@
 """What an artifact computes: embeddings, logits, contacts, predictions, scores."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from runtime.server.routes.common import (
     post,
     read,
     run,
+    run_of,
     service_of,
 )
 from runtime.server.schemas import Perplexities, Scores
@@ -117,20 +119,15 @@ async def predict(request: Request) -> Response:
 async def score(request: Request) -> Response:
     """How likely substitutions are, by a named convention; higher is likelier."""
     asked = await read(request, ScoreRequest)
-    scored: list[Scored] = []
 
-    def make(served: Served, client: str) -> work.Work:
-        scored.append(
-            variants(
-                served.manifest, asked.wild_type, asked.variants, asked.convention, asked.offset,
-                service_of(request).limits, client,
-            )
+    def make(served: Served, client: str) -> Scored:
+        return variants(
+            served.manifest, asked.wild_type, asked.variants, asked.convention, asked.offset,
+            service_of(request).limits, client,
         )  # fmt: skip
-        return scored[0].work
 
-    _, _, values = await run(request, make)
-    found = await asyncio.to_thread(scored[0].results, values)
-    names = [record.sequence for record in scored[0].records]
+    scored, found = await _results(request, make)
+    names = [record.sequence for record in scored.records]
     return JSONResponse({"variants": names, "scores": found, "convention": asked.convention})
 
 
@@ -138,15 +135,21 @@ async def score(request: Request) -> Response:
 async def perplexity(request: Request) -> Response:
     """Pseudo-perplexities: each residue is masked once."""
     asked = await read(request, Proteins)
-    scored: list[Scored] = []
 
-    def make(served: Served, client: str) -> work.Work:
+    def make(served: Served, client: str) -> Scored:
         limits = service_of(request).limits
-        scored.append(perplexities(served.manifest, asked.sequences, asked.options, limits, client))
-        return scored[0].work
+        return perplexities(served.manifest, asked.sequences, asked.options, limits, client)
 
-    _, _, values = await run(request, make)
-    return JSONResponse({"perplexities": await asyncio.to_thread(scored[0].results, values)})
+    _, found = await _results(request, make)
+    return JSONResponse({"perplexities": found})
+
+
+async def _results(
+    request: Request, make: Callable[[Served, str], Scored]
+) -> tuple[Scored, list[float]]:
+    """Runs what records share; what it comes to for each of them."""
+    _, scored, values = await run_of(request, make, lambda each: each.work)
+    return scored, await asyncio.to_thread(scored.results, values)
 
 
 def _proteins(kind: work.Kind, asked: Proteins, client: str, request: Request) -> work.Work:
