@@ -26,13 +26,14 @@ class NotServingError(Exception):
 
 
 class Server:
-    """``esm2-run serve`` at a free port of this machine; a context manager.
+    """``esm2-run serve`` on this machine; a context manager.
 
     Args:
         artifact: to serve, or a link to it.
         options: of ``esm2-run serve``.
         command: that is started; ``FAULTY`` for planted faults.
         environment: added to this process's.
+        port: where to listen; 0 takes a free one.
 
     Attributes:
         url: where it listens.
@@ -48,11 +49,12 @@ class Server:
         *options: object,
         command: Sequence[str] = ESM2_RUN,
         environment: dict[str, str] | None = None,
+        port: int = 0,
     ):
         self._log = tempfile.NamedTemporaryFile(prefix="serve-", suffix=".log")  # noqa: SIM115
         born = time.perf_counter()
         self._process = subprocess.Popen(
-            [*command, "serve", str(artifact), "--port", "0", *map(str, options)],
+            [*command, "serve", str(artifact), "--port", str(port), *map(str, options)],
             cwd=ROOT,
             stdout=self._log,
             stderr=self._log,

@@ -1,13 +1,6 @@
 """``esm2-run serve`` in a process of its own, and servers that answer what a test says."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,75 +8,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+from benchmarks.serving.process import Server
 from tests.conftest import default_signals
-
-LONGEST_START = 60.0
-LONGEST_END = 30.0
-
-
-@dataclass
-class Server:
-    """A process.
-
-    Attributes:
-        url: where it listens.
-        process: it.
-        log: its lines of JSON, as far as they were written.
-    """
-
-    url: str
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def wait_until_ready(self) -> None:
-        until = time.monotonic() + LONGEST_START
-        while time.monotonic() < until and self.process.poll() is None:
-            try:
-                urllib.request.urlopen(f"{self.url}/health/ready", timeout=5).close()
-                return
-            except urllib.error.HTTPError as error:
-                error.close()
-                time.sleep(0.02)
-        raise AssertionError(f"the server is not ready: {self.log.read_text()}")
 
 
 @contextmanager
-def serving(
-    artifact: Path, folder: Path, *options: str, port: int = 0, token: str = ""
-) -> Iterator[Server]:
-    """Serves until the block ends, or the process was ended in it; logs go below ``folder``."""
-    log = folder / f"server-{time.monotonic_ns()}.log"
-    command = [
-        sys.executable, "-m", "runtime.cli", "serve", str(artifact), "--port", str(port),
-        "--threads", "1", "--max-wait-ms", "1", *options,
-    ]  # fmt: skip
-    with log.open("wb") as said, default_signals():
-        process = subprocess.Popen(
-            command, stderr=said, env=os.environ | {"ESM2_SERVER_TOKEN": token}
-        )
-    try:
-        server = Server(_address(process, log), process, log)
-        server.wait_until_ready()
+def serving(artifact: Path, *options: str, port: int = 0, token: str = "") -> Iterator[Server]:
+    """One thread, and no wait for a pack to be filled, until the block ends."""
+    given = ("--threads", "1", "--max-wait-ms", "1", *options)
+    environment = {"ESM2_SERVER_TOKEN": token}
+    with default_signals():
+        server = Server(artifact, *given, environment=environment, port=port)
+    with server:
         yield server
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(LONGEST_END)
-        finally:
-            process.kill()
-            process.wait()
-
-
-def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    until = time.monotonic() + LONGEST_START
-    while time.monotonic() < until and process.poll() is None:
-        for line in log.read_text().splitlines():
-            _, found, url = json.loads(line)["message"].partition("listening at ")
-            if found:
-                return url
-        time.sleep(0.02)
-    raise AssertionError(f"the server does not listen: {log.read_text()}")
 
 
 @dataclass

@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import os
 import signal
 import subprocess
 import time
@@ -34,10 +33,9 @@ BUDGET = 512
 
 
 @pytest.fixture(scope="module")
-def server(task_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
+def server(task_artifact: Path) -> Iterator[Server]:
     options = ("--max-batch-tokens", str(BUDGET), "--max-length", "400")
-    with serving(task_artifact, folder, *options, token=TOKEN) as server:
+    with serving(task_artifact, *options, token=TOKEN) as server:
         yield server
 
 
@@ -182,8 +180,8 @@ class TestRefusals:
         ):
             client.embed("MKT")
 
-    def test_what_the_artifact_does_not_offer(self, tiny_artifact: Path, tmp_path: Path) -> None:
-        with serving(tiny_artifact, tmp_path) as server, esm2.Client(server.url) as client:
+    def test_what_the_artifact_does_not_offer(self, tiny_artifact: Path) -> None:
+        with serving(tiny_artifact) as server, esm2.Client(server.url) as client:
             with pytest.raises(esm2.UnsupportedError, match="no head"):
                 client.predict("MKT")
             with pytest.raises(esm2.UnsupportedError, match="contacts"):
@@ -219,7 +217,7 @@ class TestRefusals:
 
 class TestAgain:
     def test_a_full_queue(
-        self, task_artifact: Path, model: esm2.Model, proteins: list[str], tmp_path: Path
+        self, task_artifact: Path, model: esm2.Model, proteins: list[str]
     ) -> None:
         """Three clients whose requests fill the queue each: some get 429, and all their vectors."""
         options = ("--max-batch-tokens", "256", "--max-queue-tokens", "512")
@@ -231,7 +229,7 @@ class TestAgain:
                 return client.embed(few)
 
         with (
-            serving(task_artifact, tmp_path, *options) as server,
+            serving(task_artifact, *options) as server,
             ThreadPoolExecutor(3) as threads,
         ):
             for found in list(threads.map(embed, [server.url] * 3)):
@@ -241,20 +239,22 @@ class TestAgain:
         assert 'te_request_count_total{method="/embed",status="429"}' in text
 
     def test_a_restart_costs_time_alone(
-        self, task_artifact: Path, model: esm2.Model, proteins: list[str], tmp_path: Path,
+        self, task_artifact: Path, model: esm2.Model, proteins: list[str],
         caplog: pytest.LogCaptureFixture,
     ) -> None:  # fmt: skip
         """It is ended under load and comes again: 503 while it drains, then nobody listens."""
         expected = model.embed(proteins)
-        with serving(task_artifact, tmp_path, "--max-batch-tokens", "256") as server:
-            port = int(server.url.rpartition(":")[2])
-            with esm2.Client(server.url, at_once=2) as client, ThreadPoolExecutor(1) as threads:
-                client.info()
-                future = threads.submit(client.embed, proteins)
-                os.kill(server.process.pid, signal.SIGTERM)
-                server.process.wait(30)
-                with serving(task_artifact, tmp_path, "--max-batch-tokens", "256", port=port):
-                    check_close(future.result(60), expected)
+        with (
+            serving(task_artifact, "--max-batch-tokens", "256") as server,
+            esm2.Client(server.url, at_once=2) as client,
+            ThreadPoolExecutor(1) as threads,
+        ):
+            client.info()
+            future = threads.submit(client.embed, proteins)
+            server.signal(signal.SIGTERM)
+            server.wait(30)
+            with serving(task_artifact, "--max-batch-tokens", "256", port=server.port):
+                check_close(future.result(60), expected)
         assert "Asked again in" in caplog.text
 
     def test_retry_after_is_obeyed(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -401,8 +401,7 @@ def npz(name: str = "embeddings") -> bytes:
 
 def requests_of(server: Server, path: str) -> int:
     """From its log: each request has a line, and no sequence is in it."""
-    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
-    return sum(line.get("path") == path for line in lines)
+    return sum(line.get("path") == path for line in server.log_lines())
 
 
 @pytest.fixture(autouse=True)

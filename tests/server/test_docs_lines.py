@@ -34,8 +34,8 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def server(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tiny_artifact, tmp_path_factory.mktemp("server")) as server:
+def server(tiny_artifact: Path) -> Iterator[Server]:
+    with serving(tiny_artifact) as server:
         yield server
 
 

@@ -28,8 +28,8 @@ def browser() -> Iterator[api.Browser]:
 
 
 @pytest.fixture(scope="module")
-def server(task_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(task_artifact, tmp_path_factory.mktemp("page")) as server:
+def server(task_artifact: Path) -> Iterator[str]:
+    with serving(task_artifact) as server:
         yield server.url
 
 
@@ -149,9 +149,9 @@ def test_foreign_scripts_do_not_run(browser: api.Browser, server: str):
 
 
 def test_a_token_is_asked_for_and_kept_and_labels_are_shown(
-    browser: api.Browser, task_artifact: Path, tmp_path: Path
+    browser: api.Browser, task_artifact: Path
 ):
-    with serving(task_artifact, tmp_path, token="secret") as server:
+    with serving(task_artifact, token="secret") as server:
         url = server.url
         page = browser.new_page()
         page.goto(url)
