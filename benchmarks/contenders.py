@@ -12,7 +12,7 @@ from benchmarks.environments import PEERS, PeerUnavailableError, python_of
 from benchmarks.processes import Worker, WorkerDiedError
 from benchmarks.results import Contender, Setting
 from benchmarks.workload import packs_of, padded_batches_of
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 
 # Name of the peer's files -> label.
 PEER_LABELS = {

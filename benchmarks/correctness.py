@@ -13,7 +13,7 @@ from exporter.parity.rules.metrics import UNBOUNDED, compare
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.oracle import run_eager
 from exporter.parity.truth.packs import Pack, protein
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.user_cache import default_folder
 
 # The peers' accuracy is theirs, and is reported; beyond this they compute something else.

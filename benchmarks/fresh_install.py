@@ -21,7 +21,7 @@ from exporter.parity.rules.metrics import compare
 from exporter.parity.truth.oracle import run_eager
 from exporter.parity.truth.packs import Protein
 from runtime import manifest as manifests
-from runtime.manifest import EMBEDDING
+from runtime.manifest_schema import EMBEDDING
 
 ROOT = Path(__file__).parents[1]
 SEQUENCE = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVV"

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from runtime.manifest import Architecture
+from runtime.manifest_schema import Architecture
 
 # The cost of one exponential in FLOPs: a degree-5 polynomial with range reduction, vectorised.
 FLOPS_PER_EXPONENTIAL = 20

@@ -22,7 +22,7 @@ from benchmarks.results import (
     WorkloadResult,
 )
 from benchmarks.workload import LATENCY_LENGTH, WORKLOADS
-from runtime.manifest import Architecture
+from runtime.manifest_schema import Architecture
 
 # The search goes up while a size is at least this share of the best one so far.
 WORTH_GOING_ON = 0.85

@@ -37,7 +37,7 @@ from exporter.signing import Signer
 from exporter.weights import shared as shared_weights
 from runtime import manifest as manifests
 from runtime.files import FileEntry, file_entry
-from runtime.manifest import (
+from runtime.manifest_schema import (
     EngineEntry,
     GoldenEntry,
     Manifest,

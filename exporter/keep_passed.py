@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from exporter.parity.report.schema import Report
-from runtime.manifest import EngineEntry, Manifest
+from runtime.manifest_schema import EngineEntry, Manifest
 
 
 def can_publish_some(report: Report) -> bool:

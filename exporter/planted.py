@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from runtime.manifest import Architecture, Manifest
+from runtime.manifest_schema import Architecture, Manifest
 from runtime.pairs import CONTACTS
 
 if TYPE_CHECKING:

@@ -1,39 +1,50 @@
 """Whether what a manifest says fits together; its types alone do not tell."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from pathlib import Path
 
+from runtime.files import path_problem
+from runtime.manifest_schema import EMBEDDING, Manifest
 from runtime.pooling import POOL_CHOICES
 
 DTYPES = ("float32", "float16", "bfloat16")
 
 
-def contradictions(
-    *, dtype: str, layers: Sequence[int], pool: str | None, outputs: Sequence[str],
-    pooled_by_runtime: str, limits: Mapping[str, Mapping[str, float]],
-) -> Iterator[str]:  # fmt: skip
-    """What cannot be, in sentences.
-
-    Args:
-        dtype: of weights and outputs.
-        layers: that are exported.
-        pool: how the graph pools, or None.
-        outputs: names of what every engine gives.
-        pooled_by_runtime: the name of what is compared, and no engine gives.
-        limits: of the selftest, by output; by whose they are.
-    """
-    if dtype not in DTYPES:
-        yield f"dtype is {dtype!r}, expected {', '.join(DTYPES)}"
-    if not layers:
+def contradictions(manifest: Manifest) -> Iterator[str]:
+    """What cannot be, in sentences."""
+    if manifest.dtype not in DTYPES:
+        yield f"dtype is {manifest.dtype!r}, expected {', '.join(DTYPES)}"
+    if not manifest.layers:
         yield "no layer is exported"
-    if pool is not None and pool not in POOL_CHOICES:
-        yield f"pool is {pool!r}, expected {', '.join(POOL_CHOICES)}"
-    if missing := [name for k in layers if (name := f"representations.{k}") not in outputs]:
+    if manifest.pool is not None and manifest.pool not in POOL_CHOICES:
+        yield f"pool is {manifest.pool!r}, expected {', '.join(POOL_CHOICES)}"
+    outputs = [output.name for output in manifest.signature.outputs]
+    wanted = [f"representations.{layer}" for layer in manifest.layers]
+    if missing := [name for name in wanted if name not in outputs]:
         yield f"no output {', '.join(missing)}"
     if len(set(outputs)) != len(outputs):
         yield "two outputs have one name"
-    for whose, by_output in limits.items():
-        for name, limit in by_output.items():
-            if name not in outputs and name != pooled_by_runtime:
+    golden = manifest.golden
+    own = {f"golden.own_limits.{engine}": limits for engine, limits in golden.own_limits.items()}
+    for whose, limits in {"golden.limits": golden.limits, **own}.items():
+        for name, limit in limits.items():
+            if name not in outputs and name != EMBEDDING:
                 yield f"{whose} has a limit for {name!r}, which is no output"
             if not limit > 0:
                 yield f"{whose} has a limit of {limit} for {name}, expected more than 0"
+
+
+def problems_with_names(manifest: Manifest, folder: Path) -> Iterator[str]:
+    """Names that lead out of the folder, and files that are used and not listed; in sentences."""
+    for name in manifest.files:
+        if problem := path_problem(folder, name):
+            yield f"file {name!r} {problem}"
+    used = {"golden": [manifest.golden.file]}
+    used |= {
+        f"engine {engine!r}": [entry.file, *entry.files]
+        for engine, entry in manifest.engines.items()
+    }
+    for user, names in used.items():
+        for name in dict.fromkeys(names):
+            if name not in manifest.files:
+                yield f"{user} names {name!r}, which is not among its files"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.pairs import CONTACTS
 from runtime.trust.bundle import FILE_NAME as SIGNATURE
 from runtime.trust.whom import trusted

@@ -12,7 +12,7 @@ from runtime.embed_options import EmbedOptions
 from runtime.embed_stream import Say
 from runtime.engine import Engine, EngineSpec
 from runtime.loading import load
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.readers.scan import Scan
 from runtime.threads import default_threads
 

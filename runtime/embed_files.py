@@ -22,7 +22,7 @@ from runtime.embed_options import EmbedOptions
 from runtime.embed_stream import Say, Stream, strictly, unless_empty
 from runtime.engine import Engine, EngineSpec
 from runtime.files import sha256
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.progress import with_progress
 from runtime.readers.fasta import check_readable, is_regular
 from runtime.readers.inputs import Inputs

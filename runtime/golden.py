@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from runtime import tokenizer
 from runtime.errors import ArtifactError, InputError
-from runtime.manifest import EMBEDDING, POOLED, Manifest, Rows
+from runtime.manifest_schema import EMBEDDING, POOLED, Manifest, Rows
 from runtime.pairs import CONTACTS, pair_bounds
 
 # Tokens of a pack: the default budget, a multiple of every block that kernels have. With the

@@ -12,7 +12,7 @@ from runtime.runner import check_finite
 from runtime.tokenizer import ID_OF_TOKEN
 
 if TYPE_CHECKING:
-    from runtime.manifest import Manifest
+    from runtime.manifest_schema import Manifest
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 # Columns of the logits, in the order of ``AMINO_ACIDS``.

@@ -21,7 +21,7 @@ from runtime.threads import Threads
 from runtime.trust.whom import Trust, trusted
 
 if TYPE_CHECKING:
-    from runtime.manifest import Manifest
+    from runtime.manifest_schema import Manifest
 
 logger = logging.getLogger(__name__)
 

@@ -34,7 +34,7 @@ from runtime.tokenizer import Unknown
 from runtime.trust.whom import Trust
 
 if TYPE_CHECKING:
-    from runtime.manifest import Manifest
+    from runtime.manifest_schema import Manifest
     from runtime.predict.scores import Prediction
 
 PerProtein = Literal["mean", "mean-with-eos", "cls"]

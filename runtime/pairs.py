@@ -9,7 +9,7 @@ from runtime.errors import NonFiniteError, UnsupportedError
 
 if TYPE_CHECKING:
     from runtime.engine import Outputs
-    from runtime.manifest import Manifest
+    from runtime.manifest_schema import Manifest
     from runtime.packing import PackedBatch
 
 # The output, one probability for each pair.

@@ -15,7 +15,7 @@ from runtime import pooling, repeats
 from runtime.engine import Engine, Outputs
 from runtime.errors import Esm2Error
 from runtime.golden import GoldenPack, packs_of, read_golden
-from runtime.manifest import EMBEDDING, Manifest
+from runtime.manifest_schema import EMBEDDING, Manifest
 from runtime.packing import PackedBatch
 
 # What depends on the packs before, or on another thread, does not ask how large a pack is.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from runtime.device import kind_of
 from runtime.engine import EngineSpec
 from runtime.errors import InputError
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.several import Vectors
 from runtime.windows import Values
 

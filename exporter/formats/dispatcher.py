@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from exporter.formats.format import MAX_ATTENDED, Observed
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
 
 

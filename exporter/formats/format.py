@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.manifest import EngineEntry, Manifest, Profile
+from runtime.manifest_schema import EngineEntry, Manifest, Profile
 from runtime.packing import PackedBatch
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import onnx
 from exporter.formats.format import StandIn
 from exporter.publish import link_or_copy
 from runtime import manifest as manifests
-from runtime.manifest import EMBEDDING, Manifest, Profile, Signature
+from runtime.manifest_schema import EMBEDDING, Manifest, Profile, Signature
 from runtime.staging import staging, temporary_folder
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from exporter.model.sources.names import rename_to_hugging_face
 from exporter.model.sources.settings import CONFIG
-from runtime.manifest import Architecture
+from runtime.manifest_schema import Architecture
 from runtime.tokenizer import TOKENS
 
 

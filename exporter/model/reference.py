@@ -30,7 +30,7 @@ from exporter.model.sources.probe import RESIDUES, ProbeSource, read_probe
 from exporter.model.sources.tensor_files import some
 from exporter.model.synthetic import synthetic_state, with_outliers
 from exporter.model.witness import NoWitnessError, unlike_fair_esms, unlike_transformers
-from runtime.manifest import Architecture, Manifest, WeightsOrigin
+from runtime.manifest_schema import Architecture, Manifest, WeightsOrigin
 from runtime.pairs import CONTACTS
 
 # Parameters of fair-esm's model that no engine uses and that a checkpoint need not have: the

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.manifest import EMBEDDING, POOLED, Manifest
+from runtime.manifest_schema import EMBEDDING, POOLED, Manifest
 from runtime.pairs import CONTACTS, pair_bounds
 
 Floats = NDArray[np.floating]

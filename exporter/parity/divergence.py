@@ -25,7 +25,7 @@ from exporter.parity.truth.packs import Pack, as_batch, packs_of, protein
 from exporter.templates import render as render_template
 from runtime import pooling
 from runtime.attention import Attention
-from runtime.manifest import EMBEDDING
+from runtime.manifest_schema import EMBEDDING
 from runtime.ops import varlen_attention
 
 MAX_TOKENS = 4096

@@ -47,7 +47,7 @@ from runtime.engine import Engine
 from runtime.engines.splitting import InParts
 from runtime.errors import EngineError, Esm2Error, UnsupportedError
 from runtime.loading import load
-from runtime.manifest import EMBEDDING, HEAD, Manifest, Profile
+from runtime.manifest_schema import EMBEDDING, HEAD, Manifest, Profile
 from runtime.pooling import Pool
 from runtime.selftest import all_outputs
 

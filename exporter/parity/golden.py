@@ -35,7 +35,7 @@ from exporter.parity.truth.packs import (
 )
 from exporter.weights.int8 import read_smoothing
 from runtime.golden import BARE
-from runtime.manifest import EMBEDDING, HEAD, GoldenEntry
+from runtime.manifest_schema import EMBEDDING, HEAD, GoldenEntry
 from runtime.pairs import CONTACTS, pair_bounds
 from runtime.pooling import Pool
 

@@ -41,7 +41,7 @@ from exporter.publish import link_or_copy
 from exporter.weights import shared as shared_weights
 from runtime import manifest as manifests
 from runtime.engine import Engine
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 from runtime.weights import read_places

@@ -23,7 +23,7 @@ from exporter.parity.truth.packs import STREAM, Pack
 from runtime import cli
 from runtime.attention import Attention
 from runtime.interruption import leaving_it_to_the_caller
-from runtime.manifest import EMBEDDING, Manifest, Rows
+from runtime.manifest_schema import EMBEDDING, Manifest, Rows
 from runtime.pooling import residue_rows
 from runtime.runner import Embedding
 from runtime.staging import temporary_folder

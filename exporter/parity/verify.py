@@ -24,7 +24,7 @@ from exporter.parity.truth.oracle import layer_norm_of, needs_whole_scores
 from exporter.parity.truth.packs import LONGEST, Pack, as_batch, longest_pack, parity_packs
 from exporter.weights import shared as shared_weights
 from runtime.attention import Attention
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 
 

@@ -9,7 +9,7 @@ from exporter.formats.table import FORMATS
 from exporter.publish import link_or_copy, staged
 from exporter.templates import render
 from runtime import manifest as manifests
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.pairs import CONTACTS
 
 CONFIG_FILE = "config.pbtxt"

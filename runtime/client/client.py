@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from runtime.client.answers import arrays_of, by_label, json_of
 from runtime.client.connection import JSON, NPZ, Answer, Connection
-from runtime.client.parts import Bounds, Item, parts_of
+from runtime.client.parts import Bounds, Item, parts_of, proteins_of
 from runtime.errors import EngineError, InputError
 from runtime.pooling import Pool
-from runtime.sequences import Many, One, records_of
+from runtime.sequences import Many, One
 from runtime.threads import at_least_1
 from runtime.tokenizer import Unknown
 
@@ -234,7 +234,7 @@ class Client:
         from runtime.predict.scores import Prediction
 
         options = _options(unknown, upper, strip_stop, truncate)
-        items = _proteins(sequences)
+        items = proteins_of(sequences)
         body = partial(_with, "inputs", options)
         parts = self._all("/predict", items, body, lambda answer: (json_of(answer), answer.model))
         found = []
@@ -296,7 +296,7 @@ class Client:
         """Pseudo-perplexities: ``[N]`` float64, also of one sequence; as ``Model.perplexity``."""
         items = [
             Item(each.value, each.name, {each.name: len(each.value) * (len(each.value) + 2)})
-            for each in _proteins(sequences)
+            for each in proteins_of(sequences)
         ]
         body = partial(_with, "inputs", _options(unknown, upper, strip_stop, False))
         found = self._all("/perplexity", items, body, lambda a: json_of(a)["perplexities"])
@@ -336,7 +336,7 @@ class Client:
         """Values of each request's proteins one after the other, and where each begins."""
         body = partial(_with, "inputs", options)
         read = partial(arrays_of, name=name)
-        return self._all(path, _proteins(sequences), body, read, NPZ, num_bytes)
+        return self._all(path, proteins_of(sequences), body, read, NPZ, num_bytes)
 
     def _all(
         self, path: str, items: Sequence[Item], body: Callable[[list[Item]], dict[str, Any]],
@@ -388,14 +388,6 @@ class Client:
 
 def _options(unknown: str, upper: bool, strip_stop: bool, truncate: bool) -> dict[str, Any]:
     return {"unknown": unknown, "upper": upper, "strip_stop": strip_stop, "truncate": truncate}
-
-
-def _proteins(sequences: One | Many) -> list[Item]:
-    return [
-        # BOS and EOS; inline tokens such as <mask> make it too many, which does no harm.
-        Item(record.sequence, record.id, {number: len(record.sequence) + 2})
-        for number, record in enumerate(records_of(sequences))
-    ]
 
 
 def _with(field: str, options: dict[str, Any], part: list[Item]) -> dict[str, Any]:

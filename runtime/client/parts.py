@@ -4,6 +4,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runtime.sequences import Many, One, records_of
+
 # Tokens of a request, as times those that a server runs at once: with a few on their way its
 # packs are full, and one that fails costs little.
 ROUNDS = 2
@@ -28,6 +30,15 @@ class Item:
     def num_tokens(self) -> int:
         """Of all its runs."""
         return sum(self.runs.values())
+
+
+def proteins_of(sequences: One | Many) -> list[Item]:
+    """Of any kind that ``Model`` takes; each is run for itself."""
+    return [
+        # BOS and EOS; inline tokens such as <mask> make it too many, which does no harm.
+        Item(record.sequence, record.id, {number: len(record.sequence) + 2})
+        for number, record in enumerate(records_of(sequences))
+    ]
 
 
 @dataclass(frozen=True)

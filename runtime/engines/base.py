@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from runtime.engine import EngineSpec, Outputs
 from runtime.errors import EngineError
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool, check_pool, pool
 

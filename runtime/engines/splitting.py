@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from runtime.engine import Engine, Outputs
 from runtime.engines.base import LoadedEngine
 from runtime.errors import UnsupportedError
-from runtime.manifest import POOLED, Profile, Signature
+from runtime.manifest_schema import POOLED, Profile, Signature
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool, pool
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from runtime.engine import Engine
 from runtime.errors import InputError
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
 from runtime.pairs import as_map, check_contacts, contacts_of
 from runtime.pooling import pool, residue_rows

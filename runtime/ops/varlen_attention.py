@@ -19,7 +19,7 @@ from torch import Tensor
 from runtime import instructions
 from runtime.attention import Attention
 from runtime.errors import UnsupportedError
-from runtime.manifest import EngineEntry
+from runtime.manifest_schema import EngineEntry
 from runtime.ops import contacts, cpu, cuda  # noqa: F401  contacts registers its op
 from runtime.ops.choice import Choice, Kernel
 from runtime.ops.standard import standard

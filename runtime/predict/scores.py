@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from runtime.engine import Engine
 from runtime.errors import UnsupportedError
-from runtime.manifest import HEAD, HeadEntry, Manifest
+from runtime.manifest_schema import HEAD, HeadEntry, Manifest
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool, residue_rows
 from runtime.runner import check_finite

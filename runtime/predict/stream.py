@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from runtime.engine import Engine
 from runtime.errors import InputError
-from runtime.manifest import HeadEntry
+from runtime.manifest_schema import HeadEntry
 from runtime.predict.scores import Prediction, scores_of_pack
 from runtime.readers.records import RecordOptions, Rejection
 from runtime.results import Embedding

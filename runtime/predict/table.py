@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import InputError
-from runtime.manifest import HeadEntry
+from runtime.manifest_schema import HeadEntry
 from runtime.predict.scores import Prediction
 from runtime.readers.records import Record, RecordOptions, Rejection, prepare
 from runtime.tokenizer import TOKENS

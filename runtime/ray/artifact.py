@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from runtime import manifest as manifests
 from runtime.errors import ArtifactError
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.staging import staging
 from runtime.trust.bundle import FILE_NAME as SIGNATURE
 from runtime.trust.signature import files_to_sign

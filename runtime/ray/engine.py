@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from runtime.engine import Outputs
 from runtime.engines.base import LoadedEngine
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool, check_pool
 from runtime.ray.artifact import Shipped, put_files

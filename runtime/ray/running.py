@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from runtime.concurrency import Stream
 from runtime.device import kind_of
 from runtime.errors import EngineError
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.ray.cluster import connected, nodes
 from runtime.ray.engine import RayEngine
 from runtime.ray.plan import Plan, Wanted, plan_for

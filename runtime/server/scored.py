@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.readers.records import Prepared, Record, RecordOptions, Rejection
 from runtime.server.problems import Untokenizable
 from runtime.server.settings import Limits

@@ -10,7 +10,7 @@ from runtime.concurrency import Stream, choose_packing
 from runtime.device import default_max_tokens
 from runtime.engine import Engine
 from runtime.loading import load
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.server.metrics import Metrics
 from runtime.server.problems import NotReady, Overloaded, TooLarge
 from runtime.server.scheduler import Scheduler

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from runtime.engine import Engine
 from runtime.lm_head import AMINO_ACID_IDS, check_lm_head
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
 from runtime.pairs import check_contacts, contacts_of
 from runtime.pooling import Pool

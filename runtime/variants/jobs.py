@@ -12,6 +12,7 @@ from runtime.embed_stream import Say, strictly
 from runtime.engine import Engine
 from runtime.errors import InputError
 from runtime.lm_head import AMINO_ACID_IDS, AMINO_ACIDS, check_lm_head
+from runtime.manifest_schema import Manifest
 from runtime.readers.fasta import check_readable, is_regular
 from runtime.readers.inputs import Inputs
 from runtime.readers.nucleotides import watch_for_nucleotides
@@ -143,7 +144,7 @@ def _runner(
 # --- proteins -----------------------------------------------------------------------------------
 
 
-def _proteins(options: EmbedOptions, tell: Say) -> tuple[manifests.Manifest, Inputs, Scan]:
+def _proteins(options: EmbedOptions, tell: Say) -> tuple[Manifest, Inputs, Scan]:
     manifest = manifests.read(options.artifact, check_files=False)
     check_lm_head(manifest)
     _check_read_twice(options.inputs)

@@ -9,7 +9,7 @@ from runtime.concurrency import Stream
 from runtime.engine import Engine
 from runtime.errors import InputError
 from runtime.lm_head import AMINO_ACID_IDS, check_lm_head
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.readers.records import Record, RecordOptions, Rejection
 from runtime.runner import AsyncInferenceRunner
 from runtime.tokenizer import decode

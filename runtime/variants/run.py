@@ -17,7 +17,7 @@ from runtime.embed_files import Summary, input_of, introduce, tell_of_the_longes
 from runtime.embed_options import EmbedOptions
 from runtime.embed_stream import Say, unless_empty
 from runtime.engine import Engine, EngineSpec
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.progress import with_progress
 from runtime.readers.records import Record, Rejection
 from runtime.readers.scan import Scan

@@ -53,7 +53,7 @@ from exporter.parity.report.schema import ParityError
 from exporter.parity.report.schema import Report as Parities
 from exporter.parity.rules.verdict import EngineVerdict
 from exporter.parity.truth.packs import parity_packs
-from runtime.manifest import Architecture
+from runtime.manifest_schema import Architecture
 
 pytestmark = pytest.mark.slow
 

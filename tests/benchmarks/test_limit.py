@@ -1,5 +1,5 @@
 from benchmarks.limit import flops
-from runtime.manifest import Architecture
+from runtime.manifest_schema import Architecture
 
 TINY = Architecture(
     name="tiny", num_layers=2, embed_dim=4, num_heads=2, head_dim=2, vocab_size=33,

@@ -7,7 +7,7 @@ import numpy as np
 import runtime
 from runtime import manifest as manifests
 from runtime.golden import read_golden
-from runtime.manifest import EMBEDDING
+from runtime.manifest_schema import EMBEDDING
 from runtime.packing import PackedBatch
 from runtime.selftest import all_outputs
 

@@ -17,7 +17,7 @@ from runtime import manifest as manifests
 from runtime.engine import Settings
 from runtime.engines.torch import aoti, aoti_cuda
 from runtime.errors import UnsupportedError
-from runtime.manifest import EngineEntry
+from runtime.manifest_schema import EngineEntry
 
 pytestmark = pytest.mark.slow
 

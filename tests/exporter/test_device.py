@@ -22,7 +22,7 @@ from exporter.parity.truth.oracle import run_eager
 from exporter.parity.truth.packs import Protein
 from exporter.parity.verify import verify
 from runtime import manifest as manifests
-from runtime.manifest import EMBEDDING
+from runtime.manifest_schema import EMBEDDING
 
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without one")
 WITH_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -32,7 +32,7 @@ from exporter.weights.smoothing import NOTHING
 from runtime import load
 from runtime import manifest as manifests
 from runtime.engine import Outputs
-from runtime.manifest import EMBEDDING
+from runtime.manifest_schema import EMBEDDING
 from runtime.selftest import selftest
 from tests.conftest import TINY, MadeOnce, few_packs, save_checkpoint
 

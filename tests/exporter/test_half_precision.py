@@ -20,7 +20,7 @@ from exporter.parity.truth.packs import as_batch
 from exporter.parity.truth.probe import filled, probe_of, probe_pack, shown
 from exporter.parity.truth.rounded import Rounded, Step
 from runtime import manifest as manifests
-from runtime.manifest import Architecture
+from runtime.manifest_schema import Architecture
 from runtime.packing import PackedBatch
 
 HALF = ("float16", "bfloat16")

@@ -11,7 +11,7 @@ from exporter.parity.rules.budgets import budgets_for
 from exporter.parity.rules.metrics import UNBOUNDED, TensorError
 from exporter.parity.rules.task import TaskMetrics
 from exporter.parity.rules.verdict import TOKENS, Check, EngineVerdict, Row
-from runtime.manifest import EMBEDDING, Rows
+from runtime.manifest_schema import EMBEDDING, Rows
 
 HOSTILE = """<script>alert("1")</script> & $x_$ '"""
 BUDGETS = budgets_for("float32", 6)

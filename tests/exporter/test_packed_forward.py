@@ -9,7 +9,7 @@ from exporter.model.packed_forward import PackedESM2, pool_packed, rotary_tables
 from exporter.model.reference import Reference
 from exporter.parity.truth.oracle import run_eager
 from exporter.parity.truth.packs import Protein
-from runtime.manifest import EMBEDDING
+from runtime.manifest_schema import EMBEDDING
 from runtime.packing import PackedBatch
 from runtime.pooling import pool
 from tests.conftest import LAYERS

@@ -28,7 +28,7 @@ from exporter.parity.truth.packs import (
     rare,
 )
 from runtime import manifest as manifests
-from runtime.manifest import Architecture
+from runtime.manifest_schema import Architecture
 
 pytestmark = pytest.mark.slow
 

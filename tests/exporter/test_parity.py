@@ -46,7 +46,7 @@ from exporter.publish import writable_copy
 from runtime import manifest as manifests
 from runtime.engine import Outputs
 from runtime.files import file_entry
-from runtime.manifest import EMBEDDING
+from runtime.manifest_schema import EMBEDDING
 from runtime.packing import PackedBatch
 from runtime.tokenizer import PAD_ID
 from runtime.tokenizer import TOKENS as VOCABULARY

@@ -30,7 +30,8 @@ from exporter.weights import shared as shared_weights
 from runtime.engines.tensorrt.engine import deserialize
 from runtime.engines.tensorrt.library import collecting_logger, import_library
 from runtime.errors import ArtifactError, EngineError, UnsupportedError
-from runtime.manifest import EngineEntry, Profile, read
+from runtime.manifest import read
+from runtime.manifest_schema import EngineEntry, Profile
 from tests.conftest import wide_model
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ from exporter.formats.tensorrt.names import FILE_NAME, tensor_name
 from exporter.formats.tensorrt.plan import PlanRecipe, build_plan
 from exporter.weights import shared as shared_weights
 from runtime.engines.tensorrt.library import collecting_logger, import_library
-from runtime.manifest import Profile
+from runtime.manifest_schema import Profile
 from tests.conftest import TINY, wide_model
 
 pytestmark = pytest.mark.slow

@@ -28,6 +28,7 @@ from exporter.publish import writable_copy
 from exporter.triton.repository import PYTORCH_BACKEND_FOLDER, launch_line, write_repository
 from exporter.weights import shared as shared_weights
 from runtime import manifest as manifests
+from runtime.manifest_schema import TensorSpec
 from runtime.packing import PackedBatch
 from runtime.tokenizer import tokenize
 from tests.conftest import MadeOnce, built, random_sequence
@@ -353,7 +354,7 @@ class TestCommand:
 
     def test_contacts(self, tiny_artifact: Path, tmp_path: Path) -> None:
         signature = manifests.read(tiny_artifact).signature
-        outputs = [*signature.outputs, manifests.TensorSpec("contacts", "float32", ["P", 1])]
+        outputs = [*signature.outputs, TensorSpec("contacts", "float32", ["P", 1])]
         signature = msgspec.structs.replace(signature, outputs=outputs)
         artifact = changed(tiny_artifact, tmp_path / "artifact", signature=signature)
         refused(run(artifact, "--out", tmp_path / "models"), "Triton cannot tell whose contacts")

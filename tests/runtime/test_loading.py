@@ -15,6 +15,8 @@ from runtime import manifest as manifests
 from runtime.engine import Settings
 from runtime.engines.onnx import cpu as onnx
 from runtime.engines.torch import aoti, torchscript
+from runtime.files import FileEntry
+from runtime.manifest_schema import Manifest
 from runtime.manifest_upgrades import upgraded
 from runtime.ops import varlen_attention
 from runtime.selftest import selftest
@@ -328,7 +330,7 @@ class TestNames:
         if listed:
             fields["files"][name] = next(iter(fields["files"].values()))
         fields = upgraded(fields)
-        manifests.write(msgspec.convert(fields, manifests.Manifest), folder)
+        manifests.write(msgspec.convert(fields, Manifest), folder)
 
     @pytest.mark.parametrize("check", [True, False])
     @pytest.mark.parametrize(
@@ -398,7 +400,7 @@ def test_a_library_that_is_another_is_an_error(
         rewrite(
             ready_artifact,
             engines={**manifest.engines, name: entry},
-            files={**manifest.files, f"lib/{file}": manifests.FileEntry(1, "")},
+            files={**manifest.files, f"lib/{file}": FileEntry(1, "")},
         )
         with pytest.raises(runtime.EngineError, match=f"{file} is another library"):
             runtime.load(ready_artifact, name, "cpu", check_files=False)

@@ -25,6 +25,7 @@ from exporter.formats.native import (
 from exporter.publish import writable_copy
 from runtime import PackedBatch, instructions
 from runtime import manifest as manifests
+from runtime.manifest_schema import EngineEntry
 from runtime.ops import varlen_attention
 from tests.native.check import lacking
 
@@ -199,7 +200,7 @@ def test_an_engine_without_its_library_says_nothing(
     folder = tmp_path / "artifact"
     writable_copy(tiny_artifact, folder)
     manifest = manifests.read(folder)
-    entry = manifests.EngineEntry(**{
+    entry = EngineEntry(**{
         **{name: getattr(manifest.engines["onnx"], name) for name in ("file", "lowering")},
         "built_with": {},
     })  # fmt: skip

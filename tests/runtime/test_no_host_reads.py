@@ -13,7 +13,8 @@ from torch import Tensor
 from exporter.model.packed_forward import PackedESM2
 from exporter.model.reference import Reference
 from runtime.engines.torch.pooling import pool_tensor
-from runtime.manifest import Manifest, read
+from runtime.manifest import read
+from runtime.manifest_schema import Manifest
 from runtime.ops import cuda, varlen_attention  # noqa: F401  registers the op
 from runtime.pooling import Pool
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 import esm2_engines as esm2
 from exporter.parity.truth.cache import Cache
 from runtime.cli import main
-from runtime.manifest import HeadEntry
+from runtime.manifest_schema import HeadEntry
 from runtime.predict.scores import Prediction, scores_of
 from runtime.predict.table import check_table
 from tests.conftest import LABELS, MadeOnce, probing

@@ -18,7 +18,7 @@ from runtime.cli import main
 from runtime.engine import Outputs
 from runtime.files import file_entry
 from runtime.golden import read_golden
-from runtime.manifest import EMBEDDING
+from runtime.manifest_schema import EMBEDDING
 from runtime.selftest import selftest
 
 ENGINES = ("torchscript", "onnx")

@@ -11,7 +11,7 @@ import runtime
 from runtime import manifest as manifests
 from runtime.engines.splitting import InParts, holding, split
 from runtime.errors import UnsupportedError
-from runtime.manifest import Profile
+from runtime.manifest_schema import Profile
 from runtime.packing import PackedBatch
 from tests.conftest import random_sequence
 

@@ -11,7 +11,7 @@ from runtime.engines.tensorrt.library import (
     switch_profile,
 )
 from runtime.errors import UnsupportedError
-from runtime.manifest import PlanEntry, Profile
+from runtime.manifest_schema import PlanEntry, Profile
 
 
 def plan(library: str, version: str, card: str) -> PlanEntry:

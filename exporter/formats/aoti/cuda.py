@@ -14,7 +14,7 @@ from exporter.formats.native import compiler_command
 from exporter.model.packed_forward import PackedESM2
 from exporter.model.precision import copy_on
 from runtime.engines.torch.aoti_cuda import capability_of_this_gpu
-from runtime.manifest import EngineEntry
+from runtime.manifest_schema import EngineEntry
 
 FILE_NAME = "model.cuda.pt2"
 # 16,384 tokens: block sizes that suit a pack of three short proteins leave a card idle.

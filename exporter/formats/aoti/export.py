@@ -15,7 +15,7 @@ from exporter.formats.native import compiler_command, telling_line
 from exporter.formats.tracing import SHORT, dynamic_shapes, exporting, tracing_pack
 from exporter.model.packed_forward import PackedESM2
 from runtime.instructions import PORTABLE, X86_64_V3
-from runtime.manifest import EngineEntry
+from runtime.manifest_schema import EngineEntry
 from runtime.staging import temporary_folder
 
 FILE_NAME = "model.pt2"

@@ -7,7 +7,7 @@ from pathlib import Path
 from exporter.formats.aoti.rotation import positions_in
 from exporter.formats.dispatcher import Spy
 from exporter.formats.format import Observed
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
 
 

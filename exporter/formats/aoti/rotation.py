@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
 from runtime.tokenizer import TOKENS
 from runtime.weights import FILE_NAME

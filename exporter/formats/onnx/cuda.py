@@ -14,7 +14,7 @@ from exporter.formats.onnx.packed_attention import (
 )
 from exporter.formats.onnx.vendor_ops import VENDOR, fuse
 from exporter.model.packed_forward import PackedESM2
-from runtime.manifest import EngineEntry
+from runtime.manifest_schema import EngineEntry
 
 FILE_NAME = "model.ort-cuda.onnx"
 LOWERING = (

@@ -23,7 +23,7 @@ from exporter.formats.onnx.fusion import fuse_rotary
 from exporter.formats.tracing import dynamic_shapes, exporting, tracing_pack
 from exporter.model import contact_head
 from exporter.model.packed_forward import PackedESM2
-from runtime.manifest import EngineEntry
+from runtime.manifest_schema import EngineEntry
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 from runtime.weights import read_places
 

@@ -18,7 +18,7 @@ from exporter.model.packed_forward import PackedESM2
 from exporter.weights import int8 as int8_weights
 from exporter.weights.calibration import BUILT_IN, Calibration, measure
 from exporter.weights.smoothing import SUFFIX, Smoothing
-from runtime.manifest import EngineEntry, Quantisation, SmoothingEntry
+from runtime.manifest_schema import EngineEntry, Quantisation, SmoothingEntry
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 from runtime.weights import Place, read_places
 

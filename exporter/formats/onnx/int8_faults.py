@@ -13,7 +13,7 @@ from exporter.model.packed_forward import PackedESM2
 from exporter.planted import Fault, GraphFault, Int8WeightsFault, State
 from exporter.weights.int8 import stored_names
 from runtime.engines.onnx.int8 import FORMAT as ONNX_INT8
-from runtime.manifest import Architecture, Manifest
+from runtime.manifest_schema import Architecture, Manifest
 
 
 def _edited(text: str, old: str, new: str) -> Callable[[PackedESM2], Any]:

@@ -14,7 +14,7 @@ import onnxruntime
 
 from exporter.formats.format import Observed
 from exporter.formats.onnx.attention import OP_TYPE, PACKED_OP_TYPE, ROTARY_OP_TYPE
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
 
 

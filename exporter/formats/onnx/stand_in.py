@@ -11,7 +11,7 @@ from exporter.formats.onnx import ONNX_CUDA
 from exporter.formats.onnx.attention import ONNX_DTYPES
 from exporter.formats.onnx.packed_attention import without_vendor_ops
 from exporter.formats.stand_in import running_as_onnx
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 
 
 @contextmanager

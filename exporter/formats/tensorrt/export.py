@@ -20,7 +20,7 @@ from runtime.engines.tensorrt.engine import open_plan
 from runtime.engines.tensorrt.library import BUILT_ON, LIBRARIES, import_library, known_cards
 from runtime.engines.torch.aoti_cuda import capability_of_this_gpu
 from runtime.errors import EngineError, UnsupportedError
-from runtime.manifest import EngineEntry, PlanEntry
+from runtime.manifest_schema import EngineEntry, PlanEntry
 
 FOLDER = "tensorrt"
 

@@ -10,7 +10,7 @@ from exporter.formats.format import Observed
 from exporter.formats.onnx.observe import evaluate, positions_of
 from exporter.formats.tensorrt import TENSORRT
 from exporter.formats.tensorrt.names import LENGTHS, tensor_name
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
 
 

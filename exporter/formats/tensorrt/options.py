@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.manifest import Profile
+from runtime.manifest_schema import Profile
 
 # Cells of the padded grid for each token of the largest pack: what padding may cost.
 CELLS_PER_TOKEN = 2

@@ -12,7 +12,7 @@ import onnx
 from exporter.formats.tensorrt.attention import CUT_AT, RefusedError, lower_attention
 from exporter.formats.tensorrt.graph import without_written_out_attention
 from runtime.engines.tensorrt.library import collecting_logger, first_error, known_cards
-from runtime.manifest import Profile
+from runtime.manifest_schema import Profile
 from runtime.staging import staging
 
 

@@ -10,7 +10,7 @@ from exporter.formats.format import StandIn
 from exporter.formats.stand_in import running_as_onnx
 from exporter.formats.tensorrt import TENSORRT
 from exporter.formats.tensorrt.options import profiles_of
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 
 # Of attention written out, which keeps all scores: half a GiB in float32, several times.
 CPU_SCORES = 1 << 27

@@ -9,7 +9,7 @@ import torch
 from exporter.formats.archive import rewrite
 from exporter.formats.tracing import tracing_pack
 from exporter.model.packed_forward import PackedESM2
-from runtime.manifest import EngineEntry
+from runtime.manifest_schema import EngineEntry
 
 FILE_NAME = "model.ts"
 

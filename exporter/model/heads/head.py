@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from exporter.errors import CheckpointError
-from runtime.manifest import HeadEntry
+from runtime.manifest_schema import HeadEntry
 
 # What weights of a head may be in; all of them are widened, or rounded, to float32.
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

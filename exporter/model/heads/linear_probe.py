@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from exporter.model import packed_forward
 from exporter.model.heads.head import Head
-from runtime.manifest import HeadEntry
+from runtime.manifest_schema import HeadEntry
 
 
 class LinearProbe(Head):

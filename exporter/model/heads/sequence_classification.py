@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from exporter.model.heads.head import Head
-from runtime.manifest import HeadEntry
+from runtime.manifest_schema import HeadEntry
 
 # transformers' names, behind "classifier.", -> ours.
 RENAMES = {"dense": "dense", "out_proj": "out_proj"}

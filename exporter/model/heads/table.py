@@ -9,7 +9,7 @@ from exporter.model.heads.head import Head, fill
 from exporter.model.heads.linear_probe import LinearProbe
 from exporter.model.heads.sequence_classification import SequenceClassification
 from exporter.model.heads.token_classification import TokenClassification
-from runtime.manifest import HeadEntry
+from runtime.manifest_schema import HeadEntry
 
 PREFIX = "head."
 KINDS: dict[str, type[LinearProbe | SequenceClassification | TokenClassification]] = {

@@ -7,7 +7,7 @@ BOS and EOS are -100, so what a head says of them means nothing.
 from torch import Tensor, nn
 
 from exporter.model.heads.head import Head
-from runtime.manifest import HeadEntry
+from runtime.manifest_schema import HeadEntry
 
 # transformers' names, behind "classifier", -> ours.
 RENAMES = {"": "out_proj"}

@@ -10,7 +10,7 @@ from exporter.model.heads import sequence_classification, token_classification
 from exporter.model.heads.head import Head, refuse_mixing
 from exporter.model.heads.table import head_of
 from exporter.model.sources.names import hugging_face_names
-from runtime.manifest import HeadEntry, ProblemType, Rows
+from runtime.manifest_schema import HeadEntry, ProblemType, Rows
 
 NAME = "classifier"
 NO_HEAD = "--no-head leaves it out, and exports embeddings alone"

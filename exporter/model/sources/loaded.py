@@ -8,7 +8,7 @@ from torch import Tensor
 
 from exporter.model.architectures import Shape
 from exporter.model.heads.head import Head
-from runtime.manifest import AdapterEntry
+from runtime.manifest_schema import AdapterEntry
 
 
 @dataclass(frozen=True)

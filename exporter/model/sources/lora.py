@@ -16,7 +16,7 @@ from torch import Tensor
 from exporter.errors import CheckpointError
 from exporter.model.sources.settings import read_json
 from exporter.model.sources.tensor_files import read_tensors, some
-from runtime.manifest import AdapterEntry
+from runtime.manifest_schema import AdapterEntry
 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 _PREFIX = "base_model.model."

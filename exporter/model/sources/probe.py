@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from exporter.errors import CheckpointError
 from exporter.model.heads.head import Head, refuse_mixing
 from exporter.model.heads.table import head_of
-from runtime.manifest import HeadEntry, ProblemType
+from runtime.manifest_schema import HeadEntry, ProblemType
 
 RESIDUES = "residues"
 # scikit-learn's attributes -> ours.

@@ -39,7 +39,7 @@ from exporter.planted import (
     WeightsFault,
 )
 from runtime import pooling, tokenizer
-from runtime.manifest import Architecture, Manifest
+from runtime.manifest_schema import Architecture, Manifest
 from runtime.packing import PackedBatch
 
 

@@ -13,7 +13,7 @@ from exporter.model import packed_forward
 from exporter.model.packed_forward import PackedESM2
 from exporter.parity.prove.replaced import patched, replaced
 from exporter.planted import Fault, GraphFault, RuntimeFault
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.ops import varlen_attention
 from runtime.ops.choice import Choice
 

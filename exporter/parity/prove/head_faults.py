@@ -11,7 +11,7 @@ from exporter.model.heads import sequence_classification
 from exporter.model.packed_forward import PackedESM2
 from exporter.parity.prove.replaced import replaced
 from exporter.planted import Fault, GraphFault, State, WeightsFault
-from runtime.manifest import Architecture, Manifest
+from runtime.manifest_schema import Architecture, Manifest
 
 WEIGHT, BIAS = "head.out_proj.weight", "head.out_proj.bias"
 _OTHER_POOL = {"mean": "mean-with-eos", "mean-with-eos": "mean", "cls": "mean"}

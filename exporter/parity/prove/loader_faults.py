@@ -25,7 +25,7 @@ from exporter.model.witness import NOT_COMPARED
 from exporter.parity.prove.replaced import replaced
 from exporter.parity.report.schema import EVERY_ENGINE, FaultVerdict
 from exporter.parity.rules.verdict import OWN_LOADER
-from runtime.manifest import Architecture
+from runtime.manifest_schema import Architecture
 
 MAX_LAYERS, MAX_HEADS = 2, 4
 

@@ -37,7 +37,7 @@ from runtime import manifest as manifests
 from runtime.attention import Attention
 from runtime.errors import Esm2Error
 from runtime.files import file_entry
-from runtime.manifest import HEAD, Manifest
+from runtime.manifest_schema import HEAD, Manifest
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 
 PACKS = ("one residue", "every token", "many masks", "nearly all masks")

@@ -20,7 +20,7 @@ from exporter.parity.prove.planter import Planter
 from exporter.parity.report.schema import FaultVerdict
 from exporter.parity.truth.cache import Cache
 from runtime.attention import Attention
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.staging import temporary_folder
 from runtime.threads import usable_cores
 

@@ -15,7 +15,7 @@ from exporter.parity.report.schema import Report
 from exporter.parity.rules.budgets import Budget
 from exporter.parity.rules.metrics import UNBOUNDED, TensorError
 from exporter.parity.rules.verdict import EngineVerdict
-from runtime.manifest import EMBEDDING, HEAD
+from runtime.manifest_schema import EMBEDDING, HEAD
 from runtime.pairs import CONTACTS
 
 # In points, and legible where the page is as narrow as a phone.

@@ -8,7 +8,7 @@ import msgspec
 from exporter.errors import ExportError
 from exporter.parity.rules.budgets import Budget
 from exporter.parity.rules.verdict import EngineVerdict
-from runtime.manifest import EMBEDDING
+from runtime.manifest_schema import EMBEDDING
 
 FILE_NAME = "parity.json"
 SCHEMA_VERSION = 4

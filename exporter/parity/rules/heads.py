@@ -12,7 +12,7 @@ from exporter.parity.rules.budgets import Budget
 from exporter.parity.rules.metrics import ratio
 from exporter.parity.rules.rows import Row
 from exporter.parity.rules.verdict import Check, worst
-from runtime.manifest import HEAD
+from runtime.manifest_schema import HEAD
 
 # Units in the last place.
 LAST_PLACE = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}

@@ -8,7 +8,7 @@ import numpy as np
 from exporter.parity.answers import ENOUGH_PAIRS, Answers
 from exporter.parity.rules.budgets import RELATIVE_RULE, Budget
 from exporter.parity.rules.metrics import UNBOUNDED, Floats, TensorError, compare, ratio
-from runtime.manifest import HEAD, Manifest, Rows
+from runtime.manifest_schema import HEAD, Manifest, Rows
 from runtime.pairs import CONTACTS
 
 # Of probabilities that are too few for a measure: eager may happen to be exact.

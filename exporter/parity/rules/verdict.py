@@ -11,7 +11,7 @@ from exporter.parity.rules.rows import Row
 from exporter.parity.rules.task import TaskMetrics
 from runtime.domain import Domain
 from runtime.engine import EngineSpec
-from runtime.manifest import HEAD, ParityEntry
+from runtime.manifest_schema import HEAD, ParityEntry
 
 # The names of the checks that are exact: there is no number between right and wrong.
 EVERYTHING_COMPARED = "every output is there, finite and comparable"

@@ -31,7 +31,7 @@ from exporter.parity.truth.query_blocks import in_query_blocks
 from exporter.weights import int8 as int8_weights
 from exporter.weights import smoothing
 from exporter.weights.smoothing import Smoothing
-from runtime.manifest import EMBEDDING, HEAD
+from runtime.manifest_schema import EMBEDDING, HEAD
 from runtime.pairs import CONTACTS, pair_bounds
 from runtime.pooling import Pool
 

@@ -15,7 +15,7 @@ import numpy as np
 from runtime import tokenizer
 from runtime.bin_packing import even_packs
 from runtime.errors import InputError
-from runtime.manifest import Architecture
+from runtime.manifest_schema import Architecture
 from runtime.packing import PackedBatch
 
 # The pack that is run once more as users run proteins (``exporter.parity.production``).

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from exporter.model.reference import Reference, state_sha256
 from exporter.parity.truth.packs import COMMON_RESIDUES, Pack, Protein, protein
-from runtime.manifest import Architecture
+from runtime.manifest_schema import Architecture
 from runtime.tokenizer import TOKENS
 
 STEPS = (

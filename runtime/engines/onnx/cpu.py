@@ -17,7 +17,7 @@ from runtime.device import index_of
 from runtime.engine import EngineSpec, Settings
 from runtime.engines.base import FetchingEngine, spec_of
 from runtime.errors import EngineError, UnsupportedError, cause
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from runtime.engine import EngineSpec, Settings
 from runtime.engines.base import spec_of
 from runtime.engines.onnx import cpu as onnx
 from runtime.engines.onnx.cpu import OnnxEngine, library
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from runtime.engine import Settings
 from runtime.engines.onnx import cpu as onnx
 from runtime.engines.onnx.cpu import library
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 
 __all__ = ["library", "load", "unsupported_reasons"]
 

@@ -27,7 +27,7 @@ from runtime.engines.tensorrt.library import (
 )
 from runtime.engines.tensorrt.refit import refit
 from runtime.errors import EngineError, UnsupportedError
-from runtime.manifest import POOLED, EngineEntry, Manifest, PlanEntry, Profile
+from runtime.manifest_schema import POOLED, EngineEntry, Manifest, PlanEntry, Profile
 from runtime.packing import PackedBatch
 from runtime.user_cache import default_folder
 from runtime.weights import FILE_NAME as WEIGHTS_FILE

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from runtime.errors import UnsupportedError
-from runtime.manifest import PlanEntry
+from runtime.manifest_schema import PlanEntry
 
 # Module -> what people call it, and the extra that installs it.
 LIBRARIES = {

@@ -14,7 +14,7 @@ from runtime.engine import Settings
 from runtime.engines.torch import engine as torch_engine
 from runtime.engines.torch.engine import TorchEngine, library, limit_threads, read_weights
 from runtime.errors import EngineError
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.staging import staging
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from runtime.engine import Settings
 from runtime.engines.torch import engine as torch_engine
 from runtime.engines.torch.aoti import run_package
 from runtime.engines.torch.engine import TorchEngine, library
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 
 __all__ = ["capability_of_this_gpu", "library", "load", "unsupported_reasons"]
 

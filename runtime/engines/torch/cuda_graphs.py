@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runtime.manifest import Rows
+from runtime.manifest_schema import Rows
 from runtime.tokenizer import EOS_ID
 
 # Larger packs keep the card busy without it.

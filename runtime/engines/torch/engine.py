@@ -17,7 +17,7 @@ from runtime.device import index_of
 from runtime.engine import Outputs, Settings
 from runtime.engines.base import LoadedEngine, spec_of
 from runtime.errors import EngineError, UnsupportedError, cause
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
 from runtime.pairs import CONTACTS
 from runtime.pooling import Pool, check_pool, pool

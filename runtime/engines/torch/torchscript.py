@@ -13,7 +13,7 @@ from runtime.engines.torch.engine import (
     read_weights,
     unsupported_reasons,
 )
-from runtime.manifest import Manifest
+from runtime.manifest_schema import Manifest
 
 if TYPE_CHECKING:
     import torch
