@@ -54,6 +54,18 @@ def test_a_client_with_many_requests_gets_no_more_than_one_with_one():
     assert abs(of["many"] - of["one"]) <= 1
 
 
+def test_a_client_that_comes_anew_is_owed_nothing_for_the_time_before():
+    queue = FairQueue(BUDGET, 1)
+    here = queue.put(Asked("here", [100] * 1000), NOW)
+    for _ in range(20):
+        queue.cut(NOW, 0, 1)
+    queue.put(Asked("new", [100] * 1000), NOW)
+    before = here.served
+    for _ in range(10):
+        queue.cut(NOW, 0, 1)
+    assert here.served - before == 10 * BUDGET / 2
+
+
 def test_requests_of_one_client_go_in_turn():
     queue = FairQueue(BUDGET, 1)
     large = queue.put(Asked("a", [100] * 1000), NOW)
@@ -77,6 +89,19 @@ def test_a_pack_waits_to_be_filled_and_no_longer():
     queue.put(Asked("a", [100] * 10), NOW)
     assert len(queue.cut(NOW, 0.005, 1)) == 1, "a full pack waits for nothing"
     assert queue.tokens == 0 and queue.oldest() is None
+
+
+def test_a_request_goes_on_though_its_client_sends_more_than_is_run():
+    queue = FairQueue(BUDGET, 1)
+    large = queue.put(Asked("a", [100] * 1000), NOW)
+    for _ in range(20):
+        queue.cut(NOW, 0, 1)
+    before = large.served
+    for _ in range(30):
+        queue.put(Asked("a", [100] * 20), NOW)
+        queue.cut(NOW, 0, 1)
+    # Its part among up to 31 requests, of 300 proteins.
+    assert large.served - before >= 1000
 
 
 def test_kinds_do_not_share_packs_and_none_waits_for_ever():
