@@ -1,5 +1,6 @@
 import argparse
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -53,6 +54,20 @@ def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One for all workers of pytest-xdist."""
     own = tmp_path_factory.getbasetemp()
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were() -> Iterator[None]:
+    """Commands that run in this process set up its logs."""
+    loggers = [logging.getLogger(name) for name in (None, "runtime", "uvicorn")]
+    levels = [logger.level for logger in loggers]
+    own = loggers[0].handlers[:]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    for handler in set(loggers[0].handlers) - set(own):
+        if type(handler) is logging.StreamHandler:
+            loggers[0].removeHandler(handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
