@@ -174,7 +174,7 @@ class Gate:
                     engine,
                     folder,
                     manifest,
-                    packs=self.packs,
+                    packs={name: p for name, p in self.packs.items() if name != STREAM},
                     oracle=self.oracle,
                     eager=eager,
                     others=others,

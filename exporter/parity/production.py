@@ -32,7 +32,7 @@ from runtime.writers import write_embeddings
 from runtime.writers.writing import FORMATS
 
 # Some 20 packs in two windows, and proteins above the budget.
-MAX_TOKENS = 128
+MAX_TOKENS = 96
 # Exit statuses of a command that a signal ended are above it.
 BY_SIGNAL = 128
 # Ids may repeat.
