@@ -182,6 +182,14 @@ class TestInputs:
         assert "3 proteins, 47 tokens (100%) after 0 s" in said.splitlines()
         assert not set(said) & {"\r", "\x1b"}
 
+    def test_a_bar_is_made_for_a_terminal_alone(
+        self, artifact: Path, fasta: Path, fresh_python: Any
+    ) -> None:
+        code = "import sys; from runtime.cli import main; main(sys.argv[1:])"
+        output = fasta.with_suffix(".npz")
+        result = fresh_python(code, "embed", artifact, fasta, "-o", output, blocked=("tqdm",))
+        assert result.returncode == 0, result.stderr
+
     def test_debug_says_one_line_for_each_pack(self, artifact: Path, fasta: Path) -> None:
         command = [sys.executable, "-m", "runtime.cli", "embed", str(artifact), str(fasta),
                    "-o", str(fasta.with_suffix(".npz")), "--debug"]  # fmt: skip
