@@ -19,10 +19,10 @@ from torch import Tensor
 
 from exporter.model.packed_forward import PackedESM2
 from exporter.model.reference import WeightsSource, load_reference
-from exporter.parity.truth.int8_eager import quantised_linears
 from exporter.parity.truth.packs import parity_packs
 from exporter.weights.calibration import BUILT_IN, measure
-from exporter.weights.int8 import linears
+from exporter.weights.int8 import Recipe, linears
+from exporter.weights.int8_eager import quantised_linears
 from exporter.weights.smoothing import NOTHING
 from runtime.packing import PackedBatch
 from runtime.tokenizer import MASK_ID, tokenize
@@ -58,10 +58,11 @@ def _rows(name: str, outliers: bool) -> list[str]:
     texts = [p.sequence for p in (*packs["many masks"], *packs["mixed"])]
     truth = _run(copy.deepcopy(packed).double(), texts)
     wide = _task(packed)
+    names = [name for name, _ in linears(packed)]
     smoothing = measure(packed, linears(packed), BUILT_IN)
     rows = []
     for how, used in (("no", NOTHING), ("yes", smoothing)):
-        with quantised_linears(packed, used):
+        with quantised_linears(packed, Recipe(names, used)):
             logits, embeddings = (
                 float((x.double() - y).norm() / y.norm())
                 for x, y in zip(_run(packed, texts), truth, strict=True)

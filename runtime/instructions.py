@@ -16,6 +16,8 @@ _FLAGS = {
     X86_64_V3: {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"},
 }
 
+_VNNI = {"avx512_vnni", "avx_vnni"}
+
 
 def problem_with(instructions: str | None) -> str | None:
     """Why this processor cannot run code for ``instructions``, in a sentence, or None."""
@@ -34,6 +36,16 @@ def problem_with(instructions: str | None) -> str | None:
     return (
         f"built for {instructions}, this processor lacks {', '.join(missing)}" if missing else None
     )
+
+
+def has_int8_dot_product() -> bool:
+    """Whether this processor sums products of uint8 and int8 in 32 bits: by VNNI, or on ARM.
+
+    x86 without VNNI adds two of them in 16 bits and cuts the sum off.
+    """
+    if platform.machine() not in PORTABLE:
+        return True
+    return bool((processor_flags() or set()) & _VNNI)
 
 
 def of_library(library: Path) -> str:

@@ -222,8 +222,8 @@ class Gate:
     def _in_int8(self, folder: Path) -> dict[str, Answers]:
         """Eager fair-esm with quantised linears: run when the first int8 engine asks for it."""
         if not self._eager_int8:
-            smoothing = int8_weights.read_smoothing(folder)
-            self._eager_int8.update(self.run_eager(dtype=torch.float32, int8=smoothing))
+            recipe = int8_weights.read_recipe(folder)
+            self._eager_int8.update(self.run_eager(dtype=torch.float32, int8=recipe))
         return self._eager_int8
 
     def _judge_steps(

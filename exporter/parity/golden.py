@@ -33,7 +33,7 @@ from exporter.parity.truth.packs import (
     protein,
     rare,
 )
-from exporter.weights.int8 import read_smoothing
+from exporter.weights.int8 import read_recipe
 from runtime.golden import BARE
 from runtime.manifest_schema import EMBEDDING, HEAD, GoldenEntry
 from runtime.pairs import CONTACTS, pair_bounds
@@ -130,7 +130,7 @@ def write_golden(
     own = {}
     if int8_engines := list(int8_engines):
         errors = _errors(
-            in_float64, run(dtype=torch.float32, int8=read_smoothing(folder), device="cpu"), names
+            in_float64, run(dtype=torch.float32, int8=read_recipe(folder), device="cpu"), names
         )
         own = dict.fromkeys(
             int8_engines, _limits(errors, pool, lambda error: _int8_limit(error, num_layers))

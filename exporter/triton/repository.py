@@ -20,6 +20,12 @@ PYTORCH_BACKEND_FOLDER = "/opt/tritonserver/backends/pytorch"
 # The backends convert no bfloat16 (onnxruntime_utils.cc, libtorch_utils.cc).
 DATA_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16"}
 
+# The backend sets no option of a session by which ONNX Runtime would sum without cutting off.
+NEEDS_DOT_PRODUCT = (
+    "its numbers are wrong on x86 processors without VNNI (before Intel's Cascade Lake and AMD's "
+    "Zen 4): serve it on others"
+)
+
 
 def write_repository(
     artifact: Path,
@@ -35,7 +41,7 @@ def write_repository(
         out: the repository, a folder that is empty or does not exist.
         engine: the only one; None takes every engine of the artifact that Triton can serve.
         max_batch_size: proteins that may share a pack.
-        say: receives one line for each engine that is left out.
+        say: receives one line for each engine that is left out, or not for every processor.
 
     Returns:
         The folder of each model, ``<artifact's name>-<engine>``.
@@ -59,6 +65,8 @@ def write_repository(
         raise ExportError(f"Triton cannot serve artifact {artifact}: {'; '.join(left_out)}")
     for line in left_out:
         say(f"left out {line}")
+    for name in (name for name in served if manifest.engines[name].quantised):
+        say(f"{name}: {NEEDS_DOT_PRODUCT}")
     with staged(out) as folder:
         for name in served:
             _write_model(artifact, manifest, name, folder, max_batch_size)

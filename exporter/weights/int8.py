@@ -1,10 +1,11 @@
 """``weights.int8.safetensors``: the linears' weights in int8, one scale per output channel.
 
-Beside them the factors of what is smoothed, and the LayerNorms and biases that took factors in.
-All else is not in it: int8 engines read ``weights.safetensors`` too.
+Beside them the number of their levels, the factors of what is smoothed, and whatever took factors
+in. All else is not in it: int8 engines read ``weights.safetensors`` too.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,16 +19,19 @@ from exporter.weights.smoothing import NOTHING, SUFFIX, Smoothing, sites
 
 FILE_NAME = "weights.int8.safetensors"
 
-# 7 bits: CPUs with AVX2 but without VNNI add two products of uint8 and int8 in 16 bits and cut the
-# sum off at 32767. 2 x 255 x 64 is the largest that fits; see docs/decisions.md, 2026-11-21.
-LEVELS = 64
+# x86 without VNNI adds two products of uint8 and int8 in 16 bits and cuts the sum off at 32767, so
+# that 2 x 255 x 64 just fits: there the runtime asks for other kernels (``engines.onnx.cpu``).
+LEVELS = 127
+# The tensor with their number; a file of before has none.
+LEVELS_NAME, LEVELS_BEFORE = "levels", 64
+_VALUES = ".weight.int8"
 
 
 class Quantised(NamedTuple):
     """A weight as ``values * scales``.
 
     Attributes:
-        values: ``[N, K]`` int8, within +-``LEVELS``.
+        values: ``[N, K]`` int8.
         scales: ``[N]`` float32, of each output channel.
     """
 
@@ -35,11 +39,30 @@ class Quantised(NamedTuple):
     scales: Tensor
 
 
-def quantise(weight: Tensor) -> Quantised:
-    """``[N, K]`` float32 to int8: each row's largest magnitude becomes ``LEVELS``."""
+@dataclass(frozen=True)
+class Recipe:
+    """How an engine's linears are quantised.
+
+    Attributes:
+        linears: those that are; all others stay in float.
+        smoothing: of what they read.
+        levels: their weights lie within +- so many.
+    """
+
+    linears: Collection[str]
+    smoothing: Smoothing = NOTHING
+    levels: int = LEVELS
+
+    def digest(self) -> str:
+        """Of all of it."""
+        return f"{self.smoothing.digest()} {self.levels} {sorted(self.linears)}"
+
+
+def quantise(weight: Tensor, levels: int = LEVELS) -> Quantised:
+    """``[N, K]`` float32 to int8: each row's largest magnitude becomes ``levels``."""
     largest = weight.abs().amax(dim=1)
-    scales = torch.where(largest > 0, largest, 1.0) / LEVELS
-    values = (weight / scales[:, None]).round().clamp(-LEVELS, LEVELS)
+    scales = torch.where(largest > 0, largest, 1.0) / levels
+    values = (weight / scales[:, None]).round().clamp(-levels, levels)
     return Quantised(values.to(torch.int8), scales)
 
 
@@ -61,7 +84,7 @@ def linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 def stored_names(linear: str) -> tuple[str, str]:
     """Of its values and its scales in the file."""
-    return f"{linear}.weight.int8", f"{linear}.weight.scale"
+    return f"{linear}{_VALUES}", f"{linear}.weight.scale"
 
 
 def stored(quantised: Quantised) -> tuple[Tensor, Tensor]:
@@ -70,44 +93,46 @@ def stored(quantised: Quantised) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def write(packed: PackedESM2, folder: Path, smoothing: Smoothing = NOTHING) -> None:
-    """Quantises every linear of ``packed``.
+def write(packed: PackedESM2, folder: Path, recipe: Recipe) -> None:
+    """Quantises linears of ``packed``.
 
     Args:
         packed: on the CPU, in float32.
         folder: the artifact.
-        smoothing: of what the linears read.
+        recipe: which, and how. Inputs of others are not smoothed.
     """
-    known = {site.readers[0] for site in sites(name for name, _ in linears(packed))}
-    kept = Smoothing({n: factors for n, factors in smoothing.factors.items() if n in known})
-    tensors = {f"{name}{SUFFIX}": factors for name, factors in kept.factors.items()}
-    quantised = {f"{name}.weight" for name, _ in linears(packed)}
+    known = {site.readers[0] for site in sites(recipe.linears)}
+    factors = {n: factors for n, factors in recipe.smoothing.factors.items() if n in known}
+    recipe = replace(recipe, smoothing=Smoothing(factors))
+    tensors = {f"{name}{SUFFIX}": of_input for name, of_input in factors.items()}
+    tensors[LEVELS_NAME] = torch.tensor(recipe.levels)
     for name, parameter in packed.named_parameters():
-        tensors |= _tensors_of(name, parameter, kept, name in quantised)
+        tensors |= _tensors_of(name, parameter, recipe)
     save(tensors, folder / FILE_NAME)
 
 
-def _tensors_of(
-    name: str, parameter: Tensor, smoothing: Smoothing, is_quantised: bool
-) -> dict[str, Tensor]:
+def _tensors_of(name: str, parameter: Tensor, recipe: Recipe) -> dict[str, Tensor]:
     """What the file holds of a parameter: nothing of one that is used as it is."""
-    engines = smoothing.taken_in(name, parameter)
-    if is_quantised:
-        names = stored_names(name.removesuffix(".weight"))
-        return dict(zip(names, stored(quantise(engines)), strict=True))
+    engines = recipe.smoothing.taken_in(name, parameter)
+    linear = name.removesuffix(".weight")
+    if linear in recipe.linears:
+        quantised = quantise(engines, recipe.levels)
+        return dict(zip(stored_names(linear), stored(quantised), strict=True))
     return {} if engines is parameter else {name: engines}
 
 
-def read_smoothing(folder: Path) -> Smoothing:
-    """The factors in the file."""
+def read_recipe(folder: Path) -> Recipe:
+    """By which the file was written."""
     with safe_open(folder / FILE_NAME, "pt") as file:
-        names = [name for name in set(file.keys()) if name.endswith(SUFFIX)]
-        return _smoothing_of({name: file.get_tensor(name) for name in names})
+        return _recipe_of(set(file.keys()), file.get_tensor)
 
 
-def _smoothing_of(tensors: Mapping[str, Tensor]) -> Smoothing:
-    return Smoothing(
-        {n.removesuffix(SUFFIX): tensors[n] for n in sorted(tensors) if n.endswith(SUFFIX)}
+def _recipe_of(names: Iterable[str], tensor_of: Callable[[str], Tensor]) -> Recipe:
+    names = sorted(names)
+    return Recipe(
+        [n.removesuffix(_VALUES) for n in names if n.endswith(_VALUES)],
+        Smoothing({n.removesuffix(SUFFIX): tensor_of(n) for n in names if n.endswith(SUFFIX)}),
+        int(tensor_of(LEVELS_NAME)) if LEVELS_NAME in names else LEVELS_BEFORE,
     )
 
 
@@ -121,15 +146,16 @@ def differences(packed: PackedESM2, folder: Path) -> list[str]:
         packed: in float32, with the checkpoint's weights.
         folder: the artifact.
     """
-    weights = {name: linear.weight for name, linear in linears(packed)}
-    smoothing = read_smoothing(folder)
+    recipe = read_recipe(folder)
+    smoothing = recipe.smoothing
+    weights = {name: x.weight for name, x in linears(packed) if name in recipe.linears}
     if found := smoothing.problems(weights):
         return found
     with safe_open(folder / FILE_NAME, "pt") as file, torch.no_grad():
-        left = {name for name in set(file.keys()) if not name.endswith(SUFFIX)}
+        left = {name for name in set(file.keys()) if not name.endswith(SUFFIX)} - {LEVELS_NAME}
         for name, parameter in packed.named_parameters():
             linear = name.removesuffix(".weight")
-            expected = _tensors_of(name, parameter, smoothing, linear in weights)
+            expected = _tensors_of(name, parameter, recipe)
             missing = sorted(expected.keys() - left)
             left.difference_update(expected)
             if missing:
@@ -173,9 +199,8 @@ def requantised(
         weights: changed, by fair-esm's names.
         stored_in: the tensors of ``weights.int8.safetensors``.
     """
-    smoothing = _smoothing_of(stored_in)
+    recipe = _recipe_of(stored_in, stored_in.__getitem__)
     changed: dict[str, Tensor] = {}
     for name, weight in weights.items():
-        is_quantised = stored_names(name.removesuffix(".weight"))[0] in stored_in
-        changed |= _tensors_of(name, weight, smoothing, is_quantised)
+        changed |= _tensors_of(name, weight, recipe)
     return changed

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import runtime
 from exporter.build import BuildOptions, build
@@ -25,8 +25,10 @@ from exporter.parity.rules.verdict import WEIGHTS
 from exporter.parity.truth.cache import Cache
 from exporter.publish import writable_copy
 from exporter.weights import int8 as int8_weights
+from exporter.weights.int8 import Recipe
 from runtime import manifest as manifests
 from runtime.cli import main as run_main
+from runtime.engines.onnx.cpu import WHOLE_SUMS_ENTRY
 from runtime.files import file_entry
 from runtime.selftest import selftest
 from tests.conftest import random_sequence
@@ -59,15 +61,22 @@ class TestWeights:
         assert quantised.values.abs().amax() == int8_weights.LEVELS
         assert torch.equal(quantised.values[3], torch.zeros(50, dtype=torch.int8))
 
-    def test_two_products_fit_in_16_bits(self) -> None:
-        """Else a CPU with AVX2 alone cuts sums off, silently."""
-        assert 2 * 255 * int8_weights.LEVELS <= 32767
+    def test_a_file_of_before_is_of_7_bits(self, tiny: Reference, tmp_path: Path) -> None:
+        packed = PackedESM2(tiny.model)
+        linears = [name for name, _ in int8_weights.linears(packed)]
+        int8_weights.write(packed, tmp_path, Recipe(linears, levels=64))
+        path = tmp_path / int8_weights.FILE_NAME
+        state = load_file(path)
+        del state[int8_weights.LEVELS_NAME]
+        save_file(state, path)
+        assert int8_weights.read_recipe(tmp_path).levels == 64
+        assert int8_weights.differences(packed, tmp_path) == []
 
     def test_the_file(self, int8: Path, tiny: Reference) -> None:
         packed = PackedESM2(tiny.model)
         assert int8_weights.differences(packed, int8) == []
         state = load_file(int8 / int8_weights.FILE_NAME)
-        assert len(state) == 2 * (2 * 6 + 1)
+        assert len(state) == 2 * (2 * 6 + 1) + 1
         weight = packed.layers[1].fc1.weight
         values, scales = (state[f"layers.1.fc1.weight.{part}"] for part in ("int8", "scale"))
         assert (values.T * scales[:, None] - weight).abs().max() <= 0.5001 * scales.max()
@@ -87,7 +96,9 @@ class TestWeights:
         assert "layers.0.fc2.weight.int8 is more than half a step from the checkpoint" in found
 
     def test_the_same_bytes_twice(self, int8: Path, tiny: Reference, tmp_path: Path) -> None:
-        int8_weights.write(PackedESM2(tiny.model), tmp_path)
+        packed = PackedESM2(tiny.model)
+        linears = [name for name, _ in int8_weights.linears(packed)]
+        int8_weights.write(packed, tmp_path, Recipe(linears))
         name = int8_weights.FILE_NAME
         assert (tmp_path / name).read_bytes() == (int8 / name).read_bytes()
 
@@ -151,6 +162,25 @@ class TestLoading:
     def test_it_is_for_cpus(self, int8: Path) -> None:
         with pytest.raises(runtime.UnsupportedError, match="on cuda: it is for CPUs"):
             runtime.load(int8, "onnx-int8", device="cuda")
+
+    def test_without_vnni_sums_are_not_cut_off(
+        self, int8: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Other kernels, the same integers; only there, for they take twice as long."""
+        batch = runtime.PackedBatch.from_sequences(["MKTAYIAKQR", "GGAVL"])
+        answers = []
+        for flags, expected in (({"avx2", "avx512_vnni"}, None), ({"avx2"}, "1")):
+            monkeypatch.setattr("runtime.instructions.processor_flags", lambda flags=flags: flags)
+            monkeypatch.setattr("platform.machine", lambda: "x86_64")
+            with runtime.load(int8, "onnx-int8") as engine:
+                options = engine._session.get_session_options()
+                if expected:
+                    assert options.get_session_config_entry(WHOLE_SUMS_ENTRY) == expected
+                else:
+                    with pytest.raises(RuntimeError):
+                        options.get_session_config_entry(WHOLE_SUMS_ENTRY)
+                answers.append(engine.run(batch).logits.copy())
+        np.testing.assert_array_equal(*answers)
 
     def test_half_precision_is_refused(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
         source = WeightsSource("checkpoint", str(tiny_checkpoint))

@@ -22,6 +22,7 @@ from exporter.parity.report.schema import ParityError, read
 from exporter.parity.truth.cache import Cache
 from exporter.weights import int8 as int8_weights
 from exporter.weights.calibration import BUILT_IN, MOST_TOKENS, first_proteins, measure
+from exporter.weights.int8 import Recipe
 from exporter.weights.smoothing import NOTHING, SUFFIX, Smoothing, factors_of, sites
 from runtime import manifest as manifests
 from tests.conftest import ARCHITECTURE, save_checkpoint
@@ -174,7 +175,8 @@ class TestInt8:
     ) -> None:
         state = load_file(int8 / int8_weights.FILE_NAME)
         again = int8_weights.requantised(dict(PackedESM2(tiny.model).named_parameters()), state)
-        assert again.keys() == {name for name in state if not name.endswith(SUFFIX)}
+        others = {int8_weights.LEVELS_NAME}
+        assert again.keys() == {name for name in state if not name.endswith(SUFFIX)} - others
         assert all(torch.equal(tensor, state[name]) for name, tensor in again.items())
 
     def test_other_factors_are_no_fault(
@@ -183,7 +185,8 @@ class TestInt8:
         """A user's proteins give others; whatever they are, the model stays what it is."""
         other = {name: factors / 2 for name, factors in smoothing.factors.items()}
         packed = PackedESM2(tiny.model)
-        int8_weights.write(packed, tmp_path, Smoothing(other))
+        linears = [name for name, _ in int8_weights.linears(packed)]
+        int8_weights.write(packed, tmp_path, Recipe(linears, Smoothing(other)))
         assert int8_weights.differences(packed, tmp_path) == []
 
     def test_smoothing_on_one_side_is_rejected(

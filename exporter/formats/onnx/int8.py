@@ -17,7 +17,8 @@ from exporter.formats.onnx.attention import DOMAIN, OPSET
 from exporter.model.packed_forward import PackedESM2
 from exporter.weights import int8 as int8_weights
 from exporter.weights.calibration import BUILT_IN, Calibration, measure
-from exporter.weights.smoothing import SUFFIX, Smoothing
+from exporter.weights.int8 import Recipe
+from exporter.weights.smoothing import SUFFIX
 from runtime.manifest_schema import EngineEntry, Quantisation, SmoothingEntry
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 from runtime.weights import Place, read_places
@@ -65,8 +66,8 @@ def export(packed: PackedESM2, folder: Path, calibration: Calibration = BUILT_IN
 
     Args:
         packed: on the CPU, in float32.
-        folder: where ``model.int8.onnx`` and ``weights.int8.safetensors`` go. Factors of one that
-            is there are kept: a graph with a planted fault is no model to measure.
+        folder: where ``model.int8.onnx`` and ``weights.int8.safetensors`` go. The recipe of one
+            that is there is kept: a graph with a planted fault is no model to measure.
         calibration: proteins on which the linears' inputs are measured.
 
     Raises:
@@ -79,12 +80,15 @@ def export(packed: PackedESM2, folder: Path, calibration: Calibration = BUILT_IN
             f"target onnx-int8 quantises float32 weights, got {name}. Take --dtype float32"
         )
     if (folder / int8_weights.FILE_NAME).exists():
-        smoothing = int8_weights.read_smoothing(folder)
+        recipe = int8_weights.read_recipe(folder)
     else:
-        smoothing = measure(packed, int8_weights.linears(packed), calibration)
-    int8_weights.write(packed, folder, smoothing)
+        linears = dict(int8_weights.linears(packed))
+        recipe = Recipe(list(linears), measure(packed, linears.items(), calibration))
+    int8_weights.write(packed, folder, recipe)
+    recipe = int8_weights.read_recipe(folder)
+    smoothing = recipe.smoothing
     proto = onnx_float.lower(packed, folder)
-    _quantise_linears(proto.graph, packed, folder, smoothing)
+    _quantise_linears(proto.graph, packed, folder, recipe)
     _use_smoothed(proto.graph, folder)
     proto.functions.extend(_functions())
     proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
@@ -97,7 +101,7 @@ def export(packed: PackedESM2, folder: Path, calibration: Calibration = BUILT_IN
         lowering=onnx_float.LOWERING,
         built_with=onnx_float.built_with(),
         quantised=Quantisation(
-            weights=f"int8 in +-{int8_weights.LEVELS}, one scale for each output channel",
+            weights=f"int8 in +-{recipe.levels}, one scale for each output channel",
             activations="uint8, one scale for each token, dynamic",
             file=int8_weights.FILE_NAME,
             budget={},  # the gate's: whoever builds writes it down
@@ -119,13 +123,15 @@ def _functions() -> list[FunctionProto]:
     ]
 
 
-def _quantise_linears(
-    graph: GraphProto, packed: PackedESM2, folder: Path, smoothing: Smoothing
-) -> None:
-    """Replaces each linear; those that read the same activations share their quantised rows."""
+def _quantise_linears(graph: GraphProto, packed: PackedESM2, folder: Path, recipe: Recipe) -> None:
+    """Replaces its linears; those that read the same activations share their quantised rows."""
     places = read_places(folder / int8_weights.FILE_NAME)
     biases = read_places(folder / WEIGHTS_FILE)
-    linears = {f"{name}.weight": (name, module) for name, module in int8_weights.linears(packed)}
+    linears = {
+        f"{name}.weight": (name, module)
+        for name, module in int8_weights.linears(packed)
+        if name in recipe.linears
+    }
     nodes: list[NodeProto] = []
     quantised: dict[str, list[str]] = {}
     for node in graph.node:
@@ -137,7 +143,7 @@ def _quantise_linears(
         if x not in quantised:
             quantised[x] = [f"{x}.int8", f"{x}.scale"]
             rows = x
-            if name in smoothing.multiplied:
+            if name in recipe.smoothing.multiplied:
                 factors, rows = f"{name}{SUFFIX}", f"{x}.smoothed"
                 nodes.append(onnx.helper.make_node("Mul", [x, factors], [rows]))
                 width = (linear.in_features,)

@@ -23,14 +23,14 @@ from exporter.model.reference import Reference, fair_esm_version
 from exporter.model.witness import CLASS_OF_HEAD
 from exporter.parity.answers import Answers
 from exporter.parity.truth import contacts as contact_head
-from exporter.parity.truth import heads, int8_eager, query_blocks
+from exporter.parity.truth import heads, query_blocks
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.device import arithmetic_of
 from exporter.parity.truth.packs import LONGEST, Pack, Protein
 from exporter.parity.truth.query_blocks import in_query_blocks
 from exporter.weights import int8 as int8_weights
-from exporter.weights import smoothing
-from exporter.weights.smoothing import Smoothing
+from exporter.weights import int8_eager, smoothing
+from exporter.weights.int8 import Recipe
 from runtime.manifest_schema import EMBEDDING, HEAD
 from runtime.pairs import CONTACTS, pair_bounds
 from runtime.pooling import Pool
@@ -57,7 +57,7 @@ def run_eager(
     pooling: Pool,
     dtype: torch.dtype,
     cache: Cache | None = None,
-    int8: Smoothing | None = None,
+    int8: Recipe | None = None,
     device: str = "cpu",
 ) -> dict[str, Answers]:
     """Runs every protein of every pack alone through eager fair-esm, each distinct one once.
@@ -69,7 +69,7 @@ def run_eager(
         pooling: of the last of them.
         dtype: float64 is the oracle; another gives the error that eager itself has in it.
         cache: keeps answers on disk; None computes all of them.
-        int8: with linears that are quantised as an int8 engine's are, their inputs so smoothed.
+        int8: with linears that are quantised as an int8 engine's are.
         device: ``"cpu"`` or ``"cuda"``; answers come back to the host.
 
     Raises:

@@ -12,22 +12,22 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from exporter.weights.int8 import dequantise, linears, quantise
-from exporter.weights.smoothing import Smoothing
+from exporter.weights.int8 import Recipe, dequantise, linears, quantise
 
 ACTIVATION_LEVELS = 127
 
 
 @contextmanager
-def quantised_linears(model: nn.Module, smoothing: Smoothing) -> Iterator[None]:
-    """Every linear of fair-esm's ``model`` computes in steps of int8; weights stay as they are.
+def quantised_linears(model: nn.Module, recipe: Recipe) -> Iterator[None]:
+    """Linears of fair-esm's ``model`` compute in steps of int8; weights stay as they are.
 
     Factors that an engine has in other weights are multiplied here: they are powers of two.
     """
     with ExitStack() as stack:
         for name, linear in linears(model):
-            forward = partial(_forward, linear, name, smoothing)
-            stack.enter_context(patch.object(linear, "forward", forward))
+            if name in recipe.linears:
+                forward = partial(_forward, linear, name, recipe)
+                stack.enter_context(patch.object(linear, "forward", forward))
         yield
 
 
@@ -38,9 +38,10 @@ def round_rows(x: Tensor) -> Tensor:
     return (x / steps).round() * steps
 
 
-def _forward(linear: nn.Linear, name: str, smoothing: Smoothing, x: Tensor) -> Tensor:
-    factors = smoothing.of_inputs.get(name)
+def _forward(linear: nn.Linear, name: str, recipe: Recipe, x: Tensor) -> Tensor:
+    factors = recipe.smoothing.of_inputs.get(name)
     x = x if factors is None else x * factors
     # Dequantised on the fly: a second model of 15 billion parameters would not fit.
-    weight = dequantise(quantise(smoothing.columns_undone(name, linear.weight)))
+    undone = recipe.smoothing.columns_undone(name, linear.weight)
+    weight = dequantise(quantise(undone, recipe.levels))
     return nn.functional.linear(round_rows(x), weight, linear.bias)
