@@ -24,7 +24,7 @@ from exporter.parity.report.schema import ParityError, Report, read
 from exporter.parity.report.terminal import summary
 from exporter.parity.rules.budgets import budgets_for
 from exporter.parity.rules.rows import rows_of
-from exporter.parity.rules.task import Answer, compare_classifications, compare_tasks
+from exporter.parity.rules.task import OF_LM_HEAD, Answer, compare_classifications, compare_tasks
 from exporter.parity.rules.verdict import Check, _of_rows
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.oracle import run_eager
@@ -153,7 +153,7 @@ class TestWhatIsNotCompared:
 
     def test_no_lm_head(self) -> None:
         tasks = compare_tasks([(self.answers(None), self.answers(None))])
-        for quantity in ("top1_agreement_confident", "jensen_shannon_mean"):
+        for quantity in OF_LM_HEAD:
             check = _of_rows(self.rule(quantity), [], tasks)
             assert not check.failed
             assert "has no LM head" in check.not_compared
@@ -173,9 +173,18 @@ class TestWhatIsNotCompared:
     def test_what_is_missing_for_no_such_reason_fails(self) -> None:
         logits = np.random.default_rng(1).standard_normal((6, 33)) * 10
         tasks = compare_tasks([(self.answers(logits), self.answers(logits))])
-        for quantity in ("top1_agreement_confident", "jensen_shannon_mean", "label_agreement"):
+        for quantity in (*OF_LM_HEAD, "label_agreement"):
             silent = msgspec.structs.replace(tasks, **{quantity: None})
             assert _of_rows(self.rule(quantity), [], silent).failed
+
+    def test_constant_scores_of_the_oracle_alone(self) -> None:
+        varied = np.random.default_rng(1).standard_normal((6, 33))
+        same = np.zeros((6, 33))
+        tasks = compare_tasks([(self.answers(varied), self.answers(same))])
+        check = _of_rows(self.rule("variants_spearman"), [], tasks)
+        assert "every substitution has the same score" in check.not_compared
+        tasks = compare_tasks([(self.answers(same), self.answers(varied))])
+        assert _of_rows(self.rule("variants_spearman"), [], tasks).failed
 
     def test_a_model_without_masks_in_its_packs_fails(self) -> None:
         logits = np.random.default_rng(1).standard_normal((6, 33))

@@ -132,7 +132,8 @@ def test_its_rules_are_its_own() -> None:
     assert limits == {
         "ratio": 1.25, "absolute_ratio": 2.0, "relative_l2": 0.06, "residue_cosine_p01": 0.998,
         "pooled_cosine_min": 0.999, "top1_agreement_confident": 0.995, "jensen_shannon_mean": 0.01,
-        "label_agreement": 0.93, "confidence_correlation": 0.98,
+        "label_agreement": 0.93, "confidence_correlation": 0.98, "variants_spearman": 0.998,
+        "perplexity_drift": 0.03,
     }  # fmt: skip
 
 

@@ -156,6 +156,8 @@ class TestTaskMetrics:
         assert same.confident_positions > 0
         assert same.jensen_shannon_max == 0
         assert same.confidence_correlation == pytest.approx(1)
+        assert same.variants_spearman == pytest.approx(1)
+        assert same.perplexity_drift == 0
 
     def test_other_predictions_disagree(self, oracle: dict[str, Answers]) -> None:
         truth = self.answer(oracle)
@@ -164,6 +166,8 @@ class TestTaskMetrics:
         assert other.top1_agreement == 0
         assert other.jensen_shannon_mean > 0.1
         assert other.label_agreement < 1
+        assert other.variants_spearman < 0
+        assert other.perplexity_drift > 0.1
 
     def test_copies_of_a_protein_count_once(self) -> None:
         """A pack of a thousand copies, one bit off, does not decide for the others."""

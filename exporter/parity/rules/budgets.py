@@ -10,12 +10,14 @@ SHALLOW_LAYERS = 12
 Quantity = Literal[
     "ratio", "absolute_ratio", "relative_l2", "residue_cosine_p01", "pooled_cosine_min",
     "top1_agreement_confident", "jensen_shannon_mean", "label_agreement", "confidence_correlation",
-    "step_rounding", "attention_rounding", "head_ratio", "head_worst",
+    "variants_spearman", "perplexity_drift", "step_rounding", "attention_rounding", "head_ratio",
+    "head_worst",
 ]  # fmt: skip
 
-# Judged once, over all packs together; the last four are fields of ``TaskMetrics``.
+# Judged once, over all packs together; these are fields of ``TaskMetrics``.
 OF_TASKS: frozenset[Quantity] = frozenset([
-    "top1_agreement_confident", "jensen_shannon_mean", "label_agreement", "confidence_correlation"
+    "top1_agreement_confident", "jensen_shannon_mean", "label_agreement", "confidence_correlation",
+    "variants_spearman", "perplexity_drift",
 ])  # fmt: skip
 OVER_ALL_PACKS: frozenset[Quantity] = OF_TASKS | {"absolute_ratio"}
 
@@ -177,6 +179,20 @@ INT8_RULES = (
         0.98,
         "at least",
         "int8 rounding alone leaves 0.992",
+    ),
+    Budget(
+        "scores of substitutions at masked positions, Spearman",
+        "variants_spearman",
+        0.998,
+        "at least",
+        "8M to 150M: int8 rounding alone leaves 0.9996, large channels not smoothed 0.994",
+    ),
+    Budget(
+        "pseudo-perplexity, drift of its logarithm as a share of it",
+        "perplexity_drift",
+        0.03,
+        "at most",
+        "8M to 150M: int8 rounding alone 0.002 to 0.014; of 2 nats, the limit is 6 % of perplexity",
     ),
 )
 

@@ -1,11 +1,12 @@
 """What a user would notice: predictions and classifications, not numbers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.parity.rules.variants import compare_variants
 from runtime.tokenizer import MASK_ID
 
 Floats = NDArray[np.floating]
@@ -21,12 +22,19 @@ NUM_CLASSES, CLASSIFIER_SEED = 10, 0
 # Of a confidence in float64, a number up to 1: what varies by less is constant.
 ROUNDING = 1e-12
 
+OF_LM_HEAD = (
+    "top1_agreement_confident", "jensen_shannon_mean", "variants_spearman", "perplexity_drift"
+)  # fmt: skip
 # Why there is nothing to compare: each lies in the oracle's answers, and each says what to do.
 NO_LM_HEAD = "the checkpoint has no LM head, so there are no predictions; embeddings are compared"
 NEVER_CONFIDENT = (
     "eager fair-esm in float64 is confident at none of {} masked positions (its first choice never "
     "leads by {}, or by no more than rounding): a weak LM head. Do not rely on this model's "
     "predictions; its logits and embeddings are compared by the other rules"
+)
+CONSTANT_SCORES = (
+    "in float64 every substitution has the same score: an untrained LM head. Do not rely on this "
+    "model's predictions; its embeddings are compared by the other rules"
 )
 CONSTANT_CONFIDENCE = (
     "the classifier is equally sure of every protein in float64; labels and embeddings are "
@@ -49,6 +57,9 @@ class TaskMetrics(msgspec.Struct, frozen=True):
         label_agreement: share of proteins with the same label by a fixed linear classifier.
         confidence_correlation: Pearson's, of that classifier's confidence; None if the oracle's is
             constant.
+        variants_spearman: of the scores of all substitutions at masked positions; see
+            ``rules.variants``.
+        perplexity_drift: of the logarithm of their pseudo-perplexity, as a share of it.
         not_compared: of these, those that are None for a reason that lies in the oracle's answers:
             the reason, and what to do.
     """
@@ -62,6 +73,8 @@ class TaskMetrics(msgspec.Struct, frozen=True):
     proteins: int
     label_agreement: float
     confidence_correlation: float | None
+    variants_spearman: float | None = None
+    perplexity_drift: float | None = None
     not_compared: dict[str, str] = {}
 
 
@@ -107,11 +120,14 @@ def compare_tasks(
     agreement, correlation = compare_classifications(
         actual_pooled[distinct], expected_pooled[distinct]
     )
+    variants = _compare_variants(pairs) if has_logits else None
     silent = {}
     if not has_logits:
-        silent = dict.fromkeys(("top1_agreement_confident", "jensen_shannon_mean"), NO_LM_HEAD)
+        silent = dict.fromkeys(OF_LM_HEAD, NO_LM_HEAD)
     elif len(same) and not confident.any():
         silent["top1_agreement_confident"] = NEVER_CONFIDENT.format(len(same), CONFIDENT_LEAD)
+    if has_logits and len(same) and variants is None:
+        silent |= dict.fromkeys(("variants_spearman", "perplexity_drift"), CONSTANT_SCORES)
     if correlation is None:
         silent["confidence_correlation"] = CONSTANT_CONFIDENCE
     return TaskMetrics(
@@ -124,6 +140,8 @@ def compare_tasks(
         proteins=len(distinct),
         label_agreement=agreement,
         confidence_correlation=correlation,
+        variants_spearman=variants and variants[0],
+        perplexity_drift=variants and variants[1],
         not_compared=silent,
     )
 
@@ -137,6 +155,20 @@ def logit_error(pairs: Iterable[tuple[Answer, Answer]]) -> float:
     ]
     squares = np.concatenate(errors) ** 2 if errors else np.empty(0)
     return float(np.sqrt(squares.mean())) if len(squares) else 0.0
+
+
+def _compare_variants(pairs: Sequence[tuple[Answer, Answer]]) -> tuple[float, float] | None:
+    """At all masked positions; see ``compare_variants``."""
+    masked = [expected.input_ids == MASK_ID for _, expected in pairs]
+    got, truth = (
+        np.concatenate([
+            answer.logits[rows]
+            for answer, rows in zip(answers, masked, strict=True)
+            if answer.logits is not None
+        ])
+        for answers in zip(*pairs, strict=True)
+    )  # fmt: skip
+    return compare_variants(got, truth)
 
 
 def _predictions(
