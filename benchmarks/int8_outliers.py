@@ -1,4 +1,4 @@
-"""How far int8 is from float64, with and without large channels and their smoothing.
+"""How far int8 is from float64: large channels, smoothing, bits of weights, linears in float.
 
     python -m benchmarks.int8_outliers esm2_t6_8M_UR50D esm2_t12_35M_UR50D
 
@@ -10,6 +10,7 @@ of random weights is without bounds, so its logarithm is shown: nats a residue.
 
 import argparse
 import copy
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +20,12 @@ from torch import Tensor
 
 from exporter.model.packed_forward import PackedESM2
 from exporter.model.reference import WeightsSource, load_reference
+from exporter.parity.rules.variants import spearman
 from exporter.parity.truth.packs import parity_packs
 from exporter.weights.calibration import BUILT_IN, measure
-from exporter.weights.int8 import Recipe, linears
+from exporter.weights.int8 import LEVELS, LEVELS_BEFORE, Recipe, linears
 from exporter.weights.int8_eager import quantised_linears
+from exporter.weights.mixture import by_sensitivity, without
 from exporter.weights.smoothing import NOTHING
 from runtime.packing import PackedBatch
 from runtime.tokenizer import MASK_ID, tokenize
@@ -39,42 +42,70 @@ class Task(NamedTuple):
 
 
 def main() -> None:
-    """Prints a table of Markdown."""
+    """Prints two tables of Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+", help="architectures of synthetic weights")
-    print("| model | weights | smoothed | embeddings | logits | Spearman | nats |")
-    print("|---|---|---|---|---|---|---|")
-    for name in parser.parse_args().models:
-        for outliers in (False, True):
-            for row in _rows(name, outliers):
+    cases = [(n, outliers) for n in parser.parse_args().models for outliers in (False, True)]
+    for header, rows in (
+        ("smoothed | weights within +-", _smoothed),
+        ("inputs in float | of all multiplications in linears", _mixtures),
+    ):
+        print(f"\n| model | weights | {header} | embeddings | logits | 1 - Spearman | nats |")
+        print("|---|---|---|---|---|---|---|---|")
+        for name, outliers in cases:
+            for row in rows(_Case(name, outliers)):
                 print(f"| {name} | {'outliers' if outliers else 'random'} | {row} |", flush=True)
 
 
-@torch.no_grad()
-def _rows(name: str, outliers: bool) -> list[str]:
-    reference = load_reference(WeightsSource("synthetic", name, outliers=outliers))
-    packed = PackedESM2(reference.model, [reference.architecture.num_layers]).eval()
-    packs = parity_packs()
-    texts = [p.sequence for p in (*packs["many masks"], *packs["mixed"])]
-    truth = _run(copy.deepcopy(packed).double(), texts)
-    wide = _task(packed)
-    names = [name for name, _ in linears(packed)]
-    smoothing = measure(packed, linears(packed), BUILT_IN)
-    rows = []
-    for how, used in (("no", NOTHING), ("yes", smoothing)):
-        with quantised_linears(packed, Recipe(names, used)):
+class _Case:
+    """A model, and what it gives in float64 and in float32."""
+
+    @torch.no_grad()
+    def __init__(self, name: str, outliers: bool):
+        reference = load_reference(WeightsSource("synthetic", name, outliers=outliers))
+        self.packed = PackedESM2(reference.model, [reference.architecture.num_layers]).eval()
+        packs = parity_packs()
+        self._texts = [p.sequence for p in (*packs["many masks"], *packs["mixed"])]
+        self._truth = _run(copy.deepcopy(self.packed).double(), self._texts)
+        self._wide = _task(self.packed)
+        self.linears = dict(linears(self.packed))
+        self.smoothing = measure(self.packed, self.linears.items(), BUILT_IN)
+
+    @torch.no_grad()
+    def errors_of(self, recipe: Recipe) -> str:
+        """The last columns of a row."""
+        with quantised_linears(self.packed, recipe):
             logits, embeddings = (
                 float((x.double() - y).norm() / y.norm())
-                for x, y in zip(_run(packed, texts), truth, strict=True)
+                for x, y in zip(_run(self.packed, self._texts), self._truth, strict=True)
             )
-            task = _task(packed)
-        rank = _spearman(task.scores, wide.scores)
-        inputs = f"{len(used.factors)} inputs, {len(used.multiplied)} by a node"
-        rows.append(
-            f"{how}: {inputs} | {embeddings:.4f} | {logits:.4f} | {rank:.5f} | "
-            f"{wide.nats:.3f} {task.nats - wide.nats:+.3f}"
+            task = _task(self.packed)
+        rank = spearman(task.scores, self._wide.scores)
+        nats = f"{self._wide.nats:.3f} {task.nats - self._wide.nats:+.3f}"
+        return f"{embeddings:.4f} | {logits:.4f} | {1 - rank:.5f} | {nats}"
+
+
+def _smoothed(case: _Case) -> Iterator[str]:
+    for used in (NOTHING, case.smoothing):
+        how = (
+            f"{len(used.factors)} inputs, {len(used.multiplied)} by a node"
+            if used.factors
+            else "no"
         )
-    return rows
+        for levels in (LEVELS_BEFORE, LEVELS):
+            recipe = Recipe(list(case.linears), used, levels)
+            yield f"{how} | {levels} | {case.errors_of(recipe)}"
+
+
+def _mixtures(case: _Case) -> Iterator[str]:
+    recipe = Recipe(list(case.linears), case.smoothing)
+    order = by_sensitivity(case.packed, recipe, BUILT_IN)
+    whole = sum(linear.weight.numel() for linear in case.linears.values())
+    for share in (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4):
+        kept = order[: round(share * len(order))]
+        in_float = sum(case.linears[r].weight.numel() for site in kept for r in site.readers)
+        errors = case.errors_of(without(recipe, kept))
+        yield f"{len(kept)} of {len(order)} | {in_float / whole:.0%} | {errors}"
 
 
 def _run(packed: PackedESM2, texts: list[str]) -> tuple[Tensor, ...]:
@@ -102,11 +133,6 @@ def _task(packed: PackedESM2) -> Task:
     scores = logs[:, columns] - own[:, None]
     substituted = np.array(columns)[None] != tokens[places][:, None]
     return Task(scores[substituted], float(-own.mean()))
-
-
-def _spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    ranks = [np.argsort(np.argsort(values)) for values in (one, other)]
-    return float(np.corrcoef(*ranks)[0, 1])
 
 
 if __name__ == "__main__":

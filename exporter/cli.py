@@ -13,6 +13,7 @@ import click
 
 from exporter.errors import ExportError
 from exporter.formats.table import FORMATS
+from exporter.int8_options import int8_options, settings_of
 from exporter.model.architectures import DTYPES
 from exporter.parity.truth.packs import LONGEST
 from exporter.proof_options import device_option, longest_option, seed_option
@@ -26,7 +27,6 @@ from runtime.threads import THREADS_VARIABLE, usable_cores
 from runtime.trust.whom import VARIABLE as TRUST_VARIABLE
 
 if TYPE_CHECKING:
-    from exporter.weights.calibration import Calibration
     from runtime.pooling import Pool
     from runtime.tokenizer import Unknown
 
@@ -73,11 +73,7 @@ main.add_command(sign)
     type=click.Choice(DTYPES),
     help="Of weights and outputs; softmax, LayerNorm and rotary angles stay float32.",
 )
-@click.option(
-    "--calibration",
-    type=click.Path(),
-    help="FASTA of proteins on which int8 looks for large channels.  [default: built-in ones]",
-)
+@int8_options
 @click.option("--prove", is_flag=True, help="Also plant faults and demand that each is rejected.")
 @click.option("--prove-in", help=PROVE_IN_HELP)
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help=JOBS_HELP)
@@ -121,8 +117,8 @@ def build(
     model: str | None, checkpoint: str | None, synthetic: str | None, outliers: bool, seed: int,
     no_head: bool,
     probe: str | None, probe_on: str, target: str, layers: str | None, pool: "Pool | None",
-    contacts: bool, dtype: str, calibration: str | None, prove: bool, prove_in: str | None,
-    jobs: int, device: str,
+    contacts: bool, dtype: str, calibration: str | None, int8_budget: float | None,
+    prove: bool, prove_in: str | None, jobs: int, device: str,
     compute_capability: str | None, max_tokens: int, max_seqlen: int, longest: int,
     keep_passed: bool, sign_key: Path | None, out: Path | None,
 ) -> None:  # fmt: skip
@@ -158,8 +154,7 @@ def build(
     cards = tuple(_formats(compute_capability) or ())
     plans = PlanOptions(cards, max_tokens, max_seqlen, default_folder() / "tensorrt")
     of_format: dict[str, dict[str, Any]] = {"tensorrt": {"options": plans}}
-    if calibration is not None:
-        of_format["onnx-int8"] = {"calibration": _calibration(calibration, targets)}
+    of_format["onnx-int8"] = settings_of(targets, calibration, int8_budget)
     options = BuildOptions(
         source=source, targets=targets, layers=wanted_layers, pool=pool, dtype=dtype, prove=proof,
         out=out, device=device, of_format=of_format,
@@ -367,17 +362,6 @@ def _sequences(
 
     options = RecordOptions(unknown, upper, strip_stop)
     return read_sequences(fasta, options, on_error == "skip", _warn)
-
-
-def _calibration(fasta: str, targets: list[str]) -> "Calibration":
-    if "onnx-int8" not in targets:
-        raise ExportError(
-            "--calibration is for --target onnx-int8, got --target " + ",".join(targets)
-        )
-    from exporter.weights.calibration import first_proteins
-
-    sequences = _sequences(fasta, "stop", "error", False, False)
-    return first_proteins(Path(fasta).name, sequences)
 
 
 def _formats(text: str | None) -> list[str] | None:

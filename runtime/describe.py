@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from runtime.manifest_schema import Manifest
+from runtime.manifest_schema import Manifest, MixtureEntry
 from runtime.pairs import CONTACTS
 from runtime.trust.bundle import FILE_NAME as SIGNATURE
 from runtime.trust.whom import trusted
@@ -60,6 +60,8 @@ def describe(manifest: Manifest) -> Iterator[str]:
             )
         )
         yield f"  engine        {name}: {entry.file}, {verdict}"
+        if entry.quantised and (mixture := entry.quantised.mixture):
+            yield f"                {in_words(mixture)}"
         for plan in entry.plans:
             yield (
                 f"    plan        {plan.file}: compute capability {plan.compute_capability}, "
@@ -68,6 +70,18 @@ def describe(manifest: Manifest) -> Iterator[str]:
             )
     total = sum(entry.bytes for entry in manifest.files.values())
     yield f"  files         {len(manifest.files)} unchanged, {total / 1e6:.1f} MB"
+
+
+def in_words(mixture: MixtureEntry) -> str:
+    """Which linears of a quantised engine are in float, and what that does to its error."""
+    on = "on the calibration proteins"
+    if not mixture.in_float:
+        return f"all {mixture.num_linears} linears in int8: relative L2 {mixture.error:.3f} {on}"
+    return (
+        f"{len(mixture.in_float)} of {mixture.num_linears} linears in float "
+        f"({', '.join(mixture.in_float)}): relative L2 {mixture.error:.3f} {on}, all in int8 "
+        f"{mixture.error_of_int8:.3f}"
+    )
 
 
 def signature_line(artifact: Path) -> str:

@@ -153,6 +153,24 @@ class SmoothingEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     multiplied: int
 
 
+class MixtureEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which linears of a quantised engine stayed in float, so that its error met a budget.
+
+    Attributes:
+        in_float: their names, the most sensitive first; most models need none.
+        num_linears: of all that could be quantised.
+        budget: relative L2 of the worst output on the calibration proteins.
+        error: as it was built, in eager arithmetic.
+        error_of_int8: with every linear quantised.
+    """
+
+    in_float: list[str]
+    num_linears: int
+    budget: float
+    error: float
+    error_of_int8: float
+
+
 class Quantisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How an engine's linears were quantised, and what its answers may differ by.
 
@@ -162,6 +180,7 @@ class Quantisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         file: with the quantised weights.
         budget: limit of each rule that it was judged by.
         smoothing: of its activations; None in artifacts of before.
+        mixture: which linears were not quantised; None in artifacts of before: none.
     """
 
     weights: str
@@ -169,6 +188,7 @@ class Quantisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     file: str
     budget: dict[str, float]
     smoothing: SmoothingEntry | None = None
+    mixture: MixtureEntry | None = None
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -24,6 +24,7 @@ from exporter.parity.truth.oracle import layer_norm_of, needs_whole_scores
 from exporter.parity.truth.packs import LONGEST, Pack, as_batch, longest_pack, parity_packs
 from exporter.weights import shared as shared_weights
 from runtime.attention import Attention
+from runtime.describe import in_words
 from runtime.manifest_schema import Manifest
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 
@@ -124,6 +125,7 @@ def verify(
             "weights": f"{reference.origin.kind}: {reference.origin.source}",
             "weights digest": reference.origin.state_sha256,
             **({"head": measure_of(reference.head)} if reference.head else {}),
+            **_mixtures(manifest, chosen),
         },
         environment=describe_environment(),
         budgets=[*_budgets(manifest, chosen), *_of_steps(verdicts)],
@@ -139,6 +141,16 @@ def _budgets(manifest: Manifest, engines: Iterable[str]) -> list[Budget]:
         rule for dtype in dtypes for rule in budgets_for(dtype, manifest.architecture.num_layers)
     ]
     return list(dict.fromkeys([*rules, *(HEAD_RULES if manifest.head else ())]))
+
+
+def _mixtures(manifest: Manifest, engines: Iterable[str]) -> dict[str, str]:
+    """Of quantised engines, what they and their measure, eager in int8, have in float."""
+    quantised = {name: manifest.engines[name].quantised for name in engines}
+    return {
+        f"eager in int8, for {name}": in_words(entry.mixture)
+        for name, entry in quantised.items()
+        if entry and entry.mixture
+    }
 
 
 def _of_steps(verdicts: Iterable[EngineVerdict]) -> list[Budget]:

@@ -1,7 +1,7 @@
 """How large each channel of what linears read is, on a few proteins."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -81,6 +81,14 @@ def first_proteins(proteins: str, sequences: Iterable[str]) -> Calibration:
     return Calibration(proteins, tuple(taken))
 
 
+def batches(calibration: Calibration) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """``input_ids``, ``cu_seqlens`` and ``max_seqlen`` of each pack of its proteins."""
+    for pack in even_packs([len(tokenize(s)) for s in calibration.sequences], PACK_TOKENS):
+        batch = PackedBatch.from_sequences([calibration.sequences[i] for i in pack])
+        bounds = torch.from_numpy(batch.cu_seqlens)
+        yield torch.from_numpy(batch.input_ids), bounds, torch.tensor(batch.max_seqlen)
+
+
 @torch.no_grad()
 def measure(
     packed: PackedESM2, linears: Iterable[tuple[str, nn.Linear]], calibration: Calibration
@@ -100,10 +108,8 @@ def measure(
             name = site.readers[0]
             hook = of_model[name].register_forward_pre_hook(partial(_note, largest, name))
             hooks.callback(hook.remove)
-        for pack in even_packs([len(tokenize(s)) for s in calibration.sequences], PACK_TOKENS):
-            batch = PackedBatch.from_sequences([calibration.sequences[i] for i in pack])
-            bounds = torch.from_numpy(batch.cu_seqlens)
-            packed(torch.from_numpy(batch.input_ids), bounds, torch.tensor(batch.max_seqlen))
+        for tensors in batches(calibration):
+            packed(*tensors)
     found = {
         site.readers[0]: factors_of(
             largest[site.readers[0]], [of_model[reader].weight for reader in site.readers]

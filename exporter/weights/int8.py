@@ -127,6 +127,11 @@ def read_recipe(folder: Path) -> Recipe:
         return _recipe_of(set(file.keys()), file.get_tensor)
 
 
+def recipe_of(tensors: Mapping[str, Tensor]) -> Recipe:
+    """By which tensors of the file were written."""
+    return _recipe_of(tensors, tensors.__getitem__)
+
+
 def _recipe_of(names: Iterable[str], tensor_of: Callable[[str], Tensor]) -> Recipe:
     names = sorted(names)
     return Recipe(
@@ -199,7 +204,7 @@ def requantised(
         weights: changed, by fair-esm's names.
         stored_in: the tensors of ``weights.int8.safetensors``.
     """
-    recipe = _recipe_of(stored_in, stored_in.__getitem__)
+    recipe = recipe_of(stored_in)
     changed: dict[str, Tensor] = {}
     for name, weight in weights.items():
         changed |= _tensors_of(name, weight, recipe)

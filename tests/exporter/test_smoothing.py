@@ -213,11 +213,14 @@ class TestInt8:
         assert (entry.smoothing.proteins, entry.smoothing.num_tokens) == ("mine.fasta", 20)
 
 
-def test_calibration_is_of_int8_alone(checkpoint: Path) -> None:
-    arguments = ["build", "--checkpoint", str(checkpoint), "--calibration", "x.fasta"]
+@pytest.mark.parametrize(
+    ("option", "value"), [("--calibration", "x.fasta"), ("--int8-budget", "1")]
+)
+def test_options_of_int8_alone(checkpoint: Path, option: str, value: str) -> None:
+    arguments = ["build", "--checkpoint", str(checkpoint), option, value]
     result = CliRunner().invoke(export_main, arguments)
     assert result.exit_code == 2
-    assert "--calibration is for --target onnx-int8" in result.output
+    assert f"{option} is for --target onnx-int8" in result.output
 
 
 class TestOutliers:

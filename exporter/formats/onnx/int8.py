@@ -18,8 +18,9 @@ from exporter.model.packed_forward import PackedESM2
 from exporter.weights import int8 as int8_weights
 from exporter.weights.calibration import BUILT_IN, Calibration, measure
 from exporter.weights.int8 import Recipe
+from exporter.weights.mixture import BUDGET, choose
 from exporter.weights.smoothing import SUFFIX
-from runtime.manifest_schema import EngineEntry, Quantisation, SmoothingEntry
+from runtime.manifest_schema import EngineEntry, MixtureEntry, Quantisation, SmoothingEntry
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 from runtime.weights import Place, read_places
 
@@ -61,7 +62,9 @@ Int8Linear (values, scales, weight, weight_scales, bias) => (out)
 """
 
 
-def export(packed: PackedESM2, folder: Path, calibration: Calibration = BUILT_IN) -> EngineEntry:
+def export(
+    packed: PackedESM2, folder: Path, calibration: Calibration = BUILT_IN, budget: float = BUDGET
+) -> EngineEntry:
     """Exports ``packed`` into ``folder``, where ``weights.safetensors`` lies already.
 
     Args:
@@ -69,6 +72,7 @@ def export(packed: PackedESM2, folder: Path, calibration: Calibration = BUILT_IN
         folder: where ``model.int8.onnx`` and ``weights.int8.safetensors`` go. The recipe of one
             that is there is kept: a graph with a planted fault is no model to measure.
         calibration: proteins on which the linears' inputs are measured.
+        budget: relative L2 on them; linears stay in float until it is met.
 
     Raises:
         ExportError: ``packed`` is in half precision: its weights are rounded already.
@@ -79,11 +83,21 @@ def export(packed: PackedESM2, folder: Path, calibration: Calibration = BUILT_IN
         raise ExportError(
             f"target onnx-int8 quantises float32 weights, got {name}. Take --dtype float32"
         )
+    entry = None
     if (folder / int8_weights.FILE_NAME).exists():
         recipe = int8_weights.read_recipe(folder)
     else:
         linears = dict(int8_weights.linears(packed))
         recipe = Recipe(list(linears), measure(packed, linears.items(), calibration))
+        mixture = choose(packed, recipe, calibration, budget)
+        recipe = mixture.recipe
+        entry = MixtureEntry(
+            in_float=list(mixture.in_float),
+            num_linears=len(linears),
+            budget=budget,
+            error=mixture.error,
+            error_of_int8=mixture.error_of_int8,
+        )
     int8_weights.write(packed, folder, recipe)
     recipe = int8_weights.read_recipe(folder)
     smoothing = recipe.smoothing
@@ -112,6 +126,7 @@ def export(packed: PackedESM2, folder: Path, calibration: Calibration = BUILT_IN
                 folded=len(smoothing.factors) - len(smoothing.multiplied),
                 multiplied=len(smoothing.multiplied),
             ),
+            mixture=entry,
         ),
     )
 

@@ -11,7 +11,7 @@ from exporter.formats.onnx import int8 as onnx_int8
 from exporter.formats.onnx.contact_faults import contact_faults
 from exporter.model.packed_forward import PackedESM2
 from exporter.planted import Fault, GraphFault, Int8WeightsFault, State
-from exporter.weights.int8 import stored_names
+from exporter.weights.int8 import LEVELS, recipe_of, stored_names
 from runtime.engines.onnx.int8 import FORMAT as ONNX_INT8
 from runtime.manifest_schema import Architecture, Manifest
 
@@ -25,14 +25,14 @@ def _edited(text: str, old: str, new: str) -> Callable[[PackedESM2], Any]:
 
 
 def _scale_doubled(state: State, architecture: Architecture) -> dict[str, Tensor]:
-    name = stored_names(_middle(architecture))[1]
+    name = stored_names(_middle(state))[1]
     scales = state[name].clone()
     scales[0] *= 2
     return {name: scales}
 
 
 def _one_step_off(state: State, architecture: Architecture) -> dict[str, Tensor]:
-    name = stored_names(_middle(architecture))[0]
+    name = stored_names(_middle(state))[0]
     values = state[name].clone()
     values[0, 0] += -1 if values[0, 0] > 0 else 1
     return {name: values}
@@ -40,7 +40,8 @@ def _one_step_off(state: State, architecture: Architecture) -> dict[str, Tensor]
 
 def _four_bits(state: State, architecture: Architecture) -> dict[str, Tensor]:
     whole = {name: x for name, x in state.items() if x.dtype == torch.int8}
-    return {name: (x.float() / 8).round().mul(8).to(torch.int8) for name, x in whole.items()}
+    coarse = {name: (x.float() / 8).round() * 8 for name, x in whole.items()}
+    return {name: x.clamp(-LEVELS, LEVELS).to(torch.int8) for name, x in coarse.items()}
 
 
 def _is_smoothed(manifest: Manifest) -> str:
@@ -49,8 +50,10 @@ def _is_smoothed(manifest: Manifest) -> str:
     return "" if smoothing and smoothing.folded else "no channel of this model needed smoothing"
 
 
-def _middle(architecture: Architecture) -> str:
-    return f"layers.{architecture.num_layers // 2}.fc1"
+def _middle(state: State) -> str:
+    """A linear that is quantised: some may be in float."""
+    linears = recipe_of(state).linears
+    return sorted(linears)[len(linears) // 2]
 
 
 # One scale for all tokens: a protein's numbers then depend on its neighbours in the pack.

@@ -1,0 +1,48 @@
+"""The command line's options for int8."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter.errors import ExportError
+from runtime.option_group import option_group
+
+# Read by ``settings_of``.
+int8_options = option_group(
+    click.option(
+        "--calibration",
+        type=click.Path(),
+        help="FASTA of proteins on which int8 looks for large channels.  [default: built-in ones]",
+    ),
+    click.option(
+        "--int8-budget",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Relative L2 of int8 on those proteins. Linears stay in float until it is met.  "
+        "[default: 0.03]",
+    ),
+)
+
+
+def settings_of(
+    targets: list[str], calibration: str | None, int8_budget: float | None
+) -> dict[str, Any]:
+    """What the format ``onnx-int8`` takes.
+
+    Raises:
+        ExportError: something was given for another target.
+        InputError: the file of proteins cannot be read.
+    """
+    given = {"--calibration": calibration, "--int8-budget": int8_budget}
+    named = [option for option, value in given.items() if value is not None]
+    if named and "onnx-int8" not in targets:
+        raise ExportError(f"{named[0]} is for --target onnx-int8, got --target {','.join(targets)}")
+    settings: dict[str, Any] = {} if int8_budget is None else {"budget": int8_budget}
+    if calibration is not None:
+        from exporter.own_proteins import read_sequences
+        from exporter.weights.calibration import first_proteins
+        from runtime.readers.records import RecordOptions
+
+        sequences = read_sequences(calibration, RecordOptions("error"), False, lambda line: None)
+        settings["calibration"] = first_proteins(Path(calibration).name, sequences)
+    return settings
