@@ -44,7 +44,7 @@ def _from_8(fields: Fields) -> Fields:
 
 
 def _from_9(fields: Fields) -> Fields:
-    """10 may say how a quantised engine's activations were smoothed."""
+    """10 may say how a quantised engine's activations were smoothed, and what stayed in float."""
     return fields
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from exporter.parity.rules.task import OF_LM_HEAD, Answer, compare_classificatio
 from exporter.parity.rules.verdict import Check, _of_rows
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.oracle import run_eager
+from exporter.weights.mixture import choose
 from exporter.weights.smoothing import NOTHING
 from runtime import load
 from runtime import manifest as manifests
@@ -324,12 +326,16 @@ class TestKeepPassed:
     """An int8 engine of weights that int8 does not suit: LayerNorm has outliers, as if trained.
 
     The function is the same: what the channels gain, the next linears' columns lose. Here they are
-    not smoothed.
+    not smoothed, and all linears are in int8.
     """
 
     @pytest.fixture(autouse=True)
     def _not_smoothed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("exporter.formats.onnx.int8.measure", lambda *_: NOTHING)
+        all_in_int8 = partial(choose, budget=9.0)
+        monkeypatch.setattr(
+            "exporter.formats.onnx.int8.choose", lambda *given: all_in_int8(*given[:3])
+        )
 
     @pytest.fixture(scope="class")
     @classmethod
