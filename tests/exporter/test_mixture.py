@@ -7,6 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors import safe_open
+from torch import Tensor, nn
 
 from exporter.cli import main as export_main
 from exporter.model.packed_forward import PackedESM2
@@ -80,6 +81,21 @@ class TestChoice:
         mixture = choose(packed, Recipe(linears), BUILT_IN, 0.03)
         assert mixture.in_float[0] == "layers.1.fc1"
         assert mixture.error < mixture.error_of_int8 / 2
+
+
+class Chaos(nn.Module):
+    """A head whose numbers say nothing of int8's error."""
+
+    rows, num_labels = "N", 1
+
+    def forward(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:
+        return (1e6 * x[:1, :1]).sin()
+
+
+def test_a_head_is_no_measure(tiny: Reference, recipe: Recipe, whole: Mixture) -> None:
+    packed = PackedESM2(tiny.model).eval()
+    packed.head = Chaos()
+    assert choose(packed, recipe, BUILT_IN, budget=1) == whole
 
 
 def test_in_words_without_any() -> None:
