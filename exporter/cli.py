@@ -118,7 +118,7 @@ def build(
     no_head: bool,
     probe: str | None, probe_on: str, target: str, layers: str | None, pool: "Pool | None",
     contacts: bool, dtype: str, calibration: str | None, int8_budget: float | None,
-    prove: bool, prove_in: str | None, jobs: int, device: str,
+    int8_bits: str | None, prove: bool, prove_in: str | None, jobs: int, device: str,
     compute_capability: str | None, max_tokens: int, max_seqlen: int, longest: int,
     keep_passed: bool, sign_key: Path | None, out: Path | None,
 ) -> None:  # fmt: skip
@@ -154,7 +154,7 @@ def build(
     cards = tuple(_formats(compute_capability) or ())
     plans = PlanOptions(cards, max_tokens, max_seqlen, default_folder() / "tensorrt")
     of_format: dict[str, dict[str, Any]] = {"tensorrt": {"options": plans}}
-    of_format["onnx-int8"] = settings_of(targets, calibration, int8_budget)
+    of_format["onnx-int8"] = settings_of(targets, calibration, int8_budget, int8_bits)
     options = BuildOptions(
         source=source, targets=targets, layers=wanted_layers, pool=pool, dtype=dtype, prove=proof,
         out=out, device=device, of_format=of_format,

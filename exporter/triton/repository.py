@@ -8,6 +8,7 @@ from exporter.formats.format import ONNXRUNTIME_LIBRARY, TORCH_LIBRARY
 from exporter.formats.table import FORMATS
 from exporter.publish import link_or_copy, staged
 from exporter.templates import render
+from exporter.weights.int8 import LEVELS_BEFORE, read_recipe
 from runtime import manifest as manifests
 from runtime.manifest_schema import Manifest
 from runtime.pairs import CONTACTS
@@ -23,7 +24,7 @@ DATA_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16"}
 # The backend sets no option of a session by which ONNX Runtime would sum without cutting off.
 NEEDS_DOT_PRODUCT = (
     "its numbers are wrong on x86 processors without VNNI (before Intel's Cascade Lake and AMD's "
-    "Zen 4): serve it on others"
+    "Zen 4): serve it on others, or build it with --int8-bits 7"
 )
 
 
@@ -66,7 +67,8 @@ def write_repository(
     for line in left_out:
         say(f"left out {line}")
     for name in (name for name in served if manifest.engines[name].quantised):
-        say(f"{name}: {NEEDS_DOT_PRODUCT}")
+        if read_recipe(artifact).levels > LEVELS_BEFORE:
+            say(f"{name}: {NEEDS_DOT_PRODUCT}")
     with staged(out) as folder:
         for name in served:
             _write_model(artifact, manifest, name, folder, max_batch_size)

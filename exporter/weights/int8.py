@@ -20,10 +20,11 @@ from exporter.weights.smoothing import NOTHING, SUFFIX, Smoothing, sites
 FILE_NAME = "weights.int8.safetensors"
 
 # x86 without VNNI adds two products of uint8 and int8 in 16 bits and cuts the sum off at 32767, so
-# that 2 x 255 x 64 just fits: there the runtime asks for other kernels (``engines.onnx.cpu``).
-LEVELS = 127
+# that 2 x 255 x 64 just fits: with 8 bits the runtime asks for others there (``engines.onnx.cpu``).
+LEVELS_OF_BITS = {7: 64, 8: 127}
+LEVELS = LEVELS_OF_BITS[8]
 # The tensor with their number; a file of before has none.
-LEVELS_NAME, LEVELS_BEFORE = "levels", 64
+LEVELS_NAME, LEVELS_BEFORE = "levels", LEVELS_OF_BITS[7]
 _VALUES = ".weight.int8"
 
 

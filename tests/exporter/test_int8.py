@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import runtime
 from exporter.build import BuildOptions, build
+from exporter.cli import main
 from exporter.errors import ExportError
 from exporter.formats.onnx.int8_faults import int8_faults
 from exporter.model.packed_forward import PackedESM2
@@ -24,6 +25,7 @@ from exporter.parity.rules.budgets import budgets_for
 from exporter.parity.rules.verdict import WEIGHTS
 from exporter.parity.truth.cache import Cache
 from exporter.publish import writable_copy
+from exporter.triton.repository import write_repository
 from exporter.weights import int8 as int8_weights
 from exporter.weights.int8 import Recipe
 from runtime import manifest as manifests
@@ -101,6 +103,24 @@ class TestWeights:
         int8_weights.write(packed, tmp_path, Recipe(linears))
         name = int8_weights.FILE_NAME
         assert (tmp_path / name).read_bytes() == (int8 / name).read_bytes()
+
+
+def test_seven_bits_are_asked_for(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder, said = tmp_path / "artifact", list[str]()
+    command = ["build", "--checkpoint", str(tiny_checkpoint), "--target", "onnx-int8"]
+    built = CliRunner().invoke(main, [*command, "--int8-bits", "7", "--out", str(folder)])
+    assert built.exit_code == 0, built.output
+    values = load_file(folder / int8_weights.FILE_NAME)["layers.1.fc1.weight.int8"]
+    assert values.abs().max() == 64
+    assert "+-64" in manifests.read(folder).engines["onnx-int8"].quantised.weights
+    write_repository(folder, tmp_path / "models", say=said.append)
+    assert said == []
+
+
+def test_triton_names_processors_that_cut_eight_bits_off(int8: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    write_repository(int8, tmp_path / "models", say=said.append)
+    assert len(said) == 1 and "--int8-bits 7" in said[0]
 
 
 def test_the_graph(int8: Path) -> None:

@@ -63,8 +63,9 @@ Int8Linear (values, scales, weight, weight_scales, bias) => (out)
 
 
 def export(
-    packed: PackedESM2, folder: Path, calibration: Calibration = BUILT_IN, budget: float = BUDGET
-) -> EngineEntry:
+    packed: PackedESM2, folder: Path, calibration: Calibration = BUILT_IN, budget: float = BUDGET,
+    bits: int = 8,
+) -> EngineEntry:  # fmt: skip
     """Exports ``packed`` into ``folder``, where ``weights.safetensors`` lies already.
 
     Args:
@@ -73,6 +74,7 @@ def export(
             that is there is kept: a graph with a planted fault is no model to measure.
         calibration: proteins on which the linears' inputs are measured.
         budget: relative L2 on them; linears stay in float until it is met.
+        bits: of weights, 7 or 8; see ``exporter.weights.int8.LEVELS_OF_BITS``.
 
     Raises:
         ExportError: ``packed`` is in half precision: its weights are rounded already.
@@ -88,7 +90,8 @@ def export(
         recipe = int8_weights.read_recipe(folder)
     else:
         linears = dict(int8_weights.linears(packed))
-        recipe = Recipe(list(linears), measure(packed, linears.items(), calibration))
+        smoothing = measure(packed, linears.items(), calibration)
+        recipe = Recipe(list(linears), smoothing, int8_weights.LEVELS_OF_BITS[bits])
         mixture = choose(packed, recipe, calibration, budget)
         recipe = mixture.recipe
         entry = MixtureEntry(
