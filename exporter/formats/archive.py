@@ -4,6 +4,10 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+# A digest of what PyTorch wrote, with the paths and stack traces that are taken out here.
+_ID_RECORD = "/.data/serialization_id"
+_ID = b"0" * 40
+
 
 def rewrite(path: Path, change: Callable[[str, bytes], bytes | None]) -> None:
     """Writes the archive again, each record as ``change(name, data)`` gives it, or without it."""
@@ -13,4 +17,4 @@ def rewrite(path: Path, change: Callable[[str, bytes], bytes | None]) -> None:
         for name, data in records:
             if data is not None:
                 # A bare ZipInfo carries the same date everywhere.
-                archive.writestr(zipfile.ZipInfo(name), data)
+                archive.writestr(zipfile.ZipInfo(name), _ID if name.endswith(_ID_RECORD) else data)

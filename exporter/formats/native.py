@@ -122,8 +122,17 @@ def compiler_command() -> list[str]:
     return command
 
 
+def compiler_version(compiler: list[str]) -> str:
+    """What a compiler says of itself.
+
+    Raises:
+        CompilerError: it says nothing.
+    """
+    return _run([*compiler, "--version"], Path.cwd())
+
+
 def _digest(compiler: list[str], source: Path) -> str:
-    version = _run([*compiler, "--version"], source)
+    version = compiler_version(compiler)
     digest = hashlib.sha256(
         repr((compiler, version, platform.machine(), FLAGS, X86_64, torch.__version__)).encode()
     )

@@ -44,12 +44,16 @@ def compiling_in(workspace: Path, compiler: list[str]) -> Iterator[None]:
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     mended = nullcontext() if version >= TELLS_PASSES_APART else _two_passes_apart()
     kept = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    threads = torch.get_num_threads()
+    # Fewer than the cores, as by OMP_NUM_THREADS, would become part of the engine.
+    torch.set_num_threads(os.cpu_count() or 1)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(workspace / "cache")
     try:
         with mended, config.patch({"cpp.cxx": (None, str(wrapper))}), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        torch.set_num_threads(threads)
         if kept is None:
             del os.environ["TORCHINDUCTOR_CACHE_DIR"]
         else:

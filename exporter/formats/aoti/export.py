@@ -37,6 +37,10 @@ OPTIONS: dict[str, Any] = {
     "cpp_cache_precompile_headers": False,
 }
 
+# Of files, and of the symbols named after them; else digests of sources that name a temporary
+# folder. Not on a card, where it would be in the names of kernels, too.
+NAMED = {"aot_inductor.model_name_for_generated_files": "engine"}
+
 # Instruction set -> the width of its vectors in bits. Linears and attention, nearly all of the
 # time, take what the processor has in any case; the rest asks for what most processors have.
 VECTOR_BITS = {X86_64_V3: 256}
@@ -91,6 +95,7 @@ def compile_package(
     """
     device = packed.embed_tokens.weight.device
     input_ids, cu_seqlens, max_seqlen = tracing_pack(lengths)
+    named = NAMED if device.type == "cpu" else {}
     # The host's max_seqlen stays there: it is a size.
     pack = input_ids.to(device), cu_seqlens.to(device), max_seqlen
     with temporary_folder("aoti") as workspace, compiling_in(workspace, compiler):
@@ -100,7 +105,9 @@ def compile_package(
             )
         try:
             torch._inductor.aoti_compile_and_package(
-                program, package_path=str(path), inductor_configs={**_known(OPTIONS), **options}
+                program,
+                package_path=str(path),
+                inductor_configs={**_known(OPTIONS | named), **options},
             )
         except Exception as error:  # the compiler's output comes in a dozen classes
             said = telling_line(str(error) or type(error).__name__)
