@@ -1,17 +1,16 @@
 """Builds an artifact: load -> trace -> lower -> write aside -> verify -> publish."""
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
 
+from exporter.build_options import BuildOptions
 from exporter.environment import version_of
 from exporter.errors import ExportError
 from exporter.formats import native
@@ -21,7 +20,7 @@ from exporter.keep_passed import can_publish_some, without_failed
 from exporter.model.architectures import DTYPES
 from exporter.model.packed_forward import PackedESM2, check_repr_layers
 from exporter.model.precision import cast_copy
-from exporter.model.reference import Reference, WeightsSource, fair_esm_version, load_reference
+from exporter.model.reference import Reference, fair_esm_version, load_reference
 from exporter.parity.golden import golden_packs, write_golden
 from exporter.parity.report.files import write_report
 from exporter.parity.report.schema import ParityError, Report
@@ -31,9 +30,10 @@ from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.device import memory_of, reference_device
 from exporter.parity.truth.oracle import layer_norm_of, needs_whole_scores
 from exporter.parity.truth.packs import LONGEST, longest_pack, parity_packs
-from exporter.parity.verify import Proof, ProofOptions, verify
+from exporter.parity.verify import Proof, verify
+from exporter.provenance import sbom
+from exporter.provenance import statement as provenance
 from exporter.publish import staged, writable_copy
-from exporter.signing import Signer
 from exporter.weights import shared as shared_weights
 from runtime import manifest as manifests
 from runtime.files import FileEntry, file_entry
@@ -49,42 +49,7 @@ from runtime.manifest_upgrades import SCHEMA_VERSION
 from runtime.ops.varlen_attention import NAME as OP_NAME
 from runtime.ops.varlen_attention import SCHEMA as OP_SCHEMA
 from runtime.pairs import CONTACTS
-from runtime.pooling import Pool
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What to build.
-
-    Attributes:
-        source: of the weights.
-        targets: names of formats in ``exporter.formats.table``.
-        layers: to export; None takes the last.
-        pool: adds a ``pooled`` output of the last exported layer.
-        prove: plant faults in the verified engines, and demand that each is rejected.
-        dtype: of weights and outputs, one of ``exporter.model.architectures.DTYPES``.
-        out: the artifact's folder; None takes ``artifacts/<name>``.
-        device: where engines are verified, as in ``runtime.load``; ``"cuda"`` runs eager fair-esm
-            there too.
-        of_format: options that only one format takes, by its name.
-        longest: tokens of the longest protein to compare.
-        keep_passed: publish the engines that passed where another failed; its verdict stays in the
-            report.
-        signer: signs the artifact before it is published.
-    """
-
-    source: WeightsSource
-    targets: Sequence[str]
-    layers: Sequence[int] | None = None
-    pool: Pool | None = None
-    dtype: str = "float32"
-    prove: ProofOptions | None = None
-    out: Path | None = None
-    device: str = "auto"
-    of_format: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    longest: int = LONGEST
-    keep_passed: bool = False
-    signer: Signer | None = None
+from runtime.provenance import FILE_NAME as PROVENANCE
 
 
 def build(
@@ -106,6 +71,7 @@ def build(
         ParityError: an engine failed, or with ``keep_passed`` all of them; nothing is published.
         ExportError: an option or the destination is wrong.
     """
+    started = provenance.now()
     formats = chosen(options.targets)
     if options.dtype not in DTYPES:
         raise ExportError(f"dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
@@ -166,9 +132,12 @@ def build(
                 raise ParityError(_first_failure(report), report)
             manifest = without_failed(folder, manifest, report)
         write_report(report, folder)
+        sbom.write(folder, artifact, sbom.roots_of(options.targets, reference.origin))
         passed = [verdict for verdict in report.engines if verdict.status == "passed"]
         parity = {verdict.engine: verdict.summary(report.packs) for verdict in passed}
-        manifest = msgspec.structs.replace(manifest, parity=parity, files=_files(folder))
+        files = _files(folder)
+        files[PROVENANCE] = provenance.write(folder, options, reference.origin, files, started)
+        manifest = msgspec.structs.replace(manifest, parity=parity, files=files)
         manifests.write(manifest, folder)
         if options.signer:
             options.signer.sign(folder)

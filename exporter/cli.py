@@ -17,6 +17,7 @@ from exporter.int8_options import int8_options, settings_of
 from exporter.model.architectures import DTYPES
 from exporter.parity.truth.packs import LONGEST
 from exporter.proof_options import device_option, longest_option, seed_option
+from exporter.rebuild.command import rebuild_check
 from exporter.sign_command import sign
 from exporter.source_options import head_options, source_of, source_options, with_head
 from runtime.errors import Esm2Error
@@ -44,6 +45,7 @@ def main() -> None:
 
 
 main.add_command(sign)
+main.add_command(rebuild_check)
 
 
 @main.command(epilog="Example: esm2-export build --model esm2_t6_8M_UR50D")
@@ -131,8 +133,8 @@ def build(
     source = with_head(source, no_head, probe, probe_on)
     wanted_layers = None if layers is None else _integers(layers)
 
-    from exporter.build import BuildOptions
     from exporter.build import build as run_build
+    from exporter.build_options import BuildOptions
     from exporter.formats.tensorrt.options import PlanOptions
     from exporter.keep_passed import left_out
     from exporter.parity.report.schema import ParityError

@@ -1,6 +1,5 @@
 """The command line's options for int8."""
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -48,10 +47,7 @@ def settings_of(
     if int8_bits is not None:
         settings["bits"] = int(int8_bits)
     if calibration is not None:
-        from exporter.own_proteins import read_sequences
-        from exporter.weights.calibration import first_proteins
-        from runtime.readers.records import RecordOptions
+        from exporter.own_proteins import calibration_of
 
-        sequences = read_sequences(calibration, RecordOptions("error"), False, lambda line: None)
-        settings["calibration"] = first_proteins(Path(calibration).name, sequences)
+        settings["calibration"] = calibration_of(calibration)
     return settings

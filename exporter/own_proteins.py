@@ -1,11 +1,16 @@
 """A user's own proteins, from FASTA, as text for eager fair-esm and for the engines."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runtime.errors import InputError
 from runtime.readers.fasta import check_readable, read_fasta
 from runtime.readers.records import RecordOptions, Rejection, prepare
 from runtime.readers.scan import all_rejected
+
+if TYPE_CHECKING:
+    from exporter.weights.calibration import Calibration
 
 
 def read_sequences(
@@ -39,3 +44,15 @@ def read_sequences(
     if rejected:
         warn(f"warning: {len(rejected)} records are left out, the first: {rejected[0]}")
     return sequences
+
+
+def calibration_of(fasta: str) -> "Calibration":
+    """The proteins on which a user has int8 look for large channels.
+
+    Raises:
+        InputError: what ``read_sequences`` raises; every record must be one that can be run.
+    """
+    from exporter.weights.calibration import first_proteins
+
+    sequences = read_sequences(fasta, RecordOptions("error", False, False), False, lambda _: None)
+    return first_proteins(Path(fasta).name, sequences)

@@ -56,12 +56,14 @@ def info(artifact: Path, as_json: bool) -> None:
     """Show what ARTIFACT holds; every file is checked against its SHA-256."""
     from runtime import manifest as manifests
     from runtime.describe import describe, signature_line
+    from runtime.provenance import describe as describe_provenance
 
     manifest = manifests.read(artifact)
     if as_json:
         click.echo((artifact / manifests.FILE_NAME).read_text(), nl=False)
     else:
-        say("\n".join([*describe(manifest), signature_line(artifact)]))
+        provenance = describe_provenance(artifact, manifest)
+        say("\n".join([*describe(manifest), *provenance, signature_line(artifact)]))
 
 
 @main.command(epilog="Example: esm2-run verify-signature artifacts/NAME --public-key me.pub")

@@ -21,7 +21,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from exporter.build import BuildOptions, build
+from exporter.build import build
+from exporter.build_options import BuildOptions
 from exporter.formats.aoti.export import OPTIONS
 from exporter.formats.tensorrt.options import PlanOptions
 from exporter.model.packed_forward import PackedESM2

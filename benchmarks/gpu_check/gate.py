@@ -10,7 +10,8 @@ import torch
 from benchmarks.gpu_check.engines import ENGINES
 from benchmarks.gpu_check.plan import Job
 from benchmarks.gpu_check.results import Parity, Step, reason_of
-from exporter.build import BuildOptions, build
+from exporter.build import build
+from exporter.build_options import BuildOptions
 from exporter.errors import CheckpointError
 from exporter.model.reference import WeightsSource
 from exporter.parity.report.schema import ParityError, Report

@@ -6,6 +6,7 @@ import importlib.util
 # or contender is listed as not run.
 NEEDED = {
     "click": "click",
+    "cyclonedx": "cyclonedx-python-lib",
     "esm": "fair-esm",
     "jinja2": "jinja2",
     "matplotlib": "matplotlib",
@@ -14,6 +15,7 @@ NEEDED = {
     "onnx": "onnx",
     "onnx_ir": "onnx-ir",
     "onnxruntime": "onnxruntime-gpu (or onnxruntime)",
+    "packaging": "packaging",
     "safetensors": "safetensors",
     "torch": "torch",
     "tqdm": "tqdm",

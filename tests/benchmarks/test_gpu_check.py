@@ -47,7 +47,7 @@ from benchmarks.results import (
     WorkloadResult,
 )
 from benchmarks.summary import headline_of, rows_of
-from exporter.build import BuildOptions
+from exporter.build_options import BuildOptions
 from exporter.model.reference import WeightsSource, load_reference
 from exporter.parity.report.schema import ParityError
 from exporter.parity.report.schema import Report as Parities

@@ -16,7 +16,8 @@ from unittest import mock
 
 import click
 
-from exporter.build import BuildOptions, build
+from exporter.build import build
+from exporter.build_options import BuildOptions
 from exporter.formats.onnx import cuda as onnx_cuda
 from exporter.model.packed_forward import PackedESM2
 from exporter.model.reference import WeightsSource, load_reference

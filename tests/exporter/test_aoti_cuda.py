@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import runtime
-from exporter.build import BuildOptions, build
+from exporter.build import build
+from exporter.build_options import BuildOptions
 from exporter.errors import ExportError
 from exporter.formats.tracing import dynamic_shapes, exporting, tracing_pack
 from exporter.model.packed_forward import PackedESM2

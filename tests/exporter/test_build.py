@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 import runtime
 from exporter import build as building
-from exporter.build import BuildOptions
+from exporter.build_options import BuildOptions
 from exporter.cli import main
 from exporter.errors import ExportError
 from exporter.model.packed_forward import PackedESM2

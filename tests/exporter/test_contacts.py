@@ -15,7 +15,8 @@ import torch
 from esm.modules import apc, symmetrize
 
 import runtime
-from exporter.build import BuildOptions, build
+from exporter.build import build
+from exporter.build_options import BuildOptions
 from exporter.errors import CheckpointError, ExportError
 from exporter.formats import native
 from exporter.model.reference import Reference, WeightsSource, load_reference

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 import runtime
-from exporter.build import BuildOptions, build
+from exporter.build import build
+from exporter.build_options import BuildOptions
 from exporter.errors import CheckpointError, ExportError
 from exporter.model.reference import Reference, WeightsSource, load_reference
 from exporter.parity.prove.faults import faults, faults_of

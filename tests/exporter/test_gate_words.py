@@ -12,7 +12,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from exporter.build import BuildOptions, build
+from exporter.build import build
+from exporter.build_options import BuildOptions
 from exporter.cli import main
 from exporter.model.reference import Reference, WeightsSource, load_reference
 from exporter.parity.answers import Answers

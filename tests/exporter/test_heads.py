@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import esm2_engines as esm2
-from exporter.build import BuildOptions, build
+from exporter.build import build
+from exporter.build_options import BuildOptions
 from exporter.cli import main
 from exporter.errors import CheckpointError, ExportError
 from exporter.formats.tensorrt.graph import lower

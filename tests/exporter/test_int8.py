@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import runtime
-from exporter.build import BuildOptions, build
+from exporter.build import build
+from exporter.build_options import BuildOptions
 from exporter.cli import main
 from exporter.errors import ExportError
 from exporter.formats.onnx.int8_faults import int8_faults

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import runtime
-from exporter.build import BuildOptions, build
+from exporter.build import build
+from exporter.build_options import BuildOptions
 from exporter.errors import ExportError
 from exporter.formats.onnx import cuda as onnx_cuda_export
 from exporter.formats.onnx.attention import DOMAIN, ONNX_DTYPES, OPSET, PACKED_OP_TYPE

@@ -11,7 +11,8 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from exporter.build import BuildOptions, build
+from exporter.build import build
+from exporter.build_options import BuildOptions
 from exporter.cli import main as export_main
 from exporter.formats.onnx.int8_faults import int8_faults
 from exporter.model.packed_forward import PackedESM2

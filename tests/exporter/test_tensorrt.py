@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import runtime
-from exporter.build import BuildOptions, build
+from exporter.build import build
+from exporter.build_options import BuildOptions
 from exporter.errors import ExportError
 from exporter.formats.tensorrt import export as tensorrt
 from exporter.formats.tensorrt import plan as tensorrt_plan

@@ -34,12 +34,17 @@ def read_model(name: str, contacts: bool = False) -> Weights:
         OSError: the file cannot be read.
     """
     known_architecture(name)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / f"{name}.pt"
+    path = model_file(name)
     _downloaded(DOWNLOAD_URL.format(name=name), path)
     if contacts:
         beside = contact_file(path)
         _downloaded(CONTACTS_URL.format(file=beside.name), beside)
     return read_contents(unpickle(path), path, "model")
+
+
+def model_file(name: str) -> Path:
+    """Where fair-esm, by torch.hub, keeps a model."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / f"{name}.pt"
 
 
 def _downloaded(url: str, path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Whether an artifact, built again, is the same bytes."""
