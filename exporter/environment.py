@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from runtime.threads import usable_cores
+from runtime.threads import default_threads, usable_cores
 
 PACKAGES = ("esm2-engines", "fair-esm", "torch", "numpy", "onnx", "onnxruntime", "flash-attn")
 
@@ -18,6 +18,7 @@ def describe_environment() -> dict[str, str]:
     return {
         **versions,
         "python": platform.python_version(),
+        "threads": str(default_threads()),
         "cpu": f"{usable_cores()} cores, {cpu_name()}",
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "gpu": gpu,

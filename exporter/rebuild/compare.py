@@ -57,7 +57,7 @@ def compare(folder: Path, again: Path) -> list[Outcome]:
     reasons = {name: why for name in changed if (why := _never(name))}
     measured = "measured of engines that differ" if reasons else ""
     if _processor(folder) != _processor(again):
-        measured = "measured on another processor"
+        measured = "measured on another processor, or by other threads"
     if measured:
         reasons |= dict.fromkeys(MEASURED & changed, measured)
     if (folder / manifests.FILE_NAME).read_bytes() != (again / manifests.FILE_NAME).read_bytes():
@@ -101,7 +101,7 @@ def _but_for(path: Path, names: Collection[str]) -> Any:
 
 def _processor(folder: Path) -> str:
     environment = _json(folder / PARITY)["environment"]
-    return "; ".join(str(environment.get(key)) for key in ("cpu", "instructions", "gpu"))
+    return "; ".join(str(environment.get(key)) for key in ("cpu", "threads", "instructions", "gpu"))
 
 
 def _facts(folder: Path) -> dict[str, str]:
