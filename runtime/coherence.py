@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runtime.files import path_problem
-from runtime.manifest_schema import EMBEDDING, Manifest
+from runtime.manifest_schema import EMBEDDING, HEAD, Manifest
 from runtime.pooling import POOL_CHOICES
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -24,7 +24,15 @@ def contradictions(manifest: Manifest) -> Iterator[str]:
         yield f"no output {', '.join(missing)}"
     if len(set(outputs)) != len(outputs):
         yield "two outputs have one name"
+    for output in manifest.signature.outputs:
+        if len(output.shape) != 2:
+            yield f"output {output.name} has {len(output.shape)} dimensions, expected 2"
+        elif output.name in wanted and output.shape != ["T", manifest.architecture.embed_dim]:
+            yield f"output {output.name} is {output.shape}, not rows of embed_dim"
+    yield from _problems_with_head(manifest)
     golden = manifest.golden
+    if unlimited := [name for name in [*outputs, EMBEDDING] if name not in golden.limits]:
+        yield f"golden.limits has none for {', '.join(unlimited)}"
     own = {f"golden.own_limits.{engine}": limits for engine, limits in golden.own_limits.items()}
     for whose, limits in {"golden.limits": golden.limits, **own}.items():
         for name, limit in limits.items():
@@ -32,6 +40,17 @@ def contradictions(manifest: Manifest) -> Iterator[str]:
                 yield f"{whose} has a limit for {name!r}, which is no output"
             if not limit > 0:
                 yield f"{whose} has a limit of {limit} for {name}, expected more than 0"
+
+
+def _problems_with_head(manifest: Manifest) -> Iterator[str]:
+    if (head := manifest.head) is None:
+        return
+    count = len(head.id2label)
+    if head.id2label.keys() != {str(number) for number in range(count)}:
+        yield "head.id2label does not name columns 0, 1, 2 and so on"
+    for output in manifest.signature.outputs:
+        if output.name == HEAD and (output.rows, output.shape[1:]) != (head.rows, [count]):
+            yield f"output {HEAD} is {output.shape}, and the head has {count} labels of {head.rows}"
 
 
 def problems_with_names(manifest: Manifest, folder: Path) -> Iterator[str]:

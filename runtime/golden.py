@@ -111,6 +111,8 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
             raise ValueError(f"its arrays have {declared:,} bytes, of at most {MAX_BYTES:,}")
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
+        if others := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{min(others)} is no array")
         bare = {
             name.removeprefix(BARE): arrays.pop(name) for name in [*arrays] if name.startswith(BARE)
         }

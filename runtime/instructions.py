@@ -58,13 +58,18 @@ def of_library(library: Path) -> str:
     try:
         function = ctypes.CDLL(str(library.resolve())).esm2_instruction_set
     except AttributeError:
-        raise EngineError(
-            f"{library} is another library, not this project's attention op: it has no "
-            "esm2_instruction_set. Export again or copy the artifact anew"
-        ) from None
+        raise another_library(library, "has no esm2_instruction_set") from None
     function.restype = ctypes.c_char_p
     name: bytes = function()
     return name.decode()
+
+
+def another_library(library: Path, reason: str) -> EngineError:
+    """That a library is not what its name says."""
+    return EngineError(
+        f"{library} is another library, not this project's attention op: it {reason}. Export again "
+        "or copy the artifact anew"
+    )
 
 
 def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str] | None:

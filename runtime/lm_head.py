@@ -21,7 +21,7 @@ AMINO_ACID_IDS = np.array([ID_OF_TOKEN[letter] for letter in AMINO_ACIDS])
 
 def check_lm_head(manifest: "Manifest") -> None:
     """Raises UnsupportedError for an artifact without logits; says how to build one with them."""
-    if not manifest.weights.lm_head:
+    if not manifest.weights.lm_head or not manifest.gives("logits"):
         raise UnsupportedError(
             f"artifact {manifest.name!r} gives no logits: its checkpoint had no LM head. Build it "
             "from a masked language model's checkpoint, such as 'esm2-export build --model "

@@ -50,7 +50,7 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def rows(self) -> Rows:
         """What an output has one row for each of."""
-        return _ROWS.get(self.shape[0], "tokens")
+        return _ROWS.get(self.shape[0] if self.shape else "", "tokens")
 
 
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

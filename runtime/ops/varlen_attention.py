@@ -112,6 +112,8 @@ def _load(library: Path) -> str:
         ) from None
     finally:
         del os.environ[IN_PYTHON_VARIABLE]
+    if not hasattr(torch.ops.esm2, "varlen_attention_native"):
+        raise instructions.another_library(library, "registers no esm2::varlen_attention_native")
     loaded = ctypes.PyDLL(str(library.resolve()))
     # Libraries of older artifacts leave the op's CPU key to Python, whose kernel calls them.
     if hasattr(loaded, "esm2_attend_in_python"):

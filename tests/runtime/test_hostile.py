@@ -1,32 +1,37 @@
 """Artifacts that somebody changed and sealed anew, without a key: refused in one line, or right.
 
 What engines' libraries do with files that were changed on purpose is not here: there is the
-signature for it (``test_trust.py``). Found by trying 2,400 manifests and the golden arrays.
+signature for it (``test_trust.py``). Thousands of others: ``make fuzz``.
 """
 
-import hashlib
 import json
 import os
 import random
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from runtime import golden
 from runtime import manifest as manifests
-from runtime.errors import ArtifactError, Esm2Error
+from runtime.errors import ArtifactError, EngineError, Esm2Error, UnsupportedError
 from runtime.golden import packs_of, read_golden
 from runtime.loading import load
-from tests.runtime.signing import rewrite
+from runtime.model import load_model
+from tests.fuzz.mutations import (
+    ARRAYS,
+    DELETED,
+    VALUES,
+    changed,
+    paths,
+    reseal,
+    rewrite,
+    seal,
+)
 
-DELETED = "(removed)"
-VALUES = (
-    None, -1, 0, 1, 10**18, 10**30, 1.5, "", "x", "../x", "\ud800", [], {}, [None], True, DELETED,
-)  # fmt: skip
 # In the tests a sample; all of them took 400 s.
 COPIES = 150
 
@@ -36,36 +41,6 @@ def fields(ready_artifact: Path) -> dict[str, Any]:
     """Of the newest schema."""
     manifests.write(manifests.read(ready_artifact), ready_artifact)
     return json.loads((ready_artifact / "manifest.json").read_text())  # type: ignore[no-any-return]
-
-
-def seal(fields: dict[str, Any], folder: Path) -> None:
-    """As ``manifests.write``, of what has no type."""
-    text = json.dumps(fields, indent=2).encode()
-    text = manifests._SEAL.sub(rb"\g<1>" + b"0" * 64 + rb"\g<3>", text)
-    digest = hashlib.sha256(text).hexdigest().encode()
-    (folder / "manifest.json").write_bytes(
-        manifests._SEAL.sub(rb"\g<1>" + digest + rb"\g<3>", text)
-    )
-
-
-def paths(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Of every field, however deep."""
-    keys: Any = value if isinstance(value, dict) else ()
-    if isinstance(value, list):
-        keys = range(len(value))
-    return [p for key in keys for p in ((*above, key), *paths(value[key], (*above, key)))]
-
-
-def changed(fields: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
-    copy = json.loads(json.dumps(fields))
-    place = copy
-    for key in path[:-1]:
-        place = place[key]
-    if value is DELETED:
-        del place[path[-1]]
-    else:
-        place[path[-1]] = value
-    return copy  # type: ignore[no-any-return]
 
 
 def refuse_or_pass(folder: Path, **options: Any) -> str | None:
@@ -101,6 +76,14 @@ def test_manifests_with_fields_of_any_kind(ready_artifact: Path, fields: dict[st
         (("golden", "limits", "embedding"), -1, "limit of -1.* for embedding"),
         (("layers",), [], "no layer is exported"),
         (("pool",), "x", "pool is 'x'"),
+        (("golden", "limits", "pooled"), DELETED, "golden.limits has none for pooled"),
+        (("signature", "outputs", 0, "shape"), [], "has 0 dimensions, expected 2"),
+        (("architecture", "embed_dim"), 96, "not rows of embed_dim"),
+        (
+            ("head",),
+            {"kind": "x", "rows": "proteins", "problem_type": "regression", "id2label": {"a": "x"}},
+            "head.id2label does not name columns",
+        ),
     ],
     ids=str,
 )
@@ -110,6 +93,47 @@ def test_what_contradicts_itself(
     seal(changed(fields, path, value), ready_artifact)
     with pytest.raises(ArtifactError, match=said):
         load(ready_artifact, "onnx", validate=True)
+
+
+def _without(fields: dict[str, Any], output: str) -> dict[str, Any]:
+    kept = [each for each in fields["signature"]["outputs"] if each["name"] != output]
+    limits = {name: limit for name, limit in fields["golden"]["limits"].items() if name != output}
+    golden = {**fields["golden"], "limits": limits}
+    return {**fields, "signature": {**fields["signature"], "outputs": kept}, "golden": golden}
+
+
+def test_an_output_that_the_manifest_does_not_name(
+    ready_artifact: Path, fields: dict[str, Any]
+) -> None:
+    seal(_without(fields, "logits"), ready_artifact)
+    with load_model(ready_artifact, engine="onnx") as model:
+        with pytest.raises(UnsupportedError, match="gives no logits"):
+            model.logits(["MKT"])
+        with pytest.raises(UnsupportedError, match="gives no logits"):
+            model.perplexity(["MKT"])
+    with load_model(ready_artifact, engine="torchscript") as model:
+        with pytest.raises(EngineError, match="gives 4 outputs, the manifest names 3") as error:
+            model.embed(["MKT"])
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"x" * 99, lambda data: data[:-9], lambda _: b""])
+def test_a_package_that_is_none(ready_artifact: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = ready_artifact / "model.ts"
+    rewrite(path, damage(path.read_bytes()))
+    with pytest.raises(EngineError, match="model.ts: it is no archive"):
+        load(ready_artifact, "torchscript", check_files=False)
+
+
+def test_a_package_that_would_fill_the_memory(ready_artifact: Path) -> None:
+    """Its checksums are right: who changes it on purpose writes them anew."""
+    path = ready_artifact / "model.ts"
+    rewrite(path, b"")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/data/0", bytes(1 << 20))
+    reseal(ready_artifact, "model.ts")
+    with pytest.raises(EngineError, match="its members have 1,048,576 bytes, of a file of"):
+        load(ready_artifact, "torchscript")
 
 
 def _sparse(path: Path) -> None:
@@ -141,28 +165,7 @@ def test_manifests_that_are_none(
     assert "\n" not in str(error.value)
 
 
-Array = NDArray[Any]
-CHANGES: dict[str, Callable[[Array], Array | None]] = {
-    "gone": lambda a: None,
-    "empty": lambda a: a[:0],
-    "one": lambda a: a[:1],
-    "half": lambda a: a[: len(a) // 2],
-    "twice": lambda a: np.concatenate([a, a]),
-    "flat": lambda a: a.reshape(-1),
-    "deep": lambda a: a[None, None],
-    "scalar": lambda a: a.reshape(-1)[0],
-    "texts": lambda a: a.astype(str),
-    "complex": lambda a: np.zeros(a.shape, complex),
-    "negative": lambda a: np.full(a.shape, -5, np.int64),
-    "large": lambda a: np.full(a.shape, 2**62, np.int64),
-    "not numbers": lambda a: np.full(a.shape, np.nan),
-    "records": lambda a: np.zeros(a.shape, [("a", "i4")]),
-    "dates": lambda a: np.zeros(a.shape, "M8[s]"),
-    "pickles": lambda a: np.full(a.shape, {"a": 1}, object),
-}
-
-
-@pytest.mark.parametrize("how", CHANGES)
+@pytest.mark.parametrize("how", ARRAYS)
 def test_golden_arrays_of_any_kind(ready_artifact: Path, how: str) -> None:
     """What is read can be made packs of, and each answer has its rows."""
     manifest = manifests.read(ready_artifact)
@@ -171,7 +174,7 @@ def test_golden_arrays_of_any_kind(ready_artifact: Path, how: str) -> None:
         arrays = dict(file)
     refused = 0
     for name, array in arrays.items():
-        value = CHANGES[how](array)
+        value = ARRAYS[how](array)
         path.unlink()
         np.savez(path, **{n: a for n, a in {**arrays, name: value}.items() if a is not None})
         try:

@@ -118,7 +118,7 @@ def _shards(index: Path) -> list[str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} names no files: it has no weight_map")
-    names = list(dict.fromkeys(weight_map.values()))
+    names = weight_map.values()
     outside = [
         name
         for name in names
@@ -128,4 +128,4 @@ def _shards(index: Path) -> list[str]:
         raise CheckpointError(
             f"{index} is refused: it names {some(outside)}, expected files of its own folder"
         )
-    return sorted(names)
+    return sorted(set(names))

@@ -13,6 +13,7 @@ from runtime import instructions
 from runtime.engine import Settings
 from runtime.engines.torch import engine as torch_engine
 from runtime.engines.torch.engine import TorchEngine, library, limit_threads, read_weights
+from runtime.engines.torch.package import check_package
 from runtime.errors import EngineError
 from runtime.manifest_schema import Manifest
 from runtime.staging import staging
@@ -52,6 +53,7 @@ def run_package(
     varlen_attention.use_native_of(folder, entry)
     limit_threads(settings.threads)
     path = folder / entry.file
+    check_package(path)
     weights = read_weights(folder, device)
     with ExitStack() as unpacked:
         runner = _open_runner(unpacked.enter_context(_unpacked(path)), device)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from runtime.device import index_of
 from runtime.engine import Outputs, Settings
 from runtime.engines.base import LoadedEngine, spec_of
-from runtime.errors import EngineError, UnsupportedError, cause
+from runtime.errors import EngineError, Esm2Error, UnsupportedError, cause
 from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
 from runtime.pairs import CONTACTS
@@ -177,7 +177,7 @@ class TorchEngine(LoadedEngine):
     def run(self, batch: PackedBatch) -> Outputs:
         """See ``Engine.run``."""
         with self._running(batch):
-            arrays = [_to_array(tensor) for tensor in self.forward(self.inputs(batch))]
+            arrays = [_to_array(tensor) for tensor in self._all_outputs(self.inputs(batch))]
         return Outputs(dict(zip(self.output_names, arrays, strict=True)))
 
     def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
@@ -187,7 +187,7 @@ class TorchEngine(LoadedEngine):
         check_pool(how)
         with self._running(batch):
             inputs = self.inputs(batch)
-            tensors = list(self.forward(inputs))
+            tensors = self._all_outputs(inputs)
             rows = tensors[self.output_names.index(f"representations.{layer}")]
             if self.spec.device != "cpu" and how != "none":
                 return _to_array(pool_tensor(rows, inputs[1], how))
@@ -222,6 +222,15 @@ class TorchEngine(LoadedEngine):
         with torch.inference_mode(), on(self.spec.device), varlen_attention.using(self._choice):
             return self._forward(inputs)
 
+    def _all_outputs(self, inputs: "list[torch.Tensor]") -> "list[torch.Tensor]":
+        tensors = list(self.forward(inputs))
+        if len(tensors) != len(self.output_names):
+            raise EngineError(
+                f"engine {self.spec.format!r} gives {len(tensors)} outputs, the manifest names "
+                f"{len(self.output_names)}. Export again or copy the artifact anew"
+            )
+        return tensors
+
     @contextmanager
     def _running(self, batch: PackedBatch) -> Iterator[None]:
         import torch
@@ -229,7 +238,9 @@ class TorchEngine(LoadedEngine):
         try:
             with self._one_at_a_time, torch.inference_mode(), on(self.spec.device):
                 yield
-        except (RuntimeError, MemoryError) as error:
+        except Esm2Error:
+            raise
+        except Exception as error:  # PyTorch raises most of Python's classes
             raise EngineError(
                 f"torch failed on a pack of {batch.num_proteins} proteins, "
                 f"{batch.num_tokens} tokens: {cause(error)}"

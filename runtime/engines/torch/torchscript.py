@@ -13,6 +13,7 @@ from runtime.engines.torch.engine import (
     read_weights,
     unsupported_reasons,
 )
+from runtime.engines.torch.package import check_package
 from runtime.manifest_schema import Manifest
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> T
         with on(device):
             rotary.warn_unless_fused()
     limit_threads(settings.threads)
+    check_package(folder / entry.file)
     module = torch.jit.load(folder / entry.file, map_location=device)
     module.load_state_dict(read_weights(folder, device), assign=True)
     module.eval()
