@@ -10,8 +10,13 @@ ARTIFACT ?= artifacts/esm2_t6_8M_UR50D-synthetic
 # For gpu-check: a folder with wheels of what is not installed, and options such as --with-3b.
 WHEELS   ?=
 GPU_ARGS ?=
-# For native-check, the seed of its packs (the time, if there is none); for torture, of its moments.
+# For native-check, the seed of its packs (the time, if there is none); for torture, of its moments;
+# for fuzz, of its mutations.
 SEED     ?=
+# Of each of the campaigns of fuzz.
+COPIES   ?= 2100
+# What deploy/hashes.txt is of; TensorRT's own wheels are on another index.
+IMAGE_EXTRAS := onnx onnx-gpu torch tensorrt-rtx hdf5 parquet server trust
 # For release: the oldest and the newest Python that are named in pyproject.toml.
 OLDEST   ?= python3.10
 NEWEST   ?= python3.13
@@ -41,7 +46,7 @@ BENCH_FULL := $(BENCH) esm2_t30_150M_UR50D
 PARITY := parity-float32 parity-float16 parity-bfloat16
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export verify parity $(PARITY) test test-all bench bench-full bench-install gpu-check native-check cuda-check torture images docs release lint clean
+.PHONY: help setup export verify parity $(PARITY) test test-all bench bench-full bench-install gpu-check native-check cuda-check torture fuzz audit hashes images docs release lint clean
 
 help:    ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,6 +110,24 @@ cuda-check: $(READY)    ## Count what engines ask of a card, without one: launch
 
 torture: $(READY)    ## End runs at random moments, go on with them, compare every bit
 	$(BIN)/python -m tests.dataset.torture $(if $(SEED),--seed $(SEED))
+
+fuzz: $(READY) artifacts/fuzz/manifest.json    ## Load thousands of changed artifacts, each in a process of its own
+	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile fuzz
+	$(BIN)/python -m tests.fuzz.campaign artifacts/fuzz --copies $(COPIES) $(if $(SEED),--seed $(SEED))
+
+artifacts/fuzz/manifest.json: | $(READY)
+	$(BIN)/python -m tests.fuzz.artifact artifacts/fuzz
+
+audit: $(READY)    ## Look up known vulnerabilities of what is locked; writes docs/audit.md
+	deploy/audit.sh $(BIN)/pip-audit
+
+# uv reads the hashes of files from the index; it downloads none of them.
+LOCK := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-annotate --custom-compile-command \
+    "make hashes" -c constraints.txt -c deploy/constraints.txt --python-version 3.12 \
+    --python-platform x86_64-manylinux_2_28
+hashes: $(READY)    ## Write the SHA-256 of every file that images may install
+	$(LOCK) pyproject.toml $(IMAGE_EXTRAS:%=--extra %) --output-file deploy/hashes.txt
+	$(LOCK) deploy/build.in --output-file deploy/build.txt
 
 images: $(READY)    ## Build and try the images with buildah, without a daemon; as root, on Debian
 	$(BIN)/python -m pytest tests/deploy -rs
