@@ -54,3 +54,15 @@ def test_a_file_that_was_changed_is_refused(tmp_path: Path) -> None:
         capture_output=True, text=True,
     )  # fmt: skip
     assert ended.returncode and "DO NOT MATCH THE HASHES" in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda", "tensorrt"])
+def test_what_is_copied_is_in_the_context(name: str) -> None:
+    kept = [
+        line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] == "!"
+    ]
+    text = (ROOT / f"deploy/Dockerfile.{name}").read_text()
+    copied = [
+        words.split()[:-1] for words in re.findall(r"^COPY (?!--from)(.*)$", text, re.MULTILINE)
+    ]
+    assert copied and {source for sources in copied for source in sources} <= set(kept)
