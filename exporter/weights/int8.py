@@ -76,10 +76,11 @@ def linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """Every linear by name, in the order of the model.
 
     The output projection of the LM head is none: it is the embedding table, which stays float32.
-    Nor are those of a head that was trained on top: they are small, and labels hang on them.
+    Nor are those of a head that was trained on top: they are small, and labels hang on them; nor
+    the contact head's, which weighs attention.
     """
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and not name.startswith("head."):
+        if isinstance(module, nn.Linear) and not name.startswith(("head.", "contact_head.")):
             yield name, module
 
 

@@ -33,6 +33,7 @@ from runtime import manifest as manifests
 from runtime.cli import main as run_main
 from runtime.engines.onnx.cpu import WHOLE_SUMS_ENTRY
 from runtime.files import file_entry
+from runtime.model import load_model
 from runtime.selftest import selftest
 from tests.conftest import random_sequence
 
@@ -116,6 +117,16 @@ def test_seven_bits_are_asked_for(tiny_checkpoint: Path, tmp_path: Path) -> None
     assert "+-64" in manifests.read(folder).engines["onnx-int8"].quantised.weights
     write_repository(folder, tmp_path / "models", say=said.append)
     assert said == []
+
+
+def test_contacts_are_not_quantised(tiny_checkpoint: Path, tmp_path: Path, cache: Cache) -> None:
+    source = WeightsSource("checkpoint", str(tiny_checkpoint), contacts=True)
+    options = BuildOptions(source, ("onnx-int8",), out=tmp_path / "artifact")
+    build(options, lambda line: None, cache)
+    names = load_file(tmp_path / "artifact" / int8_weights.FILE_NAME)
+    assert not any("contact" in name for name in names)
+    with load_model(tmp_path / "artifact", engine="onnx-int8") as model:
+        assert model.contacts("MKTAYIAKQR").shape == (10, 10)
 
 
 def test_triton_names_processors_that_cut_eight_bits_off(int8: Path, tmp_path: Path) -> None:
