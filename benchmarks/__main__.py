@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from benchmarks.checkpoints import checkpoints_of
-from benchmarks.contenders import engines_of, peers_of
+from benchmarks.contenders import PEER_LABELS, engines_of, peers_of
 from benchmarks.correctness import Truth
 from benchmarks.growth import measure_growth
 from benchmarks.measure import Measurement
@@ -30,12 +30,15 @@ DOCS = Path(__file__).parents[1] / "docs"
 @click.command()
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--plan", "plan_name", type=click.Choice(list(PLANS)), default="bench")
+@click.option("--peer", "peers", multiple=True, type=click.Choice(list(PEER_LABELS)),
+              help="Only this one, of all; may be given again.")  # fmt: skip
 @click.option("--pip-args", default="", help="For installing the peers, such as an index.")
 @click.option("--docs/--no-docs", default=False, help="Also write docs/performance.md.")
 @click.option("--setup-only", is_flag=True, help="Install and convert, measure nothing.")
 def main(
-    artifacts: tuple[Path, ...], plan_name: str, pip_args: str, docs: bool, setup_only: bool
-) -> None:
+    artifacts: tuple[Path, ...], plan_name: str, peers: tuple[str, ...], pip_args: str, docs: bool,
+    setup_only: bool,
+) -> None:  # fmt: skip
     """Measure ARTIFACTS against their peers and the machine's limit, one plan row for each."""
     plan = PLANS[plan_name]
     if len(artifacts) > len(plan.models):
@@ -56,7 +59,9 @@ def main(
     measurements = []
     for artifact, model_plan in zip(artifacts, plan.models, strict=False):
         say(f"setting up the peers of {artifact.name}")
-        measurements.append(set_up(artifact, model_plan, cores, pip_args, say))
+        measurements.append(
+            set_up(artifact, model_plan, cores, peers or tuple(PEER_LABELS), pip_args, say)
+        )
     if setup_only:
         return
     started = time.perf_counter()
@@ -79,8 +84,9 @@ def main(
 
 
 def set_up(
-    artifact: Path, plan: ModelPlan, cores: int, pip_args: str, say: Callable[[str], None]
-) -> Measurement:
+    artifact: Path, plan: ModelPlan, cores: int, peers: tuple[str, ...], pip_args: str,
+    say: Callable[[str], None],
+) -> Measurement:  # fmt: skip
     """Environments, converted weights, the truth: what is not timed."""
     manifest = manifests.read(artifact)
     reference = load_original(artifact, manifest, None)
@@ -90,7 +96,7 @@ def set_up(
         synthetic=manifest.weights.kind == "synthetic",
     )
     entrants = [
-        *peers_of(checkpoints_of(reference), cores, pip_args),
+        *peers_of(checkpoints_of(reference), cores, pip_args, peers),
         *engines_of(artifact, manifest, cores),
     ]
     truth = Truth(reference)

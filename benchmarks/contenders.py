@@ -21,7 +21,12 @@ PEER_LABELS = {
     "optimum_onnxruntime": "Optimum, ONNX Runtime",
     "openvino_runtime": "OpenVINO",
     "faesm_sdpa": "faESM, SDPA",
+    "esmcpp_float32": "esm.cpp",
+    "esmcpp_int8": "esm.cpp, int8",
 }
+# They run packs as the engines here do; one at a time, for all their models share one pool.
+PACKED_PEERS = ("esmcpp_float32", "esmcpp_int8")
+INT8_PEERS = ("esmcpp_int8",)
 
 # fair-esm scripts/extract.py: --toks_per_batch 4096, all cores on one batch.
 EXTRACT = "fair_esm_extract"
@@ -86,11 +91,19 @@ def engines_of(artifact: Path, manifest: Manifest, cores: int) -> list[Entrant]:
     return entrants
 
 
-def peers_of(checkpoints: Path, cores: int, pip_arguments: str) -> list[Entrant]:
-    """Every peer, installed and its model converted; one that cannot be says why."""
+def peers_of(
+    checkpoints: Path, cores: int, pip_arguments: str, names: Sequence[str] = tuple(PEER_LABELS)
+) -> list[Entrant]:
+    """The peers of ``names``, installed, models converted; one that cannot be says why."""
     entrants = []
-    for name, label in PEER_LABELS.items():
-        about = Contender(label=label, kind="peer", max_relative_l2=correctness.PEER_LIMIT)
+    for name in names:
+        int8, packed = name in INT8_PEERS, name in PACKED_PEERS
+        about = Contender(
+            label=PEER_LABELS[name],
+            kind="peer",
+            max_relative_l2=correctness.INT8_PEER_LIMIT if int8 else correctness.PEER_LIMIT,
+            in_headline=not int8,
+        )
         try:
             python: object = python_of(name, pip_arguments)
         except PeerUnavailableError as error:
@@ -99,8 +112,8 @@ def peers_of(checkpoints: Path, cores: int, pip_arguments: str) -> list[Entrant]
             name=name,
             about=about,
             start=starter(python, PEERS / "serve.py", name, checkpoints),
-            concurrencies=tuple(sorted({1, cores})),
-            batches_of=padded_batches_of,
+            concurrencies=(1,) if packed else tuple(sorted({1, cores})),
+            batches_of=packs_of if packed else padded_batches_of,
             process=name,
         )
         if not about.not_run:
@@ -121,6 +134,7 @@ def _starts(entrant: Entrant, cores: int) -> int:
     try:
         with entrant.start(cores, entrant.concurrencies[-1]) as worker:
             entrant.about.versions = worker.started["versions"]
+            entrant.about.instructions = worker.started["instructions"]
             return int(worker.started["concurrency"])
     except WorkerDiedError as error:
         entrant.about.not_run = str(error)

@@ -8,7 +8,12 @@ import torch
 
 from benchmarks.processes import Worker
 from exporter.model.reference import Reference
-from exporter.parity.rules.budgets import FLOAT32_ANY_DEPTH, FLOAT32_SHALLOW, SHALLOW_LAYERS
+from exporter.parity.rules.budgets import (
+    FLOAT32_ANY_DEPTH,
+    FLOAT32_SHALLOW,
+    INT8_RULES,
+    SHALLOW_LAYERS,
+)
 from exporter.parity.rules.metrics import UNBOUNDED, compare
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.oracle import run_eager
@@ -18,6 +23,7 @@ from runtime.user_cache import default_folder
 
 # The peers' accuracy is theirs, and is reported; beyond this they compute something else.
 PEER_LIMIT = 1e-4
+INT8_PEER_LIMIT = next(rule.limit for rule in INT8_RULES if rule.quantity == "relative_l2")
 SEED = 11
 
 

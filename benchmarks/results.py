@@ -88,6 +88,7 @@ class Contender(msgspec.Struct):
         max_relative_l2: a larger error is wrong.
         in_headline: it does what the peers do, in a dtype like theirs.
         versions: of its packages.
+        instructions: the processor's set that its kernels use, where it says so.
         not_run: why, or empty.
         load_s: importing its libraries and loading the model.
         first_embedding_s: from the start of the process.
@@ -100,6 +101,7 @@ class Contender(msgspec.Struct):
     max_relative_l2: float
     in_headline: bool = True
     versions: dict[str, str] = {}
+    instructions: str = ""
     not_run: str = ""
     load_s: float | None = None
     first_embedding_s: float | None = None

@@ -110,7 +110,7 @@ def headline_of(model: ModelResult, workload: WorkloadResult) -> Headline | None
     if not engines:
         return None
     best = max(engines, key=lambda row: row.tokens_s or 0)
-    peer = _best_peer(rows)
+    peer = _best_peer(model, rows)
     return Headline(
         engine=best.name,
         peer=peer,
@@ -124,11 +124,11 @@ def headline_of(model: ModelResult, workload: WorkloadResult) -> Headline | None
 def of_best_peer(model: ModelResult, workload: WorkloadResult, name: str) -> float | None:
     """Of one contender; None where it, or every peer, did not run or was wrong."""
     rows = [row for row in rows_of(model, workload) if row.verdict == "ok"]
-    return _against(workload, rows, name, _best_peer(rows))
+    return _against(workload, rows, name, _best_peer(model, rows))
 
 
-def _best_peer(rows: Sequence[Row]) -> str | None:
-    peers = [row for row in rows if row.kind == "peer"]
+def _best_peer(model: ModelResult, rows: Sequence[Row]) -> str | None:
+    peers = [r for r in rows if r.kind == "peer" and model.contenders[r.name].in_headline]
     return max(peers, key=lambda row: row.tokens_s or 0).name if peers else None
 
 

@@ -6,7 +6,7 @@ Runs in the peer's environment: the standard library and NumPy alone.
 
 | request | answer |
 |---|---|
-| none, at start | ``load_s``, ``versions``, ``concurrency`` |
+| none, at start | ``load_s``, ``versions``, ``concurrency``, ``instructions`` |
 | ``time``: ``batches`` of lengths, ``warm`` | ``seconds`` for all of them |
 | ``latency``: ``length``, ``repeats`` | ``latencies_ms`` |
 | ``answer``: ``proteins`` of token ids, ``path`` | last layer's rows of all, written to ``path`` |
@@ -68,6 +68,36 @@ class PaddedPeer:
         )
 
 
+class PackedPeer:
+    """A peer that takes proteins of any lengths at once, and shares the cores among them itself."""
+
+    def __init__(self, module, folder, threads):
+        self.packages = module.PACKAGES
+        self.concurrency = 1
+        self._model = module.load_packed(folder, threads)
+        self.instructions = self._model.instructions
+
+    def prepare(self, proteins):
+        """From token ids of a batch to something that runs it."""
+        proteins = [protein.astype(np.int32) for protein in proteins]
+        return lambda: self._model.run(proteins)
+
+    def finish(self):
+        """All is done when a job returns."""
+
+    def rows(self, result, proteins):
+        """``[T, E]`` of the last layer, which is not what a job returned."""
+        return self._model.rows([protein.astype(np.int32) for protein in proteins])
+
+
+def peer_of(name, folder, threads, concurrency):
+    """Whichever of the two the peer's module is for."""
+    module = importlib.import_module(name)
+    if hasattr(module, "load_packed"):
+        return PackedPeer(module, folder, threads)
+    return PaddedPeer(name, folder, threads, concurrency)
+
+
 def serve(load):
     """Loads with ``load()`` and answers until stdin closes; prints of the model go to stderr."""
     answers = os.fdopen(os.dup(1), "w")
@@ -81,7 +111,12 @@ def serve(load):
     contender = load()
     load_s = time.perf_counter() - started
     versions = {name: importlib.metadata.version(name) for name in contender.packages}
-    answer(load_s=load_s, versions=versions, concurrency=contender.concurrency)
+    answer(
+        load_s=load_s,
+        versions=versions,
+        concurrency=contender.concurrency,
+        instructions=getattr(contender, "instructions", ""),
+    )
     for line in sys.stdin:
         request = json.loads(line)
         answer(**REQUESTS[request.pop("what")](contender, **request))
@@ -156,4 +191,4 @@ REQUESTS = {"time": timed, "latency": latency, "answer": answered, "peak": peak}
 
 if __name__ == "__main__":
     _name, _folder, _threads, _concurrency = sys.argv[1:]
-    serve(lambda: PaddedPeer(_name, Path(_folder), int(_threads), int(_concurrency)))
+    serve(lambda: peer_of(_name, Path(_folder), int(_threads), int(_concurrency)))

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.__main__ import wrong_engines
 from benchmarks.report.document import write_document
 from benchmarks.report.terminal import table
-from benchmarks.results import Run, read, write
+from benchmarks.results import Contender, Run, Setting, Timing, read, write
 from benchmarks.summary import headline_of, limit_of, memory_growth, rows_of
 
 
@@ -50,6 +50,18 @@ def test_a_wrong_peer_is_no_best_peer(run: Run) -> None:
     headline = headline_of(model, model.workloads["mixed"])
     assert headline is not None
     assert headline.peer == "fair_esm"
+
+
+def test_a_peer_in_int8_is_no_best_peer(run: Run) -> None:
+    model = run.models[0]
+    model.contenders["esmcpp_int8"] = Contender("esm.cpp, int8", "peer", 6e-2, in_headline=False)
+    model.workloads["mixed"].timings["esmcpp_int8"] = Timing(
+        Setting(1, 1024), [9000.0, 9000.0], [2e-2, 2e-2]
+    )
+    headline = headline_of(model, model.workloads["mixed"])
+    assert headline is not None
+    assert headline.peer == "openvino_runtime"
+    assert "ok" in [r.verdict for r in rows_of(model, model.workloads["mixed"]) if "cpp" in r.name]
 
 
 def test_memory_growth(run: Run) -> None:

@@ -39,6 +39,29 @@ def test_a_wrong_answer_is_a_large_error(tiny_checkpoint: Path) -> None:
         assert 0.1 < truth.error_of(worker) < UNBOUNDED
 
 
+def test_a_peer_that_packs_is_given_proteins_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "packing.py").write_text(
+        "import numpy as np\n"
+        "PACKAGES = ('numpy',)\n"
+        "class load_packed:\n"
+        "    def __init__(self, folder, threads):\n"
+        "        self.instructions = f'{folder} on {threads}'\n"
+        "    def run(self, proteins):\n"
+        "        assert [len(x) for x in proteins] == [3, 5], proteins\n"
+        "        assert all(x.dtype == np.int32 for x in proteins)\n"
+        "    def rows(self, proteins):\n"
+        "        return np.concatenate(proteins)[:, None]\n"
+    )
+    code = f"import sys; sys.path[:0] = ['benchmarks/peers', {str(tmp_path)!r}]; import serve\n"
+    code += "serve.serve(lambda: serve.peer_of('packing', 'here', 2, 1))"
+    with Worker([sys.executable, "-c", code]) as worker:
+        assert worker.started["instructions"] == "here on 2"
+        assert worker.started["concurrency"] == 1
+        assert worker.ask("time", batches=[[3, 5]])["seconds"] > 0
+        worker.ask("answer", proteins=[[0, 4, 2], [0, 5, 6, 7, 2]], path=str(tmp_path / "rows.npy"))
+    assert np.load(tmp_path / "rows.npy").ravel().tolist() == [0, 4, 2, 0, 5, 6, 7, 2]
+
+
 def test_what_a_contender_prints_is_no_answer() -> None:
     with Worker([*fake_command(), 1, 1]) as worker:
         assert worker.ask("time", batches=[[3]])["seconds"] >= 0
