@@ -10,6 +10,10 @@ ARTIFACT ?= artifacts/esm2_t6_8M_UR50D-synthetic
 # For gpu-check: a folder with wheels of what is not installed, and options such as --with-3b.
 WHEELS   ?=
 GPU_ARGS ?=
+# For bench-compare: two files of results, and options such as --tolerance 0.2 --base fair_esm.
+OLD      ?=
+NEW      ?=
+COMPARE_ARGS ?=
 # For native-check, the seed of its packs (the time, if there is none); for torture, of its moments;
 # for fuzz, of its mutations.
 SEED     ?=
@@ -46,7 +50,7 @@ BENCH_FULL := $(BENCH) esm2_t30_150M_UR50D
 PARITY := parity-float32 parity-float16 parity-bfloat16
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export verify parity $(PARITY) test test-all bench bench-full bench-install gpu-check native-check cuda-check torture fuzz audit hashes images docs release lint clean
+.PHONY: help setup export verify parity $(PARITY) test test-all bench bench-full bench-compare bench-install gpu-check native-check cuda-check torture fuzz audit hashes images docs release lint clean
 
 help:    ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,6 +96,9 @@ bench: $(READY) $(BENCH:%=artifacts/%-synthetic/manifest.json)    ## Measure eve
 
 bench-full: $(READY) $(BENCH_FULL:%=artifacts/%-synthetic/manifest.json)    ## The same and 150M, longer, with a stream of 1M tokens
 	$(BIN)/python -m benchmarks --plan full --pip-args "$(PIP_ARGS)" --docs $(BENCH_FULL:%=artifacts/%-synthetic)
+
+bench-compare: $(READY)    ## Compare two runs, OLD and NEW (benchmarks/results/*.json); fails if slower
+	$(BIN)/python -m benchmarks.compare $(OLD) $(NEW) $(COMPARE_ARGS)
 
 bench-install: $(READY) $(ARTIFACT)/manifest.json    ## Measure pip install '.[onnx]' in an empty environment
 	$(BIN)/python -m benchmarks.fresh_install $(ARTIFACT)
