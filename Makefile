@@ -46,11 +46,12 @@ SOURCE := $(if $(MODEL),--model $(MODEL),$(if $(CHECKPOINT),--checkpoint $(CHECK
 # Each plan of benchmarks/plans.py with its artifacts, synthetic weights of the true architectures.
 BENCH      := esm2_t6_8M_UR50D esm2_t12_35M_UR50D
 BENCH_FULL := $(BENCH) esm2_t30_150M_UR50D
+MACHINE_PEERS := fair_esm esmcpp_float32 esmcpp_int8
 
 PARITY := parity-float32 parity-float16 parity-bfloat16
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export verify parity $(PARITY) test test-all bench bench-full bench-compare bench-install gpu-check native-check cuda-check torture fuzz audit hashes images docs release lint clean
+.PHONY: help setup export verify parity $(PARITY) test test-all bench bench-full bench-machine bench-compare bench-install gpu-check native-check cuda-check torture fuzz audit hashes images docs release lint clean
 
 help:    ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,6 +97,9 @@ bench: $(READY) $(BENCH:%=artifacts/%-synthetic/manifest.json)    ## Measure eve
 
 bench-full: $(READY) $(BENCH_FULL:%=artifacts/%-synthetic/manifest.json)    ## The same and 150M, longer, with a stream of 1M tokens
 	$(BIN)/python -m benchmarks --plan full --pip-args "$(PIP_ARGS)" --docs $(BENCH_FULL:%=artifacts/%-synthetic)
+
+bench-machine: $(READY) $(BENCH:%=artifacts/%-synthetic/manifest.json)    ## Measure briefly, add this machine to docs/performance/machines
+	$(BIN)/python -m benchmarks --plan machine --machine-row $(MACHINE_PEERS:%=--peer %) --pip-args "$(PIP_ARGS)" $(BENCH:%=artifacts/%-synthetic)
 
 bench-compare: $(READY)    ## Compare two runs, OLD and NEW (benchmarks/results/*.json); fails if slower
 	$(BIN)/python -m benchmarks.compare $(OLD) $(NEW) $(COMPARE_ARGS)

@@ -1,5 +1,6 @@
 """Runs the benchmarks: prints their tables, writes JSON, docs/performance.md and its plots."""
 
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from benchmarks.checkpoints import checkpoints_of
 from benchmarks.contenders import PEER_LABELS, engines_of, peers_of
 from benchmarks.correctness import Truth
 from benchmarks.growth import measure_growth
+from benchmarks.machines import add, instruction_sets
 from benchmarks.measure import Measurement
 from benchmarks.plans import PLANS, ModelPlan
 from benchmarks.processes import WorkerDiedError
@@ -34,10 +36,11 @@ DOCS = Path(__file__).parents[1] / "docs"
               help="Only this one, of all; may be given again.")  # fmt: skip
 @click.option("--pip-args", default="", help="For installing the peers, such as an index.")
 @click.option("--docs/--no-docs", default=False, help="Also write docs/performance.md.")
+@click.option("--machine-row", is_flag=True, help="Also write docs/performance/machines.")
 @click.option("--setup-only", is_flag=True, help="Install and convert, measure nothing.")
 def main(
     artifacts: tuple[Path, ...], plan_name: str, peers: tuple[str, ...], pip_args: str, docs: bool,
-    setup_only: bool,
+    machine_row: bool, setup_only: bool,
 ) -> None:  # fmt: skip
     """Measure ARTIFACTS against their peers and the machine's limit, one plan row for each."""
     plan = PLANS[plan_name]
@@ -50,6 +53,8 @@ def main(
         machine=f"{cores} x {cpu_name()} ({platform.machine()})",
         cores=cores,
         python=platform.python_version(),
+        instructions=instruction_sets(),
+        load=os.getloadavg()[0],
     )
     born = time.perf_counter()
 
@@ -79,6 +84,8 @@ def main(
     click.echo(table(run))
     if docs:
         write_document(run, DOCS)
+    if machine_row:
+        click.echo(add(run))
     if wrong := wrong_engines(run):
         raise click.ClickException(f"wrong after a timing: {', '.join(wrong)}")
 

@@ -1,4 +1,4 @@
-"""What ``make bench``, ``make bench-full`` and, of each model, ``make gpu-check`` measure."""
+"""What the ``make bench`` targets and, of each model, ``make gpu-check`` measure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -67,6 +67,28 @@ PLANS = {
                 search_s=4.0,
                 rounds=(2, 8),
                 latency_runs=3,
+                scaling=False,
+            ),
+        ),
+    ),
+    "machine": Plan(
+        minutes=3.0,
+        models=(
+            ModelPlan(
+                {"mixed": 4_096},
+                search_tokens=2_048,
+                sizes=(512, 1024, 2048),
+                search_s=3.0,
+                latency_runs=2,
+                scaling=False,
+                time_share=0.4,
+            ),
+            ModelPlan(
+                {"mixed": 2_048},
+                search_tokens=1_024,
+                sizes=(512, 1024),
+                search_s=3.0,
+                latency_runs=2,
                 scaling=False,
             ),
         ),

@@ -127,7 +127,7 @@ class Run(msgspec.Struct):
     """One run, all side by side.
 
     Attributes:
-        plan: ``bench`` or ``full``.
+        plan: its name in ``benchmarks/plans.py``.
         date: when it began.
         machine: for people.
         cores: that the process could use.
@@ -135,6 +135,8 @@ class Run(msgspec.Struct):
         setup_s: environments and conversions; not part of ``measured_s``.
         measured_s: the rest.
         models: in the order in which they were measured.
+        instructions: the processor's vector instructions, for people.
+        load: of the machine over the minute before the run, in processes; 0 is idle.
     """
 
     plan: str
@@ -145,6 +147,8 @@ class Run(msgspec.Struct):
     setup_s: float = 0.0
     measured_s: float = 0.0
     models: list[ModelResult] = []
+    instructions: str = ""
+    load: float | None = None
 
 
 def write(run: Run, path: Path) -> None:

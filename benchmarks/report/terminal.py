@@ -21,7 +21,8 @@ def table(run: Run) -> str:
     """All of it."""
     lines = [
         f"{run.plan} on {run.machine}, Python {run.python}, {run.date}: "
-        f"{run.measured_s / 60:.1f} min, and {run.setup_s / 60:.1f} min of setting up before"
+        f"{run.measured_s / 60:.1f} min, and {run.setup_s / 60:.1f} min of setting up before",
+        f"instruction sets: {run.instructions or 'unknown'}",
     ]
     for model in run.models:
         lines += ["", f"=== {model.artifact} ===", *model_lines(model)]
