@@ -138,6 +138,8 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
         raise ArtifactError(f"{path} is damaged: {problem}. Export again")
     if missing := manifest.golden.limits.keys() - golden.answers.keys():
         raise ArtifactError(f"{path} holds no {', '.join(sorted(missing))}. Export again")
+    if "logits" in golden.answers and "logits" not in manifest.golden.limits:
+        raise ArtifactError(f"{path} holds logits, which have no limit. Export again")
     return golden
 
 

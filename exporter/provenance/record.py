@@ -101,6 +101,7 @@ def options_of(
     """
     plans = record.plans
     int8 = {"calibration": calibration, "budget": record.int8_budget, "bits": record.int8_bits}
+    asked = {name: value for name, value in int8.items() if value is not None}
     given = ProbeSource(probe, record.probe_on or "mean") if probe else None
     return BuildOptions(
         source=WeightsSource(
@@ -115,7 +116,7 @@ def options_of(
         out=out,
         device=record.device,
         of_format={
-            "onnx-int8": {name: value for name, value in int8.items() if value is not None},
+            **({"onnx-int8": asked} if asked else {}),
             **(
                 {
                     "tensorrt": {

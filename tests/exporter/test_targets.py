@@ -186,7 +186,7 @@ def test_the_same_inputs_give_the_same_bytes(
     for i in range(2):
         folder = tmp_path / str(i) / "same"
         # Another hash seed, so that no order of a set is in the files.
-        environment = {**os.environ, "PYTHONHASHSEED": str(i)}
+        environment = {**os.environ, "PYTHONHASHSEED": str(i), "SOURCE_DATE_EPOCH": "1"}
         result = fresh_python(BUILD_QUICKLY, tiny_checkpoint, folder, env=environment)
         assert result.returncode == 0, result.stderr
         files = (path for path in folder.rglob("*") if path.is_file())

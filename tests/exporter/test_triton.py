@@ -353,10 +353,13 @@ class TestCommand:
         assert not (tmp_path / "models").exists()
 
     def test_contacts(self, tiny_artifact: Path, tmp_path: Path) -> None:
-        signature = manifests.read(tiny_artifact).signature
-        outputs = [*signature.outputs, TensorSpec("contacts", "float32", ["P", 1])]
-        signature = msgspec.structs.replace(signature, outputs=outputs)
-        artifact = changed(tiny_artifact, tmp_path / "artifact", signature=signature)
+        manifest = manifests.read(tiny_artifact)
+        outputs = [*manifest.signature.outputs, TensorSpec("contacts", "float32", ["P", 1])]
+        signature = msgspec.structs.replace(manifest.signature, outputs=outputs)
+        limits = {**manifest.golden.limits, "contacts": 1.0}
+        golden = msgspec.structs.replace(manifest.golden, limits=limits)
+        folder = tmp_path / "artifact"
+        artifact = changed(tiny_artifact, folder, signature=signature, golden=golden)
         refused(run(artifact, "--out", tmp_path / "models"), "Triton cannot tell whose contacts")
 
     def test_bfloat16(self, tiny_artifact: Path, tmp_path: Path) -> None:

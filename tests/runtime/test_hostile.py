@@ -77,6 +77,7 @@ def test_manifests_with_fields_of_any_kind(ready_artifact: Path, fields: dict[st
         (("layers",), [], "no layer is exported"),
         (("pool",), "x", "pool is 'x'"),
         (("golden", "limits", "pooled"), DELETED, "golden.limits has none for pooled"),
+        (("golden", "limits", "logits"), DELETED, "holds logits, which have no limit"),
         (("signature", "outputs", 0, "shape"), [], "has 0 dimensions, expected 2"),
         (("architecture", "embed_dim"), 96, "not rows of embed_dim"),
         (
