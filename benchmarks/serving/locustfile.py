@@ -16,7 +16,7 @@ from pathlib import Path
 import gevent
 import numpy as np
 import orjson
-from locust import constant_pacing, constant_throughput, events, task
+from locust import constant_pacing, events, poisson, task
 from locust.contrib.fasthttp import FastHttpUser
 
 MOST_RELATIVE_L2 = 1e-4
@@ -37,12 +37,13 @@ class Client(FastHttpUser):
     """Asks for one protein after another."""
 
     network_timeout = connection_timeout = 600.0
-    wait_time = constant_throughput(RATE / USERS) if RATE else constant_pacing(0)
+    # constant_throughput wakes all users at once: each counts from when it was made.
+    wait_time = poisson(RATE / USERS) if RATE else constant_pacing(0)
 
     def on_start(self) -> None:
-        """Users of a rate begin one after another: else all would ask at once, and wait in line."""
+        """Users of a rate wait before the first request as before any other."""
         if RATE:
-            gevent.sleep(random.uniform(0, USERS / RATE))
+            gevent.sleep(random.expovariate(RATE / USERS))
 
     @task
     def embed(self) -> None:
@@ -53,9 +54,15 @@ class Client(FastHttpUser):
         body = orjson.dumps({"model": MODEL, "input": inputs} if MODEL else {"inputs": inputs})
         sent += 1
         began = time.time()
-        with self.client.post(
-            PATH, data=body, headers={"Content-Type": "application/json"}, catch_response=True
-        ) as response:
+        try:
+            response = self.client.post(
+                PATH, data=body, headers={"Content-Type": "application/json"}, catch_response=True
+            )
+        except gevent.GreenletExit:
+            # At the end Locust stops users that wait; this one woke in the same moment.
+            sent -= 1
+            raise
+        with response:
             ended = time.time()
             problem = self.problem(place, response)
             if problem:
