@@ -138,8 +138,11 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
         raise ArtifactError(f"{path} is damaged: {problem}. Export again")
     if missing := manifest.golden.limits.keys() - golden.answers.keys():
         raise ArtifactError(f"{path} holds no {', '.join(sorted(missing))}. Export again")
-    if "logits" in golden.answers and "logits" not in manifest.golden.limits:
-        raise ArtifactError(f"{path} holds logits, which have no limit. Export again")
+    outputs = {output.name for output in manifest.signature.outputs}
+    if unlimited := (outputs & golden.answers.keys()) - manifest.golden.limits.keys():
+        raise ArtifactError(
+            f"{path} holds {', '.join(sorted(unlimited))}, which have no limit. Export again"
+        )
     return golden
 
 

@@ -1,6 +1,7 @@
 """What a build was asked for, as its provenance keeps it: enough to ask for it again."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -99,9 +100,13 @@ def options_of(
         probe: path of its probe.
         calibration: its proteins.
     """
-    plans = record.plans
     int8 = {"calibration": calibration, "budget": record.int8_budget, "bits": record.int8_bits}
-    asked = {name: value for name, value in int8.items() if value is not None}
+    of_format: dict[str, dict[str, Any]] = {}
+    if asked := {name: value for name, value in int8.items() if value is not None}:
+        of_format["onnx-int8"] = asked
+    if plans := record.plans:
+        cards = tuple(plans.compute_capabilities)
+        of_format["tensorrt"] = {"options": PlanOptions(cards, plans.max_tokens, plans.max_seqlen)}
     given = ProbeSource(probe, record.probe_on or "mean") if probe else None
     return BuildOptions(
         source=WeightsSource(
@@ -115,20 +120,7 @@ def options_of(
         prove=ProofOptions(engines=record.prove_in) if record.prove else None,
         out=out,
         device=record.device,
-        of_format={
-            **({"onnx-int8": asked} if asked else {}),
-            **(
-                {
-                    "tensorrt": {
-                        "options": PlanOptions(
-                            tuple(plans.compute_capabilities), plans.max_tokens, plans.max_seqlen
-                        )
-                    }
-                }
-                if plans
-                else {}
-            ),
-        },
+        of_format=of_format,
         longest=record.longest,
         keep_passed=record.keep_passed,
     )  # fmt: skip

@@ -228,11 +228,12 @@ def test_the_recorded_options_are_the_options(tmp_path: Path) -> None:
         "checkpoint", str(checkpoint), 3, True, False, ProbeSource(str(probe), "cls")
     )
     calibration = Calibration("mine.fasta", ("MKT",))
+    int8 = {"calibration": calibration, "budget": 0.02, "bits": 7}
     plans = PlanOptions(("8.9",), 4096, 512)
     options = BuildOptions(
         source, ["onnx-int8", "tensorrt"], [0, 2], "mean", "float16",
         ProofOptions(engines=["onnx-int8"]), tmp_path / "out", "cpu",
-        {"onnx-int8": {"calibration": calibration}, "tensorrt": {"options": plans}}, 3000, True,
+        {"onnx-int8": int8, "tensorrt": {"options": plans}}, 3000, True,
     )  # fmt: skip
     record = record_of(options)
     assert record.source == "model.pt"
