@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from benchmarks.report.markdown import head
+from benchmarks.report.markdown import row as markdown_row
 from benchmarks.results import Run, read, write
 from benchmarks.summary import rows_of
 from runtime.instructions import processor_flags
@@ -62,8 +64,9 @@ def _section(run: Run) -> str:
         "",
         f"{run.instructions or 'unknown instructions'}; Python {run.python}, {run.date}; {load}.",
         "",
-        "| model, lengths | | tokens/s | of the limit | x eager | relative L2 | versions |",
-        "|---|---|---|---|---|---|---|",
+        *head(
+            ("model, lengths", "", "tokens/s", "of the limit", "x eager", "relative L2", "versions")
+        ),
     ]
     for model in run.models:
         for name, workload in model.workloads.items():
@@ -85,5 +88,5 @@ def _section(run: Run) -> str:
                             [*versions, *([about.instructions] if about.instructions else [])]
                         ),
                     ]
-                lines.append("".join(f"| {cell} ".replace("|  ", "| ") for cell in cells) + "|")
+                lines.append(markdown_row(cells))
     return "\n".join([*lines, ""])

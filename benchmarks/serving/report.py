@@ -1,13 +1,13 @@
 """A load run as a page with its plot."""
 
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from benchmarks.report.markdown import head, row
 from benchmarks.report.plots import _STYLE, BEST, ENGINE, _svg
 from benchmarks.serving.load import LoadRun, Measured
 
@@ -42,7 +42,7 @@ def tables(run: LoadRun) -> str:
         f"{run.artifact}, {run.machine}, {run.date}; intervals of {run.seconds:.0f} s, "
         f"{answers:,} answers checked.",
         "",
-        *_head(heads),
+        *head(heads),
     ]
     embed = Measured(
         "`Model.embed`, no server", by_clock, statistics.median(e.proteins_s for e in run.embed),
@@ -60,26 +60,18 @@ def tables(run: LoadRun) -> str:
         ]  # fmt: skip
         if each is embed:
             shown[6:12] = [""] * 6
-        lines.append(_row(shown))
+        lines.append(row(shown))
     heads = (
         "of the throughput", "proteins/s", "p50, s", "p99, s", "answers", "wrong", "lost"
     )  # fmt: skip
-    lines += ["", *_head(heads)]
+    lines += ["", *head(heads)]
     for share, each in sorted(run.levels.items()):
         shown = [
             f"{float(share):.0%}", f"{each.proteins_s:.1f}", f"{each.p50_s:.2f}",
             f"{each.p99_s:.2f}", each.answers, each.wrong, each.lost,
         ]  # fmt: skip
-        lines.append(_row(shown))
+        lines.append(row(shown))
     return "\n".join(lines) + "\n"
-
-
-def _head(names: Sequence[str]) -> list[str]:
-    return [_row(names), "|" + "---|" * len(names)]
-
-
-def _row(cells: Sequence[object]) -> str:
-    return "".join(f"| {cell} " for cell in cells) + "|"
 
 
 def latency(run: LoadRun) -> str:
