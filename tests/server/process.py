@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 
 from benchmarks.serving.process import Server
 from tests.conftest import default_signals
@@ -41,13 +41,16 @@ class Scripted:
 @contextmanager
 def scripted(script: Scripted) -> Iterator[str]:
     """Its URL. For what a real server does not do when it is asked to."""
+    lock = Lock()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            script.times.append(time.monotonic())
-            script.ids.append(self.headers["X-Request-ID"])
+            # A client's requests come in threads, and each is the next.
+            with lock:
+                answer = script.answers[min(len(script.times), len(script.answers) - 1)]
+                script.times.append(time.monotonic())
+                script.ids.append(self.headers["X-Request-ID"])
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            answer = script.answers[min(len(script.times), len(script.answers)) - 1]
             if answer is None:
                 self.close_connection = True
                 return
