@@ -95,6 +95,9 @@ bench: $(READY) $(BENCH:%=artifacts/%-synthetic/manifest.json)    ## Measure eve
 	$(BIN)/python -m benchmarks --plan bench --pip-args "$(PIP_ARGS)" --docs $(BENCH:%=artifacts/%-synthetic)
 	$(BIN)/python -m benchmarks.packing --repeats 1
 
+# Peers in int8 are among them, and so is the engine to hold beside.
+bench-full bench-machine: TARGET := $(TARGET),onnx-int8
+
 bench-full: $(READY) $(BENCH_FULL:%=artifacts/%-synthetic/manifest.json)    ## The same and 150M, longer, with a stream of 1M tokens
 	$(BIN)/python -m benchmarks --plan full --pip-args "$(PIP_ARGS)" --docs $(BENCH_FULL:%=artifacts/%-synthetic)
 
