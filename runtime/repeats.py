@@ -6,6 +6,7 @@ no single run.
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
@@ -28,9 +29,12 @@ def problems(engine: Engine, first: Mapping[str, First], rounds: int) -> list[st
     """
     names = list(first)
     with ThreadPoolExecutor(2) as threads:
-        orders = names, names[::-1]
-        found = threads.map(lambda order: _again(engine, first, order * rounds), orders)
-        return list(dict.fromkeys(problem for one in found for problem in one))
+        again = partial(_again, engine, first)
+        found = list(threads.map(again, (names * rounds, names[::-1] * rounds)))
+        # Runs of one length can pass each other every time: here two begin at one moment.
+        for two in zip(names, names[::-1], strict=True):
+            found += threads.map(again, ([name] for name in two))
+    return list(dict.fromkeys(problem for one in found for problem in one))
 
 
 def _again(engine: Engine, first: Mapping[str, First], names: Sequence[str]) -> list[str]:

@@ -1,6 +1,9 @@
 """An engine that answers otherwise the second time is no engine."""
 
 import dataclasses
+import threading
+import time
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +41,23 @@ def test_a_good_engine_gives_the_same_bits(tiny_artifact: Path, name: str) -> No
         assert repeats.problems(engine, first(engine), ROUNDS) == []
 
 
-@pytest.mark.parametrize("faulty", [_WrongNowAndThen, _SharesItsInput])
+class _PassEachOther(_SharesItsInput):
+    """Runs of one length, each caller's half a run behind the other's."""
+
+    def __init__(self, engine: Engine):
+        super().__init__(engine)
+        self._callers, self._of_thread = count(), threading.local()
+
+    def run(self, batch: PackedBatch) -> Outputs:
+        if not hasattr(self._of_thread, "number"):
+            self._of_thread.number = next(self._callers)
+            time.sleep(0.02 * self._of_thread.number)
+        outputs = super().run(batch)
+        time.sleep(0.04)
+        return outputs
+
+
+@pytest.mark.parametrize("faulty", [_WrongNowAndThen, _SharesItsInput, _PassEachOther])
 def test_others_do_not(tiny_artifact: Path, faulty: type[_KeepsByBounds]) -> None:
     with faulty(runtime.load(tiny_artifact, "onnx", "cpu")) as engine:
         found = repeats.problems(engine, {**first(engine), **first(engine)}, ROUNDS)  # type: ignore[arg-type]

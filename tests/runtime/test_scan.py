@@ -48,11 +48,12 @@ def test_the_scan_says_what_the_run_will(path: Path, text: str, options: RecordO
 
 
 def test_the_last_of_5000_is_found_in_under_a_second(path: Path) -> None:
+    """Of processor time: other work on the machine says nothing of the scan."""
     good = "".join(f">p{i} of an organism\n{'MKTAYIAKQR' * 35}\n" for i in range(4999))
     path.write_text(f"{good}>last\nMKTJ\n")
-    started = time.perf_counter()
+    started = time.process_time()
     found = scan([str(path)], RecordOptions())
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert (found.num_proteins, found.num_rejected) == (4999, 1)
     with pytest.raises(runtime.InputError, match=r"record 'last' \(.*, line 9999\): .* 'J'"):
         found.check(skip=False)
