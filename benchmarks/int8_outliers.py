@@ -1,16 +1,19 @@
 """How far int8 is from float64: large channels, smoothing, bits of weights, linears in float.
 
-    python -m benchmarks.int8_outliers esm2_t6_8M_UR50D esm2_t12_35M_UR50D
+    python -m benchmarks.int8_outliers esm2_t6_8M_UR50D esm2_t12_35M_UR50D [--peer]
 
 Eager numbers: the packed forward with its linears in int8's steps, which is what the gate holds
 ``onnx-int8`` against. Beside the errors, what a user of variants would see, against float32: the
 order of all single substitutions of a protein by masked marginals, and its pseudo-perplexity. That
-of random weights is without bounds, so its logarithm is shown: nats a residue.
+of random weights is without bounds, so its logarithm is shown: nats a residue. ``--peer`` puts
+esm.cpp in int8 beside them, in a process and an environment of its own.
 """
 
 import argparse
 import copy
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.checkpoints import checkpoints_of
+from benchmarks.environments import PEERS, python_of
+from benchmarks.processes import Worker
 from exporter.model.packed_forward import PackedESM2
 from exporter.model.reference import WeightsSource, load_reference
 from exporter.parity.rules.variants import spearman
@@ -28,10 +34,15 @@ from exporter.weights.int8_eager import quantised_linears
 from exporter.weights.mixture import by_sensitivity, without
 from exporter.weights.smoothing import NOTHING
 from runtime.packing import PackedBatch
+from runtime.threads import usable_cores
 from runtime.tokenizer import MASK_ID, tokenize
 
 PROTEIN = BUILT_IN.sequences[0]
 RESIDUES = "LAGVSERTIDPKQNFYMHWC"
+
+
+# From ids, bounds and the longest protein to logits and the last layer, of all tokens.
+Forward = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
 
 
 class Task(NamedTuple):
@@ -45,11 +56,14 @@ def main() -> None:
     """Prints two tables of Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+", help="architectures of synthetic weights")
-    cases = [(n, outliers) for n in parser.parse_args().models for outliers in (False, True)]
-    for header, rows in (
+    parser.add_argument("--peer", action="store_true", help="only esm.cpp in int8")
+    options = parser.parse_args()
+    cases = [(n, outliers) for n in options.models for outliers in (False, True)]
+    tables = [
         ("smoothed | weights within +-", _smoothed),
         ("inputs in float | of all multiplications in linears", _mixtures),
-    ):
+    ]
+    for header, rows in [("by | with", _peer)] if options.peer else tables:
         print(f"\n| model | weights | {header} | embeddings | logits | 1 - Spearman | nats |")
         print("|---|---|---|---|---|---|---|---|")
         for name, outliers in cases:
@@ -62,8 +76,9 @@ class _Case:
 
     @torch.no_grad()
     def __init__(self, name: str, outliers: bool):
-        reference = load_reference(WeightsSource("synthetic", name, outliers=outliers))
-        self.packed = PackedESM2(reference.model, [reference.architecture.num_layers]).eval()
+        self.reference = load_reference(WeightsSource("synthetic", name, outliers=outliers))
+        last = self.reference.architecture.num_layers
+        self.packed = PackedESM2(self.reference.model, [last]).eval()
         packs = parity_packs()
         self._texts = [p.sequence for p in (*packs["many masks"], *packs["mixed"])]
         self._truth = _run(copy.deepcopy(self.packed).double(), self._texts)
@@ -71,15 +86,19 @@ class _Case:
         self.linears = dict(linears(self.packed))
         self.smoothing = measure(self.packed, self.linears.items(), BUILT_IN)
 
-    @torch.no_grad()
     def errors_of(self, recipe: Recipe) -> str:
-        """The last columns of a row."""
+        """Of the packed forward, its linears in int8's steps."""
         with quantised_linears(self.packed, recipe):
-            logits, embeddings = (
-                float((x.double() - y).norm() / y.norm())
-                for x, y in zip(_run(self.packed, self._texts), self._truth, strict=True)
-            )
-            task = _task(self.packed)
+            return self.errors(self.packed)
+
+    @torch.no_grad()
+    def errors(self, forward: Forward) -> str:
+        """The last columns of a row."""
+        logits, embeddings = (
+            float((x.double() - y).norm() / y.norm())
+            for x, y in zip(_run(forward, self._texts), self._truth, strict=True)
+        )
+        task = _task(forward)
         rank = spearman(task.scores, self._wide.scores)
         nats = f"{self._wide.nats:.3f} {task.nats - self._wide.nats:+.3f}"
         return f"{embeddings:.4f} | {logits:.4f} | {1 - rank:.5f} | {nats}"
@@ -108,8 +127,34 @@ def _mixtures(case: _Case) -> Iterator[str]:
         yield f"{len(kept)} of {len(order)} | {in_float / whole:.0%} | {errors}"
 
 
-def _run(packed: PackedESM2, texts: list[str]) -> tuple[Tensor, ...]:
-    return packed(*_tensors(PackedBatch.from_sequences(texts)))  # type: ignore[no-any-return]
+def _peer(case: _Case) -> Iterator[str]:
+    """esm.cpp, which gives logits and the last layer by two calls."""
+    folder = checkpoints_of(case.reference)
+    command = [
+        python_of("esmcpp_int8"),
+        PEERS / "serve.py",
+        "esmcpp_int8",
+        folder,
+        usable_cores(),
+        1,
+    ]
+    with Worker(command) as worker, tempfile.TemporaryDirectory() as answers:
+        path = Path(answers) / "rows.npy"
+
+        def forward(ids: Tensor, bounds: Tensor, longest: Tensor) -> Sequence[Tensor]:
+            proteins = [part.tolist() for part in ids.tensor_split(bounds[1:-1].long())]
+            given = []
+            for what in ("logits", "answer"):
+                worker.ask(what, proteins=proteins, path=str(path))
+                given.append(torch.from_numpy(np.load(path)))
+            return given
+
+        version = worker.started["versions"]["esm-cpp"]
+        yield f"esm.cpp {version} | {worker.started['instructions']} | {case.errors(forward)}"
+
+
+def _run(forward: Forward, texts: list[str]) -> Sequence[Tensor]:
+    return forward(*_tensors(PackedBatch.from_sequences(texts)))
 
 
 def _tensors(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,7 +162,7 @@ def _tensors(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
     return ids, bounds, torch.tensor(batch.max_seqlen)
 
 
-def _task(packed: PackedESM2) -> Task:
+def _task(forward: Forward) -> Task:
     tokens = tokenize(PROTEIN)
     places = np.arange(1, len(tokens) - 1)
     copies = np.repeat(tokens[None], len(places), axis=0)
@@ -125,7 +170,7 @@ def _task(packed: PackedESM2) -> Task:
     columns = [int(tokenize(residue)[1]) for residue in RESIDUES]
     rows = []
     for part in np.array_split(np.arange(len(places)), 8):
-        logits = packed(*_tensors(PackedBatch.from_tokens(list(copies[part]))))[0]
+        logits = forward(*_tensors(PackedBatch.from_tokens(list(copies[part]))))[0]
         of_copies = logits.view(len(part), len(tokens), -1)
         rows.append(of_copies[torch.arange(len(part)), torch.from_numpy(places[part])])
     logs = torch.cat(rows).double().log_softmax(dim=1).numpy()

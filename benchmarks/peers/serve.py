@@ -10,6 +10,7 @@ Runs in the peer's environment: the standard library and NumPy alone.
 | ``time``: ``batches`` of lengths, ``warm`` | ``seconds`` for all of them |
 | ``latency``: ``length``, ``repeats`` | ``latencies_ms`` |
 | ``answer``: ``proteins`` of token ids, ``path`` | last layer's rows of all, written to ``path`` |
+| ``logits``, of a packed peer: as ``answer`` | ``[T, 33]``, written to ``path`` |
 | ``peak`` | ``peak_mb`` of this process since its start |
 """
 
@@ -169,6 +170,13 @@ def answered(contender, proteins, path):
     return {}
 
 
+def logits(contender, proteins, path):
+    """What a packed peer's jobs give."""
+    tokens = [np.array(protein, dtype=np.int64) for protein in proteins]
+    np.save(path, np.concatenate(contender.prepare(tokens)()))
+    return {}
+
+
 def peak(contender):
     """Not ``ru_maxrss`` on Linux: a process starts with its parent's."""
     status = Path("/proc/self/status")
@@ -186,7 +194,13 @@ def random_tokens(length, random):
     return tokens
 
 
-REQUESTS = {"time": timed, "latency": latency, "answer": answered, "peak": peak}
+REQUESTS = {
+    "time": timed,
+    "latency": latency,
+    "answer": answered,
+    "logits": logits,
+    "peak": peak,
+}
 
 
 if __name__ == "__main__":
