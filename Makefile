@@ -24,10 +24,10 @@ IMAGE_EXTRAS := onnx onnx-gpu torch tensorrt-rtx hdf5 parquet server trust
 # For release: the oldest and the newest Python that are named in pyproject.toml.
 OLDEST   ?= python3.10
 NEWEST   ?= python3.13
-# Two workers, each with whole files: what is dear to make is made once (tests/conftest.py). Each
-# with one thread, or their pools would wait for each other's; those of commands that take more wait
-# asleep, not at work.
-TEST_ARGS ?= -n 2 --dist loadfile
+# Workers with whole files: what is dear to make is made once (tests/conftest.py). Three on two cores,
+# for some wait for servers and for each other. Each with one thread, or their pools would wait for
+# each other's; those of commands that take more wait asleep, not at work.
+TEST_ARGS ?= -n 3 --dist loadfile
 TEST       = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 # For example: make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=

@@ -1,8 +1,7 @@
 """An artifact is built again to the same bytes; what is not the same is found and named."""
 
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,39 +58,6 @@ def test_a_rebuild_finds_the_one_file_that_was_changed(
     )
     assert {"model.pt2", "weights.safetensors", "golden.npz", "provenance.json"} <= said.keys()
     assert "not alike" not in result.stderr
-
-
-EXPORT = """
-import sys
-from pathlib import Path
-from exporter.formats.table import chosen
-from exporter.model.packed_forward import PackedESM2
-from exporter.model.reference import WeightsSource, load_reference
-from exporter.weights import shared
-packed = PackedESM2(load_reference(WeightsSource("checkpoint", sys.argv[1])).model, [1, 2]).eval()
-shared.write(packed, Path(sys.argv[2]))
-for wanted in chosen(["torchscript", "onnx"]):
-    wanted.export(packed, Path(sys.argv[2]))
-"""
-
-
-def test_graphs_are_the_same_in_two_processes(
-    tiny_checkpoint: Path, tmp_path: Path, fresh_python: Callable[..., Any]
-) -> None:
-    """PyTorch numbers what it traces in one process, so there are two."""
-    written = []
-    for seed in ("1", "2"):
-        folder = tmp_path / seed
-        folder.mkdir()
-        environment = os.environ | {"PYTHONHASHSEED": seed, "TMPDIR": str(folder)}
-        # The second from deeper in the code.
-        code = EXPORT if seed == "1" else f"\n\nexec({EXPORT!r})"
-        result = fresh_python(code, tiny_checkpoint, folder, env=environment)
-        assert result.returncode == 0, result.stderr
-        files = (path for path in folder.iterdir() if path.is_file())  # TMPDIR gets folders
-        written.append({path.name: path.read_bytes() for path in files})
-    assert written[0] == written[1]
-    assert written[0].keys() == {"model.ts", "model.onnx", "weights.safetensors"}
 
 
 class TestCompare:
