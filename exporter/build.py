@@ -177,7 +177,7 @@ def _answered_ahead(
         return nullcontext()
     dtypes = torch.float64, getattr(torch, options.dtype)
     load = partial(load_reference, options.source)
-    return answered_ahead(load, packs, layers, options.pool or "mean", dtypes, cache)
+    return answered_ahead(reference, load, packs, layers, options.pool or "mean", dtypes, cache)
 
 
 def _exported(

@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -23,29 +25,53 @@ PACKS = {"one": [Protein("MKT"), Protein("GAVLI")], "other": [Protein("W")]}
 DTYPES = torch.float64, torch.float32
 
 
-def test_who_asks_the_cache_afterwards_computes_nothing(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    load = partial(load_reference, WeightsSource("checkpoint", str(tiny_checkpoint)))
-    cache = Cache(tmp_path)
-    with answered_ahead(load, PACKS, (1, 2), "mean", DTYPES, cache):
-        pass
-    monkeypatch.setattr(oracle._Eager, "run", None)
-    for dtype in DTYPES:
-        answers = run_eager(load(), PACKS, (1, 2), "mean", dtype, cache)
-        assert answers["one"].tensors["logits"].dtype == str(dtype).removeprefix("torch.")
+@pytest.fixture
+def load(tiny_checkpoint: Path) -> Callable[[], Reference]:
+    return partial(load_reference, WeightsSource("checkpoint", str(tiny_checkpoint)))
+
+
+def answers_of(
+    load: Callable[[], Reference], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[np.ndarray]:
+    """Those of the cache: nothing is computed."""
+    with monkeypatch.context() as patched:
+        patched.setattr(oracle._Eager, "run", None)
+        return [
+            run_eager(load(), PACKS, (1, 2), "mean", dtype, Cache(folder))[name].tensors["logits"]
+            for dtype in DTYPES
+            for name in PACKS
+        ]
 
 
 def fail() -> Reference:
     raise OSError("no such weights")
 
 
-def test_where_it_fails_nothing_is_said_and_nothing_is_lost(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with answered_ahead(fail, PACKS, (2,), "mean", DTYPES, Cache(tmp_path)):
-        pass
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("theirs", ["answers", "fails", "takes too long"])
+def test_who_asks_the_cache_afterwards_computes_nothing(
+    theirs: str, load: Callable[[], Reference], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Whoever answered: the numbers are the same to the last bit, and nothing is said."""
+    ahead = {"answers": load, "fails": fail, "takes too long": partial(time.sleep, 300)}[theirs]
+    monkeypatch.setattr("exporter.parity.truth.ahead.default_threads", lambda: 2)
+    threads, folder = torch.get_num_threads(), tmp_path / "ahead"
+    with answered_ahead(load(), ahead, PACKS, (1, 2), "mean", DTYPES, Cache(folder)):
+        if theirs == "answers":
+            end = time.monotonic() + 60
+            while len(list(folder.glob("*.npz"))) < len(DTYPES) * len(PACKS):
+                assert time.monotonic() < end
+                time.sleep(0.02)
+    assert torch.get_num_threads() == threads
+    found = answers_of(load, folder, monkeypatch)
+    assert [str(logits.dtype) for logits in found] == ["float64"] * 2 + ["float32"] * 2
+    alone = tmp_path / "alone"
+    torch.set_num_threads(1)
+    for dtype in DTYPES:
+        run_eager(load(), PACKS, (1, 2), "mean", dtype, Cache(alone))
+    torch.set_num_threads(threads)
+    for one, other in zip(found, answers_of(load, alone, monkeypatch), strict=True):
+        assert (one == other).all()
     assert capfd.readouterr() == ("", "")
 
 
@@ -57,7 +83,7 @@ import torch
 from exporter.parity.truth.ahead import answered_ahead
 from exporter.parity.truth.cache import Cache
 if __name__ == "__main__":
-    with answered_ahead(partial(time.sleep, 300), {}, (2,), "mean", (), Cache(Path("x"))):
+    with answered_ahead(None, partial(time.sleep, 300), {}, (2,), "mean", (), Cache(Path("x"))):
         print("started", flush=True)
         time.sleep(60)
 """

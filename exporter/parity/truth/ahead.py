@@ -1,6 +1,8 @@
 """Eager fair-esm's answers ahead of time: in a process of its own, while engines are exported.
 
 Compilers and tracing keep one core busy. The answers go to the cache, where the gate finds them.
+When the engines are there, both processes answer, from both ends, until they meet. Each takes half
+of the cores: sums depend on the number of threads, and must not on which of them was first.
 """
 
 import contextlib
@@ -26,8 +28,8 @@ LEAST_PARAMETERS = 5_000_000
 # Scores of long proteins take hundreds of MB, several times a layer. By glibc's defaults each goes
 # back to the system and comes again page by page, which is a third of the time.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62)}
-# The float64 model beside the float32 one that is exported, and as much again for all else.
-BYTES_A_PARAMETER = 2 * (8 + 4)
+# The float64 models of both processes, and half as much again for all else.
+BYTES_A_PARAMETER = 3 * 8
 
 
 def is_worth_it(
@@ -48,6 +50,7 @@ def is_worth_it(
 
 @contextmanager
 def answered_ahead(
+    reference: Reference,
     load: Callable[[], Reference],
     packs: Mapping[str, Pack],
     layers: tuple[int, ...],
@@ -55,20 +58,22 @@ def answered_ahead(
     dtypes: Sequence[torch.dtype],
     cache: Cache,
 ) -> Iterator[None]:
-    """While the block runs, a process answers; the block's end waits for it.
+    """While the block runs, a process answers; at the block's end this one answers too.
 
-    Where it fails, nothing is lost but time: who asks the cache in vain computes the answers.
+    Where the process fails, nothing is lost but time.
 
     Args:
-        load: gives eager fair-esm in that process.
+        reference: eager fair-esm in this process.
+        load: gives it in the other.
         packs: by name.
         layers: representations to keep.
         pooling: of the last of them.
         dtypes: that eager fair-esm is asked in.
         cache: where the answers go.
     """
-    threads = max(1, default_threads() - 1)
-    task = pickle.dumps((load, dict(packs), layers, pooling, tuple(dtypes), cache, threads))
+    threads = max(1, default_threads() // 2)
+    asked = layers, pooling, tuple(dtypes), cache
+    task = pickle.dumps((threads, load, dict(packs), *asked))
     # No multiprocessing: it runs the caller's own script again, and daemons may not have children.
     process = subprocess.Popen(
         [sys.executable, "-m", __name__],
@@ -83,7 +88,9 @@ def answered_ahead(
             process.stdin.write(task)
             process.stdin.flush()
         yield
-        process.wait()
+        if process.poll() is None:
+            with _threads(threads):
+                _answer(reference, dict(reversed(list(packs.items()))), *asked)
     finally:
         process.kill()
         process.wait()
@@ -91,13 +98,29 @@ def answered_ahead(
             process.stdin.close()
 
 
-def _answer() -> None:
-    load, packs, layers, pooling, dtypes, cache, threads = pickle.load(sys.stdin.buffer)
-    threading.Thread(target=_end_with_who_asked, daemon=True).start()
-    torch.set_num_threads(threads)
-    reference = load()
+def _answer(
+    reference: Reference, packs: Mapping[str, Pack], layers: tuple[int, ...], pooling: Pool,
+    dtypes: Sequence[torch.dtype], cache: Cache,
+) -> None:  # fmt: skip
     for dtype in dtypes:
         run_eager(reference, packs, layers, pooling, dtype, cache)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _answer_who_asked() -> None:
+    threads, load, *asked = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_who_asked, daemon=True).start()
+    with _threads(threads):
+        _answer(load(), *asked)
 
 
 def _end_with_who_asked() -> None:
@@ -106,5 +129,5 @@ def _end_with_who_asked() -> None:
 
 
 if __name__ == "__main__":
-    _answer()
+    _answer_who_asked()
     os._exit(0)
