@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from benchmarks.results import ModelResult
 from benchmarks.summary import rows_of
@@ -117,8 +117,9 @@ def scaling(model: ModelResult) -> str:
         axes.scatter([], [], color=INK, label="all cores")
         axes.set_yticks(range(len(measured)), [about.label for about, _, _ in measured])
         axes.tick_params(axis="y", length=0)
-        axes.set(xlabel="tokens/s, mixed lengths", xlim=(0, None))
-        axes.margins(x=0.12)
+        widest = max((together for _, _, together in measured), default=1)
+        axes.set(xlabel="tokens/s, mixed lengths", xlim=(0, 1.15 * widest))  # the ratio's place
+        axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.xaxis.set_major_formatter(_thousands())
         axes.grid(axis="x")
         figure.legend(loc="outside upper right", ncols=2)
