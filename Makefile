@@ -77,10 +77,10 @@ export: $(READY)    ## Build an artifact; synthetic 8M weights without MODEL or 
 parity: $(PARITY)    ## Prove the gate: three dtypes, several layers, pooling, planted faults
 
 # In half precision faults are planted in TorchScript alone, to stay under 10 minutes on 2 cores.
-parity-float16 parity-bfloat16: PROVE_IN := --prove-in torchscript
+parity-float16 parity-bfloat16: PROVE_ARGS := --prove-in torchscript
 $(PARITY): parity-%: $(READY)
 	$(BIN)/esm2-export build --synthetic esm2_t6_8M_UR50D --dtype $* --layers 0,3,6 --pool mean \
-	    --prove $(PROVE_IN) --jobs 2 --out artifacts/parity-8M-$*
+	    --prove $(PROVE_ARGS) --jobs 2 --out artifacts/parity-8M-$*
 
 verify: $(READY)    ## Compare the engines of ARTIFACT with eager fair-esm in float64
 	$(BIN)/esm2-export verify $(ARTIFACT) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))

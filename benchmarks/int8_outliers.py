@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.checkpoints import checkpoints_of
+from benchmarks.contenders import starter
 from benchmarks.environments import PEERS, python_of
-from benchmarks.processes import Worker
 from exporter.model.packed_forward import PackedESM2
 from exporter.model.reference import WeightsSource, load_reference
 from exporter.parity.rules.variants import spearman
@@ -37,6 +37,7 @@ from runtime.packing import PackedBatch
 from runtime.threads import usable_cores
 from runtime.tokenizer import MASK_ID, tokenize
 
+PEER = "esmcpp_int8"
 PROTEIN = BUILT_IN.sequences[0]
 RESIDUES = "LAGVSERTIDPKQNFYMHWC"
 
@@ -130,15 +131,8 @@ def _mixtures(case: _Case) -> Iterator[str]:
 def _peer(case: _Case) -> Iterator[str]:
     """esm.cpp, which gives logits and the last layer by two calls."""
     folder = checkpoints_of(case.reference)
-    command = [
-        python_of("esmcpp_int8"),
-        PEERS / "serve.py",
-        "esmcpp_int8",
-        folder,
-        usable_cores(),
-        1,
-    ]
-    with Worker(command) as worker, tempfile.TemporaryDirectory() as answers:
+    start = starter(python_of(PEER), PEERS / "serve.py", PEER, folder)
+    with start(usable_cores(), 1) as worker, tempfile.TemporaryDirectory() as answers:
         path = Path(answers) / "rows.npy"
 
         def forward(ids: Tensor, bounds: Tensor, longest: Tensor) -> Sequence[Tensor]:

@@ -13,11 +13,12 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.limit import matrix_rate
+from benchmarks.limit import linear_flops, matrix_rate
+from benchmarks.peers.serve import random_tokens
+from benchmarks.report.markdown import head, row
 from benchmarks.workload import WORKLOADS, packs_of
 from runtime import manifest as manifests
 from runtime.engines.onnx import cpu
-from runtime.manifest_schema import Architecture
 from runtime.packing import PackedBatch
 from runtime.threads import usable_cores
 
@@ -35,6 +36,7 @@ def main(artifacts: tuple[Path, ...], tokens: int, rounds: int) -> None:
     """Prints a table of Markdown for each artifact."""
     threads = usable_cores()
     packs = packs_of(WORKLOADS["mixed"].draw(tokens), 1_024)
+    num_tokens = sum(map(sum, packs))
     for artifact in artifacts:
         architecture = manifests.read(artifact).architecture
         rounds_ms, rates = [], []
@@ -42,8 +44,8 @@ def main(artifacts: tuple[Path, ...], tokens: int, rounds: int) -> None:
             rates.append(matrix_rate())
             rounds_ms.append(_by_kind(artifact, packs, threads))
         kinds = {kind: statistics.median(each[kind] for each in rounds_ms) for kind in rounds_ms[0]}
-        least = 1e3 * _product_flops(architecture, sum(map(sum, packs))) / statistics.median(rates)
-        print(f"\n{architecture.name}, {sum(map(sum, packs)):,} tokens, {threads} threads")
+        least = 1000 * linear_flops(architecture, num_tokens) / statistics.median(rates)
+        print(f"\n{architecture.name}, {num_tokens:,} tokens, {threads} threads")
         print(_table(kinds, least))
 
 
@@ -51,18 +53,13 @@ def _by_kind(artifact: Path, packs: list[list[int]], threads: int) -> dict[str, 
     """Milliseconds of all packs in each kind of node, by ONNX Runtime's profiler."""
     random = np.random.default_rng(0)
     batches = [
-        PackedBatch.from_tokens(
-            [np.r_[0, random.integers(4, 24, length - 2), 2] for length in pack], [""] * len(pack)
-        )
+        PackedBatch.from_tokens([random_tokens(length, random) for length in pack])
         for pack in packs
     ]
     with tempfile.TemporaryDirectory() as folder:
         session = _session(artifact, threads, f"{folder}/profile")
         for batch in (batches[0], *batches):  # the first finds memory
-            session.run(None, {
-                "input_ids": batch.input_ids, "cu_seqlens": batch.cu_seqlens,
-                "max_seqlen": np.array(batch.max_seqlen, np.int64),
-            })  # fmt: skip
+            session.run(None, cpu.feeds_of(batch))
         events = json.loads(Path(session.end_profiling()).read_text())
     kinds: dict[str, float] = defaultdict(float)
     runs = sorted(e["ts"] for e in events if e["name"] == "model_run")
@@ -77,14 +74,9 @@ def _session(artifact: Path, threads: int, prefix: str) -> Any:
     options = cpu.session_options(threads)
     options.enable_profiling = True
     options.profile_file_prefix = prefix
-    options.register_custom_ops_library(str(artifact / str(entry.op_library)))
+    if entry.op_library is not None:
+        options.register_custom_ops_library(str(artifact / entry.op_library))
     return cpu.open_session(artifact / entry.file, options, None)
-
-
-def _product_flops(architecture: Architecture, tokens: int) -> float:
-    width = architecture.embed_dim
-    weights = 12 * architecture.num_layers * width**2 + width * (width + architecture.vocab_size)
-    return 2.0 * weights * tokens
 
 
 def _table(kinds: dict[str, float], least_ms: float) -> str:
@@ -93,10 +85,10 @@ def _table(kinds: dict[str, float], least_ms: float) -> str:
     others = {kind: ms for kind, ms in kinds.items() if kind not in PRODUCTS}
     small = sum(ms for ms in others.values() if ms < NAMED * whole)
     rows = [("linears", products)]
-    rows += sorted((row for row in others.items() if row[1] >= NAMED * whole), key=lambda r: -r[1])
+    rows += sorted((x for x in others.items() if x[1] >= NAMED * whole), key=lambda x: -x[1])
     rows += [("all others", small), ("linears at the rate of a large product", least_ms)]
-    lines = ["| kind of node | ms | share |", "|---|---|---|"]
-    return "\n".join(lines + [f"| {kind} | {ms:,.0f} | {ms / whole:.1%} |" for kind, ms in rows])
+    cells = ((kind, f"{ms:,.0f}", f"{ms / whole:.1%}") for kind, ms in rows)
+    return "\n".join([*head(("kind of node", "ms", "share")), *map(row, cells)])
 
 
 if __name__ == "__main__":

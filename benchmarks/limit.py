@@ -21,11 +21,16 @@ def flops(
         lengths: of the proteins, in tokens.
         per_exponential: 0 leaves them out, as a GPU does, which has units of their own for them.
     """
+    squares = sum(length**2 for length in lengths)
+    attention = 4 * architecture.embed_dim + per_exponential * architecture.num_heads
+    linears = linear_flops(architecture, sum(lengths))
+    return linears + float(architecture.num_layers * squares * attention)
+
+
+def linear_flops(architecture: Architecture, tokens: int) -> float:
+    """Of the linears alone, the LM head's among them."""
     width, layers = architecture.embed_dim, architecture.num_layers
-    tokens, squares = sum(lengths), sum(length**2 for length in lengths)
-    linears = layers * 24 * width**2 + 2 * width * (width + architecture.vocab_size)
-    attention = 4 * width + per_exponential * architecture.num_heads
-    return float(tokens * linears + layers * squares * attention)
+    return float(tokens * (layers * 24 * width**2 + 2 * width * (width + architecture.vocab_size)))
 
 
 SIZE, REPEATS = 2_048, 10

@@ -37,9 +37,9 @@ def answers_of(
     with monkeypatch.context() as patched:
         patched.setattr(oracle._Eager, "run", None)
         return [
-            run_eager(load(), PACKS, (1, 2), "mean", dtype, Cache(folder))[name].tensors["logits"]
+            answers.tensors["logits"]
             for dtype in DTYPES
-            for name in PACKS
+            for answers in run_eager(load(), PACKS, (1, 2), "mean", dtype, Cache(folder)).values()
         ]
 
 

@@ -203,6 +203,15 @@ def _register_native(options: Any, library: Path) -> str:
         return FUNCTION
 
 
+def feeds_of(batch: PackedBatch) -> dict[str, NDArray[Any]]:
+    """What the graph's inputs get."""
+    return {
+        "input_ids": batch.input_ids,
+        "cu_seqlens": batch.cu_seqlens,
+        "max_seqlen": np.array(batch.max_seqlen, dtype=np.int64),
+    }
+
+
 class OnnxEngine(FetchingEngine):
     """An ``onnxruntime.InferenceSession`` that takes packs."""
 
@@ -216,13 +225,8 @@ class OnnxEngine(FetchingEngine):
 
     def _fetch(self, batch: PackedBatch, names: list[str]) -> list[NDArray[np.floating]]:
         self.require_usable()
-        feeds: dict[str, NDArray[Any]] = {
-            "input_ids": batch.input_ids,
-            "cu_seqlens": batch.cu_seqlens,
-            "max_seqlen": np.array(batch.max_seqlen, dtype=np.int64),
-        }
         try:
-            return self._run_session(feeds, names)
+            return self._run_session(feeds_of(batch), names)
         except Exception as error:  # onnxruntime raises a class of its own for each status code
             raise EngineError(
                 f"onnxruntime failed on a pack of {batch.num_proteins} proteins, "
