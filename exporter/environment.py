@@ -8,7 +8,10 @@ import torch
 
 from runtime.threads import default_threads, usable_cores
 
-PACKAGES = ("esm2-engines", "fair-esm", "torch", "numpy", "onnx", "onnxruntime", "flash-attn")
+PACKAGES = (
+    "esm2-engines", "fair-esm", "torch", "numpy", "onnx", "onnxruntime", "flash-attn",
+    "flash-attn-3",
+)  # fmt: skip
 
 
 def describe_environment() -> dict[str, str]:

@@ -4,8 +4,9 @@ import os
 from typing import Literal, get_args
 
 # "auto" is the fastest that can run; "standard" the reference's arithmetic; the others are for
-# CUDA: the flash-attn package, the engine library's own flash kernel, its memory-efficient one.
-Attention = Literal["auto", "flash-attn", "flash", "memory-efficient", "standard"]
+# CUDA: the package flash-attn-3 (for Hopper), flash-attn, the engine library's own flash kernel,
+# its memory-efficient one.
+Attention = Literal["auto", "flash-attn-3", "flash-attn", "flash", "memory-efficient", "standard"]
 ATTENTION_CHOICES: tuple[str, ...] = get_args(Attention)
 
 V1_ATTENTION_VARIABLES = ("ESM2_V1_ATTENTION", "VIRNUCPRO_V1_ATTENTION")

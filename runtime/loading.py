@@ -49,9 +49,9 @@ def load(
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` for another card, or ``"auto"``: cuda where one
             of the engines runs there.
         attention: ``"auto"``, the fastest kernel; ``"standard"``, the reference's arithmetic; or,
-            on CUDA, ``"flash-attn"``, ``"flash"`` or ``"memory-efficient"``. None takes
-            ``"standard"`` where ``ESM2_V1_ATTENTION`` (or ``VIRNUCPRO_V1_ATTENTION``) is true, else
-            ``"auto"``. The choice and its reason are logged and stand in ``engine.spec``.
+            on CUDA, ``"flash-attn-3"``, ``"flash-attn"``, ``"flash"`` or ``"memory-efficient"``.
+            None takes ``"standard"`` where ``ESM2_V1_ATTENTION`` (or ``VIRNUCPRO_V1_ATTENTION``) is
+            true, else ``"auto"``. The choice and its reason are logged, and in ``engine.spec``.
         threads: CPU threads of the engine. None takes ``OMP_NUM_THREADS``, else one for each core
             that the affinity mask and the cgroups' CPU quota give this process.
         concurrency: how many packs share those threads, at most as many as there are threads. More

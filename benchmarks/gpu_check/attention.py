@@ -13,7 +13,7 @@ from runtime.ops.standard import standard
 
 # Of a device, the fastest first; what "auto" takes is one of them.
 KERNELS: dict[str, tuple[Attention, ...]] = {
-    "cuda": ("flash-attn", "flash", "memory-efficient", "standard"),
+    "cuda": ("flash-attn-3", "flash-attn", "flash", "memory-efficient", "standard"),
     "cpu": ("auto", "standard"),
 }
 # Every ESM-2's: 8M, 35M, 150M, 650M and 3B, 15B.
@@ -28,19 +28,20 @@ MAX_RATIO = 2.0
 def check_kernel(
     requested: Attention, dtype_name: str, device: str
 ) -> tuple[Status, str, Kernel | None]:
-    """Runs one kernel on a pack for every head dim.
+    """Runs one kernel on a pack for every head dim that it takes.
 
     Returns:
         A status, the reason unless it passed, and what was measured.
     """
     dtype: torch.dtype = getattr(torch, dtype_name)
-    worst_error, worst_ratio, name = 0.0, 0.0, ""
+    head_dims, worst_error, worst_ratio = 0, 0.0, 0.0
     for head_dim in HEAD_DIMS:
         try:
             choice = varlen_attention.choose(torch.device(device), dtype, head_dim, requested)
         except UnsupportedError as error:
-            return "not run", str(error), None
-        name = choice.name
+            refused = str(error)
+            continue
+        name, head_dims = choice.name, head_dims + 1
         q, k, v, cu_seqlens = _pack(head_dim, dtype, device)
         scale = head_dim**-0.5
         arguments = cu_seqlens, max(LENGTHS), scale
@@ -56,8 +57,10 @@ def check_kernel(
                 f"head dim {head_dim}: relative L2 {error:.1e}, expected at most {MAX_RATIO:g} x "
                 f"the {own:.1e} of standard attention"
             )
-            return "failed", reason, Kernel(name, len(HEAD_DIMS), worst_error, worst_ratio)
-    return "passed", "", Kernel(name, len(HEAD_DIMS), worst_error, worst_ratio)
+            return "failed", reason, Kernel(name, head_dims, worst_error, worst_ratio)
+    if not head_dims:
+        return "not run", refused, None
+    return "passed", "", Kernel(name, head_dims, worst_error, worst_ratio)
 
 
 def _pack(head_dim: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -11,8 +11,8 @@ from exporter.environment import cpu_name, version_of
 from runtime.threads import usable_cores
 
 PACKAGES = (
-    "esm2-engines", "fair-esm", "torch", "triton", "flash-attn", "onnx", "onnxruntime",
-    "onnxruntime-gpu", "transformers", "numpy",
+    "esm2-engines", "fair-esm", "torch", "triton", "flash-attn", "flash-attn-3", "onnx",
+    "onnxruntime", "onnxruntime-gpu", "transformers", "numpy",
 )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ class Parity(msgspec.Struct, frozen=True):
 
 
 class Kernel(msgspec.Struct, frozen=True):
-    """What was measured of one attention kernel, over all head dims and proteins.
+    """What was measured of one attention kernel, over proteins of every head dim that it takes.
 
     Attributes:
         name: with its version.

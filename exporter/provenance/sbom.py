@@ -27,8 +27,9 @@ from runtime.provenance import EXPORTER, SBOM
 # taken where they are installed.
 ROOTS = (
     "backports.zstd", "click", "cyclonedx-python-lib", "fair-esm", "filelock", "flash-attn",
-    "huggingface-hub", "isal", "jinja2", "matplotlib", "msgspec", "numpy", "onnx", "onnx-ir",
-    "onnxruntime", "onnxruntime-gpu", "onnxscript", "packaging", "safetensors", "torch", "tqdm",
+    "flash-attn-3", "huggingface-hub", "isal", "jinja2", "matplotlib", "msgspec", "numpy", "onnx",
+    "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript", "packaging", "safetensors", "torch",
+    "tqdm",
 )  # fmt: skip
 OF_TARGET = {"tensorrt": ("cuda-bindings", "tensorrt", "tensorrt-rtx")}
 OF_SOURCE = {"huggingface": ("peft", "transformers")}

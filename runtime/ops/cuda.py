@@ -6,6 +6,7 @@ None of them but ``standard`` waits for the card. All take q, k, v ``[T, H, D]``
 """
 
 import functools
+import importlib
 import importlib.metadata
 
 import torch
@@ -20,10 +21,10 @@ MIN_FLASH_ATTN = (2, 6, 0)
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
-def flash_attn_version() -> str | None:
-    """The installed flash-attn version, or None. Does not import the package."""
+def flash_attn_version(distribution: str = "flash-attn") -> str | None:
+    """The installed version of flash-attn or flash-attn-3, or None. Does not import it."""
     try:
-        return importlib.metadata.version("flash-attn")
+        return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
 
@@ -51,10 +52,10 @@ def choose_kernel(
     """
     flash = _flash_reasons(capability, dtype, head_dim)
     efficient = _memory_efficient_reasons(dtype, head_dim)
-    version = flash_attn_version()
-    named = f"flash-attn {version}" if version else "flash-attn"
+    hopper = _flash_attn_3_reasons() + _hopper_reasons(capability, head_dim)
     candidates: dict[Attention, tuple[str, Kernel, list[str]]] = {
-        "flash-attn": (named, _flash_attn, _flash_attn_reasons() + flash),
+        "flash-attn-3": (_with_version("flash-attn-3"), _flash_attn_3, hopper + flash),
+        "flash-attn": (_with_version("flash-attn"), _flash_attn, _flash_attn_reasons() + flash),
         "flash": ("torch flash", _torch_flash, flash),
         "memory-efficient": ("memory-efficient", _memory_efficient, efficient),
         "standard": ("standard", standard, []),
@@ -70,17 +71,38 @@ def choose_kernel(
     raise UnsupportedError(f"attention {requested!r} cannot run here: {passed_over[0]}")
 
 
+def _with_version(distribution: str) -> str:
+    return " ".join(filter(None, (distribution, flash_attn_version(distribution))))
+
+
 def _flash_attn_reasons() -> list[str]:
     version = flash_attn_version()
-    if version is None:
-        return ["not installed"]
-    if not is_flash_attn_current(version):
+    if version is not None and not is_flash_attn_current(version):
         return ["older than 2.6.0"]
+    return _package_reasons("flash-attn", "flash_attn")
+
+
+def _flash_attn_3_reasons() -> list[str]:
+    return _package_reasons("flash-attn-3", "flash_attn_interface")
+
+
+def _package_reasons(distribution: str, module: str) -> list[str]:
+    if flash_attn_version(distribution) is None:
+        return ["not installed"]
     try:
-        import flash_attn  # noqa: F401
-    except ImportError as error:  # built for another PyTorch, say
+        importlib.import_module(module).flash_attn_varlen_func  # noqa: B018
+    except (ImportError, AttributeError) as error:  # built for another PyTorch, or half installed
         return [f"cannot be imported ({error})"]
     return []
+
+
+def _hopper_reasons(capability: tuple[int, int], head_dim: int) -> list[str]:
+    reasons = []
+    if capability[0] != 9:
+        reasons.append(f"needs compute capability 9.0, got {capability[0]}.{capability[1]}")
+    if head_dim < 64:  # its smallest tile; narrower heads would be filled up with zeros
+        reasons.append(f"needs a head dim of at least 64, got {head_dim}")
+    return reasons
 
 
 def _flash_reasons(capability: tuple[int, int], dtype: torch.dtype, head_dim: int) -> list[str]:
@@ -101,6 +123,18 @@ def _memory_efficient_reasons(dtype: torch.dtype, head_dim: int) -> list[str]:
     if head_dim % 4:
         reasons.append(f"needs a head dim that is a multiple of 4, got {head_dim}")
     return reasons
+
+
+def _flash_attn_3(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, softmax_scale: float
+) -> Tensor:
+    from flash_attn_interface import flash_attn_varlen_func
+
+    out: Tensor | tuple[Tensor, Tensor] = flash_attn_varlen_func(
+        q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, softmax_scale=softmax_scale
+    )
+    # Older builds give the log-sum-exp beside it.
+    return out[0] if isinstance(out, tuple) else out
 
 
 def _flash_attn(

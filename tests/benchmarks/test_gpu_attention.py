@@ -5,6 +5,7 @@ from torch import Tensor
 
 from benchmarks.gpu_check.attention import check_kernel
 from runtime.attention import Attention
+from runtime.errors import UnsupportedError
 from runtime.ops import varlen_attention
 from runtime.ops.choice import Choice, Kernel
 from runtime.ops.standard import standard
@@ -25,6 +26,23 @@ def test_a_kernel_of_another_device_is_not_run() -> None:
     status, reason, measured = check_kernel("flash", "bfloat16", "cpu")
     assert (status, measured) == ("not run", None)
     assert "it is for CUDA" in reason
+
+
+def test_head_dims_that_a_kernel_does_not_take_are_not_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    choose = varlen_attention.choose
+
+    def wide_heads_alone(device: object, dtype: object, head_dim: int, requested: object) -> Choice:
+        if head_dim < 64:
+            raise UnsupportedError("needs a head dim of at least 64")
+        return choose(device, dtype, head_dim, requested)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(varlen_attention, "choose", wide_heads_alone)
+    status, _, measured = check_kernel("auto", "float16", "cpu")
+    assert status == "passed"
+    assert measured is not None
+    assert measured.head_dims == 2
 
 
 def scale_off(q: Tensor, *rest: object) -> Tensor:

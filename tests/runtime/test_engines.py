@@ -176,7 +176,9 @@ class TestErrors:
             runtime.load(artifact, name, device="cuda")
 
     @pytest.mark.parametrize("name", ENGINES)
-    @pytest.mark.parametrize("attention", ["flash-attn", "flash", "memory-efficient"])
+    @pytest.mark.parametrize(
+        "attention", ["flash-attn-3", "flash-attn", "flash", "memory-efficient"]
+    )
     def test_attention_for_cuda_on_a_cpu(
         self, artifact: Path, name: str, attention: runtime.engine.Attention
     ) -> None:
