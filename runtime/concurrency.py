@@ -82,7 +82,8 @@ def budget_of(packing: Packing, concurrency: int, device: str, max_tokens: int |
         device: that it runs on.
         max_tokens: that the caller asked for.
     """
-    return packing.max_tokens if concurrency > 1 else max_tokens or default_max_tokens(device)
+    shares_cores = concurrency > 1 and device == "cpu"
+    return packing.max_tokens if shares_cores else max_tokens or default_max_tokens(device)
 
 
 def memory_of_longest(tokens: int, embed_dim: int, num_heads: int, keeps_scores: bool) -> int:

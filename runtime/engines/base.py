@@ -14,6 +14,9 @@ from runtime.pooling import Pool, check_pool, pool
 
 T = TypeVar("T", bound="LoadedEngine")
 
+# One that a card runs, and one that is queued behind it or on its way to the host.
+PACKS_OF_A_CARD = 2
+
 
 class LoadedEngine:
     """An engine of this process, until it is closed.

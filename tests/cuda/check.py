@@ -153,6 +153,14 @@ class Check:
             values = _run(place, "traffic", artifact, engine, **variables).stdout.split()[-1]
         self.layers.append(f"{what:45}{launches:10}{values:>12}")
 
+    def at_most(self, limit: float, what: str, place: Path, module: str, artifact: Path,
+                engine: str, **variables: str) -> None:  # fmt: skip
+        """A module of this package that prints a ratio."""
+        ratio = float(_run(place, module, artifact, engine, **variables).stdout.split()[-1])
+        self.failed = self.failed or not ratio <= limit
+        verdict = "passed" if ratio <= limit else "failed"
+        click.echo(f"{engine}, {what}: {ratio:.2f}, at most {limit:g}: {verdict}")
+
 
 def proven(folder: Path, name: str, shape: tuple[int, int, int], dtype: str) -> Path:
     """An artifact with ``torchscript`` and ``onnx-cuda``, of random weights, in ``folder``."""
@@ -222,6 +230,11 @@ def main(versions: str, torch: str, cache: Path) -> None:
             writable_copy(of_650m, compiled)
             values = _run(place, "compile", compiled, checkpoint, **kernels).stdout.split()[-1]
             check.layer("aoti-cuda", place, compiled, "aoti-cuda", values, **kernels)
+            for engine, artifact in (("torchscript", of_650m), ("aoti-cuda", compiled)):
+                memory = "memory of 12 CUDA graphs over that of the largest"
+                check.at_most(1.5, memory, place, "graphs", artifact, engine, **kernels)
+                time = "time of packs over that of waiting for the card"
+                check.at_most(0.8, time, place, "overlap", artifact, engine, **kernels)
     click.echo(f"\nOne layer in float16:{'':24}{'launches':>10}{'E values':>12}")
     click.echo("\n".join(check.layers))
     sys.exit(int(check.failed))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from runtime.concurrency import Packing, Stream, choose_packing
+from runtime.concurrency import Packing, Stream, budget_of, choose_packing
 
 CORES = (1, 2, 3, 4, 8, 16, 64)
 GIB = 1 << 30
@@ -68,3 +68,14 @@ class TestMemory:
 
 def test_nothing_to_run() -> None:
     assert chosen(4, Stream(0, 0, 0)).concurrency == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "at_once", "expected"),
+    [("cpu", 4, 700), ("cpu", 1, 9000), ("cuda", 2, 9000), ("cuda:1", 2, 9000)],
+)
+def test_smaller_packs_are_for_engines_that_share_cores(
+    device: str, at_once: int, expected: int
+) -> None:
+    """A card takes two packs at once, and wants them large."""
+    assert budget_of(Packing(4, 700), at_once, device, 9000) == expected

@@ -76,7 +76,7 @@ def test_a_filled_pack_computes_the_same(tiny_artifact: Path, lengths: list[int]
 class Uncaptured:
     """Runs what a graph would replay."""
 
-    def __init__(self, forward: Forward, inputs: list[Tensor]):
+    def __init__(self, forward: Forward, inputs: list[Tensor], shared: object):
         self._forward = forward
 
     def replay(self, inputs: list[Tensor]) -> list[Tensor]:
@@ -87,6 +87,7 @@ def test_what_was_filled_up_is_cut_off(
     tiny_artifact: Path, batch: PackedBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("runtime.engines.torch.cuda_graphs._Captured", Uncaptured)
+    monkeypatch.setattr("runtime.engines.torch.cuda_graphs._Shared", object)
     rows = [output.rows for output in manifests.read(tiny_artifact).signature.outputs]
     with runtime.load(tiny_artifact, "torchscript", "cpu", attention="standard") as engine:
         assert isinstance(engine, TorchEngine)

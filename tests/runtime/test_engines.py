@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 import runtime
 from exporter.model.reference import Reference
 from exporter.publish import writable_copy
 from runtime.attention import V1_ATTENTION_VARIABLES
 from runtime.engines.torch.engine import TorchEngine
+from runtime.engines.torch.fetching import Fetched
 from runtime.pooling import Pool
 
 ENGINES = ("onnx", "torchscript")
@@ -197,6 +199,24 @@ class TestErrors:
             runtime.load(folder, name, check_files=False)
         assert str(error.value).startswith(f"cannot load {folder / file}: ")
         assert "\n" not in str(error.value)
+
+
+def test_the_next_pack_is_queued_while_one_is_on_its_way(
+    tiny_artifact: Path, batch: runtime.PackedBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``make cuda-check`` shows that two overlap."""
+    arrays, held = Fetched.arrays, []
+
+    def noted(self: Fetched) -> list[NDArray[np.floating]]:
+        held.append(engine._one_at_a_time.locked())
+        return arrays(self)
+
+    monkeypatch.setattr(Fetched, "arrays", noted)
+    with runtime.load(tiny_artifact, "torchscript", "cpu") as engine:
+        assert isinstance(engine, TorchEngine)
+        engine.run(batch)
+        engine.embed(batch, engine.spec.layers[-1], "mean")
+    assert held == [False, False]
 
 
 def test_importing_runtime_needs_numpy_alone(fresh_python) -> None:  # type: ignore[no-untyped-def]

@@ -22,6 +22,16 @@ def test_equals_pooling_of_arrays(how: Pool, lengths: list[int]) -> None:
     np.testing.assert_allclose(pooled, pool(rows, cu_seqlens, how), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("how", ["mean", "mean-with-eos"])
+def test_means_of_bfloat16_are_not_rounded_to_it(how: Pool) -> None:
+    cu_seqlens = np.array([0, 40, 41, 90], np.int32)
+    rows = torch.randn(90, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
+    pooled = pool_tensor(rows, torch.from_numpy(cu_seqlens), how)
+    assert pooled.dtype == torch.float32
+    expected = pool(rows.float().numpy(), cu_seqlens, how)
+    np.testing.assert_allclose(pooled, expected, rtol=1e-6, atol=1e-7)
+
+
 def test_a_wrong_pooling_is_no_guess() -> None:
     for how in ("none", "max"):
         with pytest.raises(InputError, match=f"pool must be mean, .*, got '{how}'"):

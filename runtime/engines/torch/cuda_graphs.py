@@ -18,7 +18,7 @@ from runtime.tokenizer import EOS_ID
 
 # Larger packs keep the card busy without it.
 MAX_TOKENS = 4096
-# Each holds the activations of its bucket.
+# Each holds the inputs and outputs of its bucket.
 MAX_GRAPHS = 32
 
 Forward = Callable[[list[Tensor]], Iterable[Tensor]]
@@ -92,6 +92,7 @@ class GraphedForward:
         self._forward = forward
         self._rows = rows
         self._captured: dict[Bucket, _Captured] = {}
+        self._shared: _Shared | None = None
 
     def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
         """Outputs on the card, valid until the next call."""
@@ -104,26 +105,39 @@ class GraphedForward:
         if bucket not in self._captured:
             if len(self._captured) == MAX_GRAPHS:
                 return list(self._forward(inputs))
-            self._captured[bucket] = _Captured(self._forward, filled)
+            self._shared = self._shared or _Shared()
+            self._captured[bucket] = _Captured(self._forward, filled, self._shared)
         outputs = self._captured[bucket].replay(filled)
         count = {"tokens": tokens, "proteins": proteins}
         return [x[: count[rows]] for rows, x in zip(self._rows, outputs, strict=True)]
 
 
+class _Shared:
+    """What graphs share, as none runs beside another.
+
+    Attributes:
+        stream: on which they are captured; PyTorch keeps memory for each stream.
+        pool: memory of what lies between a graph's inputs and its outputs.
+    """
+
+    def __init__(self) -> None:
+        self.stream = torch.cuda.Stream()
+        self.pool = torch.cuda.graph_pool_handle()
+
+
 class _Captured:
     """One graph with the tensors that it reads and writes."""
 
-    def __init__(self, forward: Forward, inputs: list[Tensor]):
+    def __init__(self, forward: Forward, inputs: list[Tensor], shared: _Shared):
         self._inputs = inputs
         # As PyTorch's manual asks: first on another stream, so that libraries are set up.
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        shared.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(shared.stream):
             for _ in range(2):
                 list(forward(inputs))
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(shared.stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, shared.pool, shared.stream):
             self._outputs = list(forward(inputs))
 
     def replay(self, inputs: list[Tensor]) -> list[Tensor]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from runtime.device import index_of
 from runtime.engine import Outputs, Settings
-from runtime.engines.base import LoadedEngine, spec_of
+from runtime.engines.base import PACKS_OF_A_CARD, LoadedEngine, spec_of
 from runtime.errors import EngineError, Esm2Error, UnsupportedError, cause
 from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
@@ -134,6 +134,8 @@ def limit_threads(threads: Threads) -> None:
 class TorchEngine(LoadedEngine):
     """One pack at a time, for PyTorch has one thread count a process; other callers wait.
 
+    On a card it takes two: the next is queued while one is on its way to the host.
+
     Args:
         forward: from ``input_ids``, ``cu_seqlens`` on the device and ``max_seqlen`` on the host to
             the outputs of the manifest's signature. Let go of by ``close``, with all that it holds.
@@ -157,7 +159,8 @@ class TorchEngine(LoadedEngine):
                 library=library(),
                 attention=self._choice.name,
                 reason=reason,
-            )
+            ),
+            concurrency=1 if device == "cpu" else PACKS_OF_A_CARD,
         )
         self.output_names = [output.name for output in manifest.signature.outputs]
         if settings.cuda_graphs:
@@ -176,22 +179,28 @@ class TorchEngine(LoadedEngine):
 
     def run(self, batch: PackedBatch) -> Outputs:
         """See ``Engine.run``."""
-        with self._running(batch):
-            arrays = [_to_array(tensor) for tensor in self._all_outputs(self.inputs(batch))]
-        return Outputs(dict(zip(self.output_names, arrays, strict=True)))
+        from runtime.engines.torch.fetching import Fetched
+
+        with self._failures_of(batch):
+            with self._queueing():
+                fetched = Fetched(self._all_outputs(self.inputs(batch)))
+            return Outputs(dict(zip(self.output_names, fetched.arrays(), strict=True)))
 
     def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
         """See ``Engine.embed``; on CUDA the card pools, and only the result leaves it."""
+        from runtime.engines.torch.fetching import Fetched
         from runtime.engines.torch.pooling import pool_tensor
 
         check_pool(how)
-        with self._running(batch):
-            inputs = self.inputs(batch)
-            tensors = self._all_outputs(inputs)
-            rows = tensors[self.output_names.index(f"representations.{layer}")]
-            if self.spec.device != "cpu" and how != "none":
-                return _to_array(pool_tensor(rows, inputs[1], how))
-            array = _to_array(rows)
+        with self._failures_of(batch):
+            with self._queueing():
+                inputs = self.inputs(batch)
+                tensors = self._all_outputs(inputs)
+                rows = tensors[self.output_names.index(f"representations.{layer}")]
+                if self.spec.device != "cpu" and how != "none":
+                    rows, how = pool_tensor(rows, inputs[1], how), "none"
+                fetched = Fetched([rows])
+            (array,) = fetched.arrays()
         return array if how == "none" else pool(array, batch.cu_seqlens, how)
 
     def inputs(self, batch: PackedBatch) -> "list[torch.Tensor]":
@@ -232,12 +241,18 @@ class TorchEngine(LoadedEngine):
         return tensors
 
     @contextmanager
-    def _running(self, batch: PackedBatch) -> Iterator[None]:
+    def _queueing(self) -> Iterator[None]:
+        """Around a forward, which is done behind it on a CPU, and on its way on a card."""
         import torch
 
+        with self._one_at_a_time, torch.inference_mode(), on(self.spec.device):
+            yield
+
+    @contextmanager
+    def _failures_of(self, batch: PackedBatch) -> Iterator[None]:
+        """A card tells of them when its results are waited for."""
         try:
-            with self._one_at_a_time, torch.inference_mode(), on(self.spec.device):
-                yield
+            yield
         except Esm2Error:
             raise
         except Exception as error:  # PyTorch raises most of Python's classes
@@ -263,12 +278,3 @@ def _set_tf32(allowed: bool) -> None:
     matmul = torch.backends.cuda.matmul
     if (matmul.fp32_precision == "tf32") != allowed:
         matmul.allow_tf32 = allowed
-
-
-def _to_array(tensor: "torch.Tensor") -> NDArray[np.floating]:
-    """On the host. NumPy has no bfloat16; float32 holds every bfloat16 exactly."""
-    import torch
-
-    wide = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-    array: NDArray[np.floating] = wide.cpu().numpy()
-    return array

@@ -9,6 +9,8 @@ from runtime.pooling import Pool, check_per_protein
 def pool_tensor(rows: Tensor, cu_seqlens: Tensor, how: Pool) -> Tensor:
     """Pools ``[T, E]`` into ``[N, E]`` as ``runtime.pooling.pool`` does, sums in float64 too.
 
+    Means of bfloat16 are float32, as the host's are.
+
     Args:
         rows: ``[T, E]`` on any device.
         cu_seqlens: ``[N + 1]`` int32 on the same.
@@ -31,4 +33,5 @@ def pool_tensor(rows: Tensor, cu_seqlens: Tensor, how: Pool) -> Tensor:
     residues = torch.where(kept.unsqueeze(1), rows, 0.0).double()
     # unsafe: without a check of the lengths, for which the host would wait.
     sums = torch.segment_reduce(residues, "sum", lengths=lengths, axis=0, unsafe=True)
-    return (sums / (lengths - skipped).unsqueeze(1)).to(rows.dtype)
+    means = sums / (lengths - skipped).unsqueeze(1)
+    return means.to(torch.float32 if rows.dtype == torch.bfloat16 else rows.dtype)
