@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runtime.contacts.command import contacts
-from runtime.device import default_max_tokens
+from runtime.device import MAX_TOKENS_RULE
 from runtime.engine_options import (
     attention_of,
     attention_options,
@@ -157,7 +157,7 @@ def verify_signature(artifact: Path, public_key: str) -> None:
     "--max-tokens",
     type=click.IntRange(min=1),
     help="Budget of a pack; a longer protein gets a pack of its own.  [default: "
-    f"{default_max_tokens('cpu')}, on a card {default_max_tokens('cuda')}]",
+    f"{MAX_TOKENS_RULE}]",
 )
 @length_options
 @record_options

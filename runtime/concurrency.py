@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from runtime.device import default_max_tokens
 from runtime.threads import default_threads, usable_memory
 
 if TYPE_CHECKING:
@@ -73,17 +72,16 @@ def packing_for(
     )
 
 
-def budget_of(packing: Packing, concurrency: int, device: str, max_tokens: int | None) -> int:
+def budget_of(packing: Packing, concurrency: int, device: str, max_tokens: int) -> int:
     """Of a pack, once an engine is loaded: smaller ones are for engines that share their cores.
 
     Args:
         packing: that was chosen before.
         concurrency: of the engine.
         device: that it runs on.
-        max_tokens: that the caller asked for.
+        max_tokens: that the caller asked for, or the engine's default.
     """
-    shares_cores = concurrency > 1 and device == "cpu"
-    return packing.max_tokens if shares_cores else max_tokens or default_max_tokens(device)
+    return packing.max_tokens if concurrency > 1 and device == "cpu" else max_tokens
 
 
 def memory_of_longest(tokens: int, embed_dim: int, num_heads: int, keeps_scores: bool) -> int:

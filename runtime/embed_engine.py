@@ -7,7 +7,7 @@ from runtime import __version__
 from runtime.attention import default_attention
 from runtime.concurrency import Packing, budget_of, packing_for
 from runtime.dataset.records import Resolved
-from runtime.device import default_max_tokens, kind_of
+from runtime.device import default_max_tokens, kind_of, least_max_tokens
 from runtime.embed_options import EmbedOptions
 from runtime.embed_stream import Say
 from runtime.engine import Engine, EngineSpec
@@ -31,7 +31,7 @@ def loaded(
         packing = Packing(before.concurrency, before.max_tokens)
     else:
         packing = packing_for(
-            found, manifest.architecture.embed_dim, options.max_tokens or default_max_tokens("cpu"),
+            found, manifest.architecture.embed_dim, options.max_tokens or least_max_tokens("cpu"),
             options.threads, options.concurrency,
         )  # fmt: skip
     with load(
@@ -40,7 +40,8 @@ def loaded(
     ) as engine:  # fmt: skip
         budget = packing.max_tokens
         if not before:
-            budget = budget_of(packing, engine.concurrency, engine.spec.device, options.max_tokens)
+            wanted = options.max_tokens or default_max_tokens(engine.spec)
+            budget = budget_of(packing, engine.concurrency, engine.spec.device, wanted)
         threads = threads or default_threads()
         yield engine, _resolved(engine.spec, threads, packing.concurrency, budget)
 
@@ -72,8 +73,8 @@ def _loaded_on_ray(
     ) as (engine, plan):  # fmt: skip
         budget = plan.packing.max_tokens
         if not before:
-            at_once = engine.concurrency_of_one
-            budget = budget_of(plan.packing, at_once, plan.device, options.max_tokens)
+            of_one = options.max_tokens or engine.max_tokens_of_one
+            budget = budget_of(plan.packing, engine.concurrency_of_one, plan.device, of_one)
         yield (
             engine,
             _resolved(engine.spec, plan.threads, plan.packing.concurrency, budget, engine.actors),

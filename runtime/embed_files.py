@@ -92,7 +92,7 @@ def embed_file(options: EmbedOptions, output: Path, say: Say, warn: Say) -> Summ
         write_embeddings(
             output, embeddings, _metadata(options, engine), _columns(options, engine.spec)
         )
-    stream.report_oddities(options.max_tokens or default_max_tokens(engine.spec.device))
+    stream.report_oddities(options.max_tokens or default_max_tokens(engine.spec))
     return Summary(
         spec=engine.spec,
         totals=runner.totals,

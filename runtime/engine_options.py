@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runtime.attention import ATTENTION_CHOICES, Attention
-from runtime.device import check_device, default_max_tokens
+from runtime.device import MAX_TOKENS_RULE, check_device
 from runtime.engines.table import FORMATS
 from runtime.errors import EngineError, InputError
 from runtime.option_group import option_group
@@ -88,7 +88,7 @@ run_options = option_group(
         "--max-tokens",
         type=click.IntRange(min=1),
         help="Budget of a pack; a longer protein gets a pack of its own.  [default: "
-        f"{default_max_tokens('cpu')}, on a card {default_max_tokens('cuda')}]",
+        f"{MAX_TOKENS_RULE}]",
     ),
     record_options,
     attention_options,

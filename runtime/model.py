@@ -66,7 +66,7 @@ class Model:
         self._threads = threads
         self.engine = load_engine(1 if concurrency is None else concurrency)
         spec = self.engine.spec
-        self._max_tokens = max_tokens or default_max_tokens(spec.device)
+        self._max_tokens = max_tokens or default_max_tokens(spec)
         can_share = spec.device == "cpu" and FORMATS[spec.format].shares_cores
         # Of many proteins; 1 where an engine that shares the cores is never wanted.
         self._at_once = 1
@@ -409,8 +409,9 @@ def load_model(
         engine: a format such as ``"onnx"``, or ``"auto"``: the fastest that runs here.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` for another card, or ``"auto"``: cuda where one
             of the engines runs there.
-        max_tokens: budget of a pack; a longer protein gets a pack of its own. None takes 4,096, and
-            16,384 on a card.
+        max_tokens: budget of a pack; a longer protein gets a pack of its own. None takes 4,096;
+            16,384 on a card; 32,768 on one of 40 GB and more, where the artifact was proven with
+            packs so large.
         threads: CPU threads; None takes ``OMP_NUM_THREADS``, else every core that may be used.
         concurrency: packs at once on a CPU; None chooses by the proteins, cores and memory.
         attention: ``"auto"``, the fastest kernel; ``"standard"``, the reference's arithmetic; or a

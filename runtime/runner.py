@@ -93,8 +93,9 @@ class AsyncInferenceRunner:
 
     Args:
         engine: from ``runtime.load``.
-        max_tokens: budget of a pack; a longer protein gets a pack of its own. None takes 4,096, and
-            16,384 on a card.
+        max_tokens: budget of a pack; a longer protein gets a pack of its own. None takes 4,096;
+            16,384 on a card; 32,768 on one of 40 GB and more, where the artifact was proven with
+            packs so large.
         pool: how to pool residues, or ``"none"`` for one vector per residue.
         layer: which exported layer to embed with; None takes the last.
         unknown: what to do with characters outside the alphabet (see ``tokenizer.encode``).
@@ -139,7 +140,7 @@ class AsyncInferenceRunner:
     ):
         check_pool(pool)
         if max_tokens is None:
-            max_tokens = default_max_tokens(engine.spec.device)
+            max_tokens = default_max_tokens(engine.spec)
         if max_tokens < 1:
             raise InputError(f"max_tokens must be at least 1, got {max_tokens}")
         if layer is None:

@@ -21,10 +21,19 @@ from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.device import arithmetic_of, memory_of, reference_device
 from exporter.parity.truth.heads import measure_of
 from exporter.parity.truth.oracle import layer_norm_of, needs_whole_scores
-from exporter.parity.truth.packs import LONGEST, Pack, as_batch, longest_pack, parity_packs
+from exporter.parity.truth.packs import (
+    LARGEST,
+    LONGEST,
+    Pack,
+    as_batch,
+    large_pack,
+    longest_pack,
+    parity_packs,
+)
 from exporter.weights import shared as shared_weights
 from runtime.attention import Attention
 from runtime.describe import in_words
+from runtime.device import largest_max_tokens
 from runtime.manifest_schema import Manifest
 from runtime.weights import FILE_NAME as WEIGHTS_FILE
 
@@ -85,12 +94,16 @@ def verify(
             f"{folder / WEIGHTS_FILE} holds NaN or Inf in {len(names)} tensors "
             f"({', '.join(names[:3])}): build it again from whole weights"
         )
+    on = reference_device(device)
     packs = {**parity_packs(seed), **(own_packs or {})}
+    # That a card takes by default must be proven there.
+    if (largest := largest_max_tokens(on)) > LARGEST:
+        packs[f"{largest} tokens"] = large_pack(largest)
     if longest > LONGEST:
         packs[f"{longest} tokens of a protein"] = longest_pack(
             longest,
             manifest.architecture,
-            memory_of(reference_device(device)),
+            memory_of(on),
             needs_whole_scores(reference),
         )
     gate = Gate.prepare(reference, manifest, packs, cache, device)
@@ -120,7 +133,7 @@ def verify(
         packs={name: (batch.num_proteins, batch.num_tokens) for name, batch in batches.items()},
         reference={
             "model": f"eager fair-esm {fair_esm_version()} in float64, one protein at a time",
-            "device": arithmetic_of(reference_device(device)),
+            "device": arithmetic_of(on),
             "layer_norm": layer_norm_of(reference),
             "weights": f"{reference.origin.kind}: {reference.origin.source}",
             "weights digest": reference.origin.state_sha256,

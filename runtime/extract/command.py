@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtime.device import default_max_tokens, kind_of
+from runtime.device import MAX_TOKENS_RULE, kind_of
 from runtime.engine_options import concurrency_option, device_option, engine_option
 from runtime.errors import Esm2Error, InputError
 from runtime.one_line_errors import SOME_REJECTED, one_line_errors
@@ -67,8 +67,7 @@ def _each(
 @click.option(
     "--toks_per_batch",
     type=click.IntRange(min=1),
-    help="Budget of a pack, in tokens.  [default: "
-    f"{default_max_tokens('cpu')}, on a card {default_max_tokens('cuda')}]",
+    help=f"Budget of a pack, in tokens.  [default: {MAX_TOKENS_RULE}]",
 )
 @click.option(
     "--repr_layers",

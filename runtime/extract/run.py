@@ -13,7 +13,7 @@ from pathlib import Path
 
 from runtime import manifest as manifests
 from runtime.concurrency import budget_of, packing_for
-from runtime.device import default_max_tokens
+from runtime.device import default_max_tokens, least_max_tokens
 from runtime.embed_stream import Say, strictly
 from runtime.engine import Engine, EngineSpec
 from runtime.errors import InputError
@@ -113,7 +113,7 @@ def extract(options: ExtractOptions, say: Say, warn: Say) -> Extracted:
         if found.num_cut:
             say(f"{found.num_cut:,} proteins are cut to {options.records.max_length:,} residues")
         packing = packing_for(
-            found, manifest.architecture.embed_dim, options.max_tokens or default_max_tokens("cpu"),
+            found, manifest.architecture.embed_dim, options.max_tokens or least_max_tokens("cpu"),
             options.threads, options.concurrency,
         )  # fmt: skip
         with (
@@ -124,7 +124,8 @@ def extract(options: ExtractOptions, say: Say, warn: Say) -> Extracted:
             rejected_file(options.output / _own_name(options.fasta), False) as rejected,
         ):  # fmt: skip
             _introduce(engine.spec, say, warn)
-            budget = budget_of(packing, engine.concurrency, engine.spec.device, options.max_tokens)
+            most = options.max_tokens or default_max_tokens(engine.spec)
+            budget = budget_of(packing, engine.concurrency, engine.spec.device, most)
             runner = _runner(options, engine, budget, wanted, rejected.add)
             records = watch_for_nucleotides(inputs.records(0), warn)
             files = PtFiles(options.output, aside)

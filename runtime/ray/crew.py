@@ -99,6 +99,12 @@ class Crew:
         return self._members[0].description
 
     @property
+    def max_tokens(self) -> int:
+        """The budget of a pack that every actor takes by itself: cards may differ."""
+        with self._lock:
+            return min(member.description.max_tokens for member in self._members)
+
+    @property
     def size(self) -> int:
         """Actors that live."""
         with self._lock:

@@ -71,7 +71,7 @@ def embed(
         attention: as in ``runtime.load``.
         tf32: as in ``runtime.load``.
         cuda_graphs: as in ``runtime.load``.
-        max_tokens: budget of a pack; None takes 4,096, and 16,384 on a card.
+        max_tokens: budget of a pack; None takes the device's, as in ``runtime.load_model``.
         unknown: as in ``RecordOptions``.
         upper: as in ``RecordOptions``.
         strip_stop: as in ``RecordOptions``.

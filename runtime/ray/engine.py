@@ -34,6 +34,7 @@ class RayEngine(LoadedEngine):
     Attributes:
         actors: that ``concurrency`` is counted by.
         size: actors that came at the start.
+        max_tokens_of_one: budget of a pack that each of them takes by itself.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class RayEngine(LoadedEngine):
         self.size = self._crew.size
         described = self._crew.description
         self.concurrency_of_one = described.concurrency
+        self.max_tokens_of_one = self._crew.max_tokens
         super().__init__(described.spec, self.actors * (described.concurrency + IN_STORE))
 
     def unsupported_reasons(self, batch: PackedBatch) -> list[str]:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from runtime.concurrency import Packing, Stream, choose_packing
-from runtime.device import default_max_tokens, kind_of
+from runtime.device import kind_of, least_max_tokens
 from runtime.errors import InputError
 
 # Of an actor that has a card; its engine computes there.
@@ -80,11 +80,11 @@ def plan_for(nodes: list[Node], wanted: Wanted, stream: Stream, embed_dim: int) 
     if kind_of(device) == "cuda":
         if not gpus:
             raise InputError("--device cuda: no node of the Ray cluster has a GPU")
-        budget = wanted.max_tokens or default_max_tokens(device)
+        budget = wanted.max_tokens or least_max_tokens(device)
         threads = wanted.threads or THREADS_BESIDE_A_CARD
         return Plan(device, wanted.actors or gpus, threads, Packing(1, budget))
     threads, actors = _of_cpus([node.cpus for node in nodes if node.cpus], wanted)
-    budget = wanted.max_tokens or default_max_tokens(device)
+    budget = wanted.max_tokens or least_max_tokens(device)
     if wanted.concurrency is not None:
         return Plan(device, actors, threads, Packing(min(wanted.concurrency, threads), budget))
     memory = _memory_of_one([node for node in nodes if node.cpus], threads)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from runtime import __version__
 from runtime.attention import Attention
+from runtime.device import default_max_tokens
 from runtime.engine import Engine, EngineSpec, require_supported
 from runtime.loading import load
 from runtime.packing import PackedBatch
@@ -45,12 +46,14 @@ class Description:
     Attributes:
         spec: of its engine.
         concurrency: packs that the engine runs at once.
+        max_tokens: the budget of a pack by its device.
         version: of esm2-engines on its node.
         host, pid: where it runs.
     """
 
     spec: EngineSpec
     concurrency: int
+    max_tokens: int
     version: str
     host: str
     pid: int
@@ -107,8 +110,8 @@ class Worker:
         # Ray calls with a thread more, so that a pack is here when another ends.
         self._places = BoundedSemaphore(self._engine.concurrency)
         return Description(
-            self._engine.spec, self._engine.concurrency, __version__, os.uname().nodename,
-            os.getpid(),
+            self._engine.spec, self._engine.concurrency, default_max_tokens(self._engine.spec),
+            __version__, os.uname().nodename, os.getpid(),
         )  # fmt: skip
 
     def embed(self, pack: SentPack, layer: int, how: Pool) -> NDArray[np.floating]:

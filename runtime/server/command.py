@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from runtime.device import default_max_tokens
+from runtime.device import MAX_TOKENS_RULE
 from runtime.engine_options import (
     attention_of,
     attention_options,
@@ -38,8 +38,7 @@ _NEEDS = frozenset({"fastapi", "starlette", "uvicorn", "prometheus_client", "orj
     "--max-tokens",
     "max_tokens",
     type=click.IntRange(min=1),
-    help=f"Budget of a pack.  [default: {default_max_tokens('cpu')}, on a card "
-    f"{default_max_tokens('cuda')}]",
+    help=f"Budget of a pack.  [default: {MAX_TOKENS_RULE}]",
 )
 @click.option(
     "--max-queue-tokens",

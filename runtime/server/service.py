@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from runtime import manifest as manifests
 from runtime.concurrency import Stream, choose_packing
-from runtime.device import default_max_tokens
+from runtime.device import default_max_tokens, least_max_tokens
 from runtime.engine import Engine
 from runtime.loading import load
 from runtime.manifest_schema import Manifest
@@ -108,14 +108,14 @@ class Service:
         at_once = choice.concurrency
         if at_once is None:
             total = Threads.resolve(choice.threads, 1).total
-            most = budget or default_max_tokens("cpu")
+            most = budget or least_max_tokens("cpu")
             width = manifest.architecture.embed_dim
             at_once = choose_packing(total, most, width, Stream(), usable_memory()).concurrency
         engine = load(
             folder, choice.engine, choice.device, choice.attention, choice.threads, at_once,
             validate=True,
         )  # fmt: skip
-        return manifest, engine, budget or default_max_tokens(engine.spec.device)
+        return manifest, engine, budget or default_max_tokens(engine.spec)
 
     def _retire(self, scheduler: Scheduler) -> None:
         async def end() -> None:

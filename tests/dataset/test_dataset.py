@@ -1,7 +1,9 @@
 """``esm2-run embed -o FOLDER/``: shards, the journal, going on, refusals."""
 
 import json
+import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow.dataset
 import pytest
@@ -22,6 +25,7 @@ from runtime import cli
 from runtime.dataset import folder
 from runtime.dataset.cutting import Cutter
 from runtime.dataset.folder import JOURNAL_FILE, LOCK_FILE, REJECTED_FILE, RUN_FILE, Dataset
+from runtime.dataset.records import decode_run, encode_run
 from runtime.dataset.status import duration
 from runtime.errors import EngineError
 from runtime.runner import AsyncInferenceRunner, Embedding
@@ -177,6 +181,21 @@ def test_going_on_gives_the_same_bits(
     embed(tmp_path / "whole/")
     assert read(unfinished) == read(tmp_path / "whole")
     assert before == {name: (unfinished / name).read_bytes() for name in before}
+
+
+def test_packs_are_of_the_budget_of_the_beginning(
+    embed: Callable[..., Result], unfinished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Which a machine with a larger card chose."""
+    path = unfinished / RUN_FILE
+    run = decode_run(path.read_bytes(), str(path))
+    assert run.resolved is not None
+    resolved = msgspec.structs.replace(run.resolved, max_tokens=200)
+    path.write_bytes(encode_run(msgspec.structs.replace(run, resolved=resolved)))
+    with caplog.at_level(logging.DEBUG, "runtime"):
+        embed(unfinished, "--resume")
+    sizes = [int(size) for size in re.findall(r"proteins, (\d+) tokens", caplog.text)]
+    assert 64 < max(sizes) <= 200
 
 
 @pytest.mark.parametrize("with_cache", [False, True])

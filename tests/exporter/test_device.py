@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 import exporter.parity.gate
+import exporter.parity.verify
 from exporter.cli import main
 from exporter.errors import ExportError
 from exporter.model.reference import Reference, WeightsSource, load_reference
@@ -112,6 +113,16 @@ def test_the_report_says_where_the_reference_ran(tiny: Reference, tiny_artifact:
     assert report.passed
     assert report.engines[0].device == "cpu"
     assert report.reference["device"] == torch.backends.cpu.get_cpu_capability()
+
+
+def test_packs_that_a_card_takes_by_default_are_proven(
+    tiny: Reference, tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter.parity.verify, "largest_max_tokens", lambda device: 17_000)
+    manifest = manifests.read(tiny_artifact)
+    report = verify(tiny_artifact, manifest, tiny, engines=["torchscript"])
+    assert report.passed
+    assert report.engines[0].summary(report.packs).domain.tokens == 17_000
 
 
 @WITHOUT_GPU

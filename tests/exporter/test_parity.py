@@ -40,7 +40,14 @@ from exporter.parity.rules.verdict import (
 from exporter.parity.truth import oracle as oracles
 from exporter.parity.truth.cache import Cache
 from exporter.parity.truth.oracle import run_eager
-from exporter.parity.truth.packs import Pack, Protein, as_batch, parity_packs, with_names
+from exporter.parity.truth.packs import (
+    Pack,
+    Protein,
+    as_batch,
+    large_pack,
+    parity_packs,
+    with_names,
+)
 from exporter.parity.verify import verify
 from exporter.publish import writable_copy
 from runtime import manifest as manifests
@@ -97,6 +104,11 @@ class TestPacks:
         assert packs["one protein"].num_proteins == 1
         assert packs["one residue"].num_tokens == 3
         assert 1 in np.diff(packs["one token"].cu_seqlens)
+
+    def test_a_large_one(self) -> None:
+        pack = large_pack(32_768)
+        assert as_batch(pack).num_tokens == 32_768
+        assert len(set(pack)) == 126
 
     def test_the_seed_changes_the_random_packs(self) -> None:
         one, two = parity_packs(1)["random 0"], parity_packs(2)["random 0"]

@@ -217,7 +217,7 @@ def test_actors_that_differ_are_named() -> None:
         "onnx", "x", "cpu", "float32", (6,), None, "native (avx512)", "", "onnxruntime 1.31.1",
         False, 320,
     )  # fmt: skip
-    one = Description(spec, 1, "0.1.0", "a", 1)
+    one = Description(spec, 1, 4096, "0.1.0", "a", 1)
     assert one.differences(replace(one, host="b", pid=2)) == []
     other = replace(one, host="b", spec=replace(spec, attention="native (avx2)"), version="0.2.0")
     assert other.differences(one) == [

@@ -178,6 +178,12 @@ def longest_pack(
     return [protein(random, num_tokens - 2), protein(random, 40)]
 
 
+def large_pack(num_tokens: int) -> Pack:
+    """Short proteins in so many tokens: most are there over and over, eager fair-esm runs 125."""
+    random = np.random.default_rng(num_tokens)
+    return _filled(num_tokens, [], [protein(random, 10) for _ in range(125)])
+
+
 def _filled(num_tokens: int, first: Pack, others: Pack) -> Pack:
     """``first``, then ``others`` over and over, in ``num_tokens`` tokens to the last."""
     pack = list(first)
