@@ -3,13 +3,19 @@
 By NVIDIA's bindings of the CUDA runtime, cuda-bindings, which needs no PyTorch.
 """
 
+import ctypes
+import math
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import EngineError, UnsupportedError
+
+# Of each name: an address, and how many bytes are there.
+Buffers = dict[str, tuple[int, int]]
 
 
 def cudart() -> Any:
@@ -66,9 +72,12 @@ class Stream:
         self._api = cudart()
         self._device = _checked(self._api.cudaGetDevice())
         self.handle: int = int(_checked(self._api.cudaStreamCreate()))
-        self._buffers: dict[str, tuple[int, int]] = {}
+        self._buffers: Buffers = {}
+        self._staging: Buffers = {}
         # What is dropped without close() frees its memory too.
-        self.close = weakref.finalize(self, _free, self._api, self.handle, self._buffers)
+        self.close = weakref.finalize(
+            self, _free, self._api, self.handle, self._buffers, self._staging
+        )
 
     def use_device(self) -> None:
         """Makes the stream's card the calling thread's own, which may be another's."""
@@ -76,16 +85,8 @@ class Stream:
 
     def buffer(self, name: str, num_bytes: int) -> int:
         """The address of at least ``num_bytes`` on the card; what was in it may be lost."""
-        address, size = self._buffers.get(name, (0, 0))
-        if size < max(num_bytes, 1):
-            # Ordered after the work of this stream that still reads the old one.
-            self.wait()
-            if address:
-                _checked(self._api.cudaFree(address))
-            self._buffers.pop(name, None)
-            address = int(_checked(self._api.cudaMalloc(max(num_bytes, 1))))
-            self._buffers[name] = address, max(num_bytes, 1)
-        return address
+        api = self._api
+        return self._grown(self._buffers, name, num_bytes, api.cudaMalloc, api.cudaFree)
 
     def send(self, name: str, array: NDArray[Any]) -> int:
         """Copies a contiguous array into the buffer ``name``; its address."""
@@ -97,24 +98,47 @@ class Stream:
         return address
 
     def fetch(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Copies from the buffer ``name``; the array is filled after ``wait``."""
-        array: NDArray[Any] = np.empty(shape, dtype)
-        kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        address, _ = self._buffers[name]
-        _checked(
-            self._api.cudaMemcpyAsync(array.ctypes.data, address, array.nbytes, kind, self.handle)
-        )
-        return array
+        """Copies from the buffer ``name``.
+
+        Returns:
+            What is filled after ``wait``, until the next ``fetch`` of the name: pinned memory of
+            the stream's, for which a card needs no copy of the driver's own.
+        """
+        api, num_bytes = self._api, math.prod(shape) * dtype.itemsize
+        there, _ = self._buffers[name]
+        here = self._grown(self._staging, name, num_bytes, api.cudaMallocHost, api.cudaFreeHost)
+        kind = api.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        _checked(api.cudaMemcpyAsync(here, there, num_bytes, kind, self.handle))
+        memory = (ctypes.c_char * max(num_bytes, 1)).from_address(here)
+        return np.ndarray(shape, dtype, memoryview(memory))
 
     def wait(self) -> None:
         """Returns when all work of the stream is done."""
         _checked(self._api.cudaStreamSynchronize(self.handle))
 
+    def _grown(
+        self, buffers: Buffers, name: str, num_bytes: int, allocate: Callable[[int], Any],
+        free: Callable[[int], Any],
+    ) -> int:  # fmt: skip
+        address, size = buffers.get(name, (0, 0))
+        if size < max(num_bytes, 1):
+            # Ordered after the work of this stream that still uses the old one.
+            self.wait()
+            if address:
+                _checked(free(address))
+            buffers.pop(name, None)
+            address = int(_checked(allocate(max(num_bytes, 1))))
+            buffers[name] = address, max(num_bytes, 1)
+        return address
 
-def _free(api: Any, stream: int, buffers: dict[str, tuple[int, int]]) -> None:
+
+def _free(api: Any, stream: int, buffers: Buffers, staging: Buffers) -> None:
     for address, _ in buffers.values():
         api.cudaFree(address)
+    for address, _ in staging.values():
+        api.cudaFreeHost(address)
     buffers.clear()
+    staging.clear()
     api.cudaStreamDestroy(stream)
 
 

@@ -364,7 +364,7 @@ def test_what_the_runtime_calls_exists() -> None:
                 "cudaGetDevice", "cudaGetDeviceProperties", "cudaDeviceGetAttribute",
                 "cudaStreamCreate", "cudaStreamDestroy",
                 "cudaStreamSynchronize", "cudaSetDevice", "cudaMalloc", "cudaFree",
-                "cudaMemcpyAsync",
+                "cudaMemcpyAsync", "cudaMallocHost", "cudaFreeHost",
             ),
             cudart.cudaMemcpyKind: ("cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost"),
         }  # fmt: skip

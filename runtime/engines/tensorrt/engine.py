@@ -159,9 +159,11 @@ class TensorRTEngine(FetchingEngine):
 
     def _fetch(self, batch: PackedBatch, names: list[str]) -> list[NDArray[np.floating]]:
         with self._one_at_a_time:
-            return self._fetch_alone(batch, names)
+            arrays = self._fetch_alone(batch, names)
+        # As all that the host does with them, while the card has the next pack.
+        return [widen_bfloat16(array) for array in arrays]
 
-    def _fetch_alone(self, batch: PackedBatch, names: list[str]) -> list[NDArray[np.floating]]:
+    def _fetch_alone(self, batch: PackedBatch, names: list[str]) -> list[NDArray[Any]]:
         self.require_usable()
         context, stream = self._context, self._stream
         profile = holding(self._profiles, batch)
@@ -189,10 +191,10 @@ class TensorRTEngine(FetchingEngine):
             self._require(min(shape) >= 0, f"cannot tell the shape of {name} {pack}")
             self._bind(name, stream.buffer(name, int(np.prod(shape)) * self._itemsize(name)))
         self._require(context.execute_async_v3(stream.handle), f"failed {pack}")
-        arrays = [stream.fetch(name, shapes[name], self._dtype(name)) for name in names]
+        fetched = [stream.fetch(name, shapes[name], self._dtype(name)) for name in names]
         stream.wait()
         self._kernels.keep_of(profile)
-        return [widen_bfloat16(array) for array in arrays]
+        return [array.copy() for array in fetched]
 
     def _bind(self, name: str, address: int) -> None:
         taken = self._context.set_tensor_address(name, address)
