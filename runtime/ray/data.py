@@ -10,6 +10,7 @@ from runtime.errors import InputError, NonFiniteError, UnsupportedError
 from runtime.pooling import Pool, check_pool
 from runtime.ray.artifact import Shipped, on_this_node, put_files
 from runtime.ray.cluster import require_ray
+from runtime.ray.plan import check_device_of_actors
 from runtime.ray.worker import Loading
 from runtime.readers.records import Long, Record, RecordOptions, Rejection
 from runtime.runner import AsyncInferenceRunner, Embedding
@@ -71,7 +72,7 @@ def embed(
         attention: as in ``runtime.load``.
         tf32: as in ``runtime.load``.
         cuda_graphs: as in ``runtime.load``.
-        max_tokens: budget of a pack; None takes the device's, as in ``runtime.load_model``.
+        max_tokens: budget of a pack; None takes the device's.
         unknown: as in ``RecordOptions``.
         upper: as in ``RecordOptions``.
         strip_stop: as in ``RecordOptions``.
@@ -96,6 +97,7 @@ def embed(
     from ray.data import ActorPoolStrategy
 
     check_pool(pool)
+    check_device_of_actors(device)
     records = RecordOptions(unknown, upper, strip_stop, max_length, long)
     folder = Path(artifact).resolve()
     manifest = manifests.read(folder, check_files=False)

@@ -56,6 +56,15 @@ class Plan:
     packing: Packing
 
 
+def check_device_of_actors(device: str) -> None:
+    """Raises InputError for the number of a card: each actor has its own, as the first."""
+    if ":" in device:
+        raise InputError(
+            f"device {device} with Ray: Ray chooses the cards. Give device cuda, or limit it with "
+            "CUDA_VISIBLE_DEVICES"
+        )
+
+
 def plan_for(nodes: list[Node], wanted: Wanted, stream: Stream, embed_dim: int) -> Plan:
     """One actor a card; without cards, one a node, or as many as have ``wanted.threads`` each.
 
@@ -68,11 +77,7 @@ def plan_for(nodes: list[Node], wanted: Wanted, stream: Stream, embed_dim: int) 
     Raises:
         InputError: the cluster has not what was asked for.
     """
-    if ":" in wanted.device:
-        raise InputError(
-            f"--device {wanted.device} and --ray: Ray chooses the cards. Give --device cuda, or "
-            "limit it with CUDA_VISIBLE_DEVICES"
-        )
+    check_device_of_actors(wanted.device)
     gpus = sum(node.gpus for node in nodes)
     device = wanted.device
     if device == "auto":

@@ -1,5 +1,6 @@
 """Builds libraries that stand in for CUDA's, with every symbol that one library imports."""
 
+import hashlib
 import re
 import subprocess
 from collections.abc import Sequence
@@ -16,6 +17,12 @@ SPECIAL = {
     "cudaGetDeviceProperties_v2": "int cudaGetDeviceProperties(void*,int);"
     " int cudaGetDeviceProperties_v2(void*p,int d){return cudaGetDeviceProperties(p,d);}",
 }
+
+
+def digest() -> str:
+    """Of all that the libraries are made by."""
+    made_by = [path.read_bytes() for path in (*SOURCES, Path(__file__))]
+    return hashlib.sha256(b"".join(made_by)).hexdigest()[:12]
 
 
 def build(libraries: Sequence[Path], include: Path, out: Path) -> None:

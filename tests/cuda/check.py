@@ -24,7 +24,7 @@ from exporter.model.reference import WeightsSource, load_reference
 from exporter.publish import writable_copy
 from runtime.engines.onnx.cpu import OLDEST_ON_CUDA
 from tests.conftest import save_checkpoint
-from tests.cuda import wheels
+from tests.cuda import cards, wheels
 from tests.cuda.forward import BEGIN, END
 
 OLDEST = ".".join(map(str, OLDEST_ON_CUDA)) + ".0"
@@ -142,6 +142,16 @@ class Check:
         )
         return seen.launches_of_a_layer
 
+    def card(self, what: str, place: Path, artifact: Path, engine: str, **variables: str) -> None:
+        """Looks whether an engine keeps to its card, and says in a line that there is none."""
+        two = {"CUDA_STAND_IN_CARDS": "2", "CUDA_STAND_IN_LOG": "1", **variables}
+        problems = cards.problems(_run(place, "cards", artifact, engine, **two).stderr)
+        said = _run(place, "cards", artifact, engine, **variables).stdout.splitlines()
+        if len(said) != 1:
+            problems.append(f"{len(said)} lines where there is no {cards.DEVICE}")
+        self.failed = self.failed or bool(problems)
+        click.echo(f"{what} on {cards.DEVICE} of two cards: {'; '.join(problems) or 'passed'}")
+
     def layer(
         self, what: str, place: Path, artifact: Path, engine: str, values: str = "",
         **variables: str,
@@ -219,6 +229,7 @@ def main(versions: str, torch: str, cache: Path) -> None:
         check.layer("onnx-cuda in standard ops", newest, before, "onnx-cuda")
         check.layer("onnx-cuda, head dim 16", newest, of_8m, "onnx-cuda")
         check.layer("onnx-cuda, head dim 64", newest, of_650m, "onnx-cuda")
+        check.card("onnx-cuda", newest, of_650m, "onnx-cuda")
         if torch:
             place = wheels.torch_cuda(torch, cache)
             # What Triton compiles here is for no card.
@@ -226,10 +237,12 @@ def main(versions: str, torch: str, cache: Path) -> None:
             none = {"CC": "false", "TRITON_CACHE_DIR": str(folder / "no compiler")}
             check.layer("torchscript without Triton", place, of_650m, "torchscript", **none)
             check.layer("torchscript", place, of_650m, "torchscript", **kernels)
+            check.card("torchscript", place, of_650m, "torchscript", **kernels)
             compiled = folder / "aoti"
             writable_copy(of_650m, compiled)
             values = _run(place, "compile", compiled, checkpoint, **kernels).stdout.split()[-1]
             check.layer("aoti-cuda", place, compiled, "aoti-cuda", values, **kernels)
+            check.card("aoti-cuda", place, compiled, "aoti-cuda", **kernels)
             for engine, artifact in (("torchscript", of_650m), ("aoti-cuda", compiled)):
                 memory = "memory of 12 CUDA graphs over that of the largest"
                 check.at_most(1.5, memory, place, "graphs", artifact, engine, **kernels)

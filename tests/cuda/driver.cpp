@@ -4,16 +4,21 @@
 #include <vector_types.h>
 void name_kernel(const void* f, const char* name);
 int launch(const void* f, dim3 g, dim3 b);
+int& card();
+int cards();
 extern "C" {
 int cudaDeviceGetAttribute(int* v, int attr, int);
 CUresult cuInit(unsigned) { return CUDA_SUCCESS; }
 CUresult cuDriverGetVersion(int* v) { *v = 13000; return CUDA_SUCCESS; }
-CUresult cuDeviceGet(CUdevice* d, int) { *d = 0; return CUDA_SUCCESS; }
-CUresult cuDeviceGetCount(int* n) { *n = 1; return CUDA_SUCCESS; }
+CUresult cuDeviceGet(CUdevice* d, int i) { *d = i; return i < cards() ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE; }
+CUresult cuDeviceTotalMem(size_t* n, CUdevice) { *n = 80ull << 30; return CUDA_SUCCESS; }
+CUresult cuDeviceGetCount(int* n) { *n = cards(); return CUDA_SUCCESS; }
 CUresult cuDeviceGetAttribute(int* v, CUdevice_attribute attr, CUdevice d) { cudaDeviceGetAttribute(v, attr, d); return CUDA_SUCCESS; }
-CUresult cuCtxGetCurrent(CUcontext* c) { *c = (CUcontext)0x70; return CUDA_SUCCESS; }
-CUresult cuCtxGetDevice(CUdevice* d) { *d = 0; return CUDA_SUCCESS; }
-CUresult cuDevicePrimaryCtxRetain(CUcontext* c, CUdevice) { *c = (CUcontext)0x70; return CUDA_SUCCESS; }
+// A context is of the card by whose number it is greater than 0x70.
+CUresult cuCtxGetCurrent(CUcontext* c) { *c = (CUcontext)(0x70 + (size_t)card()); return CUDA_SUCCESS; }
+CUresult cuCtxSetCurrent(CUcontext c) { card() = (int)((size_t)c - 0x70); return CUDA_SUCCESS; }
+CUresult cuCtxGetDevice(CUdevice* d) { *d = card(); return CUDA_SUCCESS; }
+CUresult cuDevicePrimaryCtxRetain(CUcontext* c, CUdevice d) { *c = (CUcontext)(0x70 + (size_t)d); return CUDA_SUCCESS; }
 CUresult cuModuleLoad(CUmodule* m, const char*) { *m = (CUmodule)0x71; return CUDA_SUCCESS; }
 CUresult cuModuleLoadData(CUmodule* m, const void*) { *m = (CUmodule)0x71; return CUDA_SUCCESS; }
 CUresult cuModuleGetFunction(CUfunction* f, CUmodule, const char* name) { *f = (CUfunction)malloc(1); name_kernel(*f, name); return CUDA_SUCCESS; }

@@ -19,7 +19,7 @@ PYPI = "https://pypi.org/simple"
 
 
 def onnxruntime_gpu(version: str, cache: Path) -> Path:
-    """A folder with onnxruntime-gpu in ``packages`` and the stand-in in ``lib``, made once."""
+    """A folder with onnxruntime-gpu in ``packages``, and the stand-in beside it, each made once."""
     provider = "onnxruntime/capi/libonnxruntime_providers_cuda.so"
     return _unpacked(f"onnxruntime-gpu=={version}", [provider], cache)
 
@@ -35,8 +35,8 @@ def environment(place: Path) -> dict[str, str]:
     """Variables with which a process takes the packages, the stand-in and its headers."""
     return {
         "CUDA_HOME": str(cuda_home(place)),
-        "LIBRARY_PATH": str(place / "lib"),
-        "LD_LIBRARY_PATH": str(place / "lib"),
+        "LIBRARY_PATH": str(_stand_in(place)),
+        "LD_LIBRARY_PATH": str(_stand_in(place)),
         "PYTHONPATH": f"{place / 'packages'}:{Path.cwd()}",
     }
 
@@ -47,10 +47,26 @@ def cuda_home(place: Path) -> Path:
     return home.resolve()
 
 
+def _stand_in(place: Path) -> Path:
+    return place / f"lib-{stand_in.digest()}"
+
+
 def _unpacked(requirement: str, linked: Sequence[str], cache: Path) -> Path:
     place = cache.resolve() / requirement.replace("==", "-")
-    if place.exists():
-        return place
+    if not place.exists():
+        _unpack(requirement, place)
+    if not _stand_in(place).exists():
+        libraries = [place / "packages" / name for name in linked]
+        with tempfile.TemporaryDirectory(dir=place) as temporary:
+            aside = Path(temporary) / "lib"
+            aside.mkdir()
+            stand_in.build(libraries, cuda_home(place) / "include", aside)
+            aside.rename(_stand_in(place))
+    return place
+
+
+def _unpack(requirement: str, place: Path) -> None:
+    cache = place.parent
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as temporary:
         aside = Path(temporary) / "made"
@@ -66,8 +82,4 @@ def _unpacked(requirement: str, linked: Sequence[str], cache: Path) -> Path:
             wheel.unlink()
         # The real runtime would be found before its stand-in.
         shutil.rmtree(cuda_home(aside) / "lib")
-        (aside / "lib").mkdir()
-        libraries = [aside / "packages" / name for name in linked]
-        stand_in.build(libraries, cuda_home(aside) / "include", aside / "lib")
         aside.rename(place)
-    return place

@@ -425,7 +425,6 @@ class TestEngine:
         manifest = read(cuda_artifact)
         onnx_cuda.load(cuda_artifact, manifest, "cuda", Settings(tf32=tf32))
         wanted = {
-            "device_id": "0",
             "use_tf32": "1" if tf32 else "0",
             "sdpa_kernel": "19",
             "enable_skip_layer_norm_strict_mode": "1",

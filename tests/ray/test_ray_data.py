@@ -229,6 +229,8 @@ def test_what_cannot_be_used(ready_artifact: Path, tmp_path: Path, cluster: Path
     given = ray.data.from_items([{"sequence": "MKT"}])
     with pytest.raises(InputError, match="pool must be one of"):
         embed(given, ready_artifact, pool="sum")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="device cuda:1 with Ray: Ray chooses the cards"):
+        embed(given, ready_artifact, device="cuda:1")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="batch_size must be a whole number"):
         embed(given, ready_artifact, batch_size=0)
     with pytest.raises(ArtifactError, match="is not an artifact"):

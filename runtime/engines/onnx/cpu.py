@@ -5,6 +5,7 @@ import importlib.util
 import io
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,10 @@ def provider_options(device: str, settings: Settings) -> dict[str, str]:
 
     TF32 would cost the float32 budget a thousandfold.
     """
-    return {"device_id": str(index_of(device)), "use_tf32": str(int(settings.tf32))}
+    index = index_of(device)
+    # Its default, 0, must not be named: from 1.26 on, onnxruntime warns of what has a device_id.
+    card = {"device_id": str(index)} if index else {}
+    return {**card, "use_tf32": str(int(settings.tf32))}
 
 
 def session_options(num_threads: int) -> Any:
@@ -161,9 +165,19 @@ def open_session(path: Path, options: Any, cuda: dict[str, str] | None) -> Any:
     if cuda is not None:
         _preload_cuda()
     providers = [] if cuda is None else [("CUDAExecutionProvider", cuda)]
-    session = onnxruntime.InferenceSession(
-        str(path), options, providers=[*providers, "CPUExecutionProvider"]
-    )
+    try:
+        # No fallback: it prints to stdout, and then lacks kernels that a CPU does not have.
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=[*providers, "CPUExecutionProvider"], enable_fallback=0
+        )
+    except (ValueError, RuntimeError) as error:  # of providers; graphs have classes of their own
+        if cuda is None:
+            raise
+        said = re.search(r"Invalid device ID.*|CUDA failure \d+: [^;]*", str(error))
+        raise UnsupportedError(
+            f"onnxruntime could not start its CUDA provider on card {cuda.get('device_id', 0)}: "
+            f"{said[0].strip(' .') if said else cause(error)}. Take another card, or device 'cpu'"
+        ) from error
     if cuda is not None and "CUDAExecutionProvider" not in session.get_providers():
         raise UnsupportedError(
             "onnxruntime could not start its CUDA provider (no GPU, or another CUDA or cuDNN than "
