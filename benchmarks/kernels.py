@@ -71,7 +71,7 @@ def _by_kind(artifact: Path, packs: list[list[int]], threads: int) -> dict[str, 
 
 def _session(artifact: Path, threads: int, prefix: str) -> Any:
     entry = manifests.read(artifact).engines[ENGINE]
-    options = cpu.session_options(threads)
+    options = cpu.session_options(threads, "cpu")
     options.enable_profiling = True
     options.profile_file_prefix = prefix
     if entry.op_library is not None:

@@ -24,7 +24,7 @@ from exporter.model.reference import WeightsSource, load_reference
 from exporter.publish import writable_copy
 from runtime.engines.onnx.cpu import OLDEST_ON_CUDA
 from tests.conftest import save_checkpoint
-from tests.cuda import cards, wheels
+from tests.cuda import arena, cards, wheels
 from tests.cuda.forward import BEGIN, END
 
 OLDEST = ".".join(map(str, OLDEST_ON_CUDA)) + ".0"
@@ -87,6 +87,10 @@ class Forward:
         return places[1] - places[0] if len(places) > 1 else 0
 
 
+def _verdict(problems: list[str]) -> str:
+    return "; ".join(problems) or "passed"
+
+
 def _is_work(call: str) -> bool:
     return call.startswith(("launch", "cublas"))
 
@@ -138,7 +142,7 @@ class Check:
         click.echo(
             f"{what}, {num_tokens} tokens: {seen.launches} launches, "
             f"{seen.launches_of_a_layer} of a layer, {seen.copies_to_the_card} copies to the card: "
-            + ("; ".join(problems) or "passed")
+            + _verdict(problems)
         )
         return seen.launches_of_a_layer
 
@@ -151,6 +155,12 @@ class Check:
             problems.append(f"{len(said)} lines where there is no {cards.DEVICE}")
         self.failed = self.failed or bool(problems)
         click.echo(f"{what} on {cards.DEVICE} of two cards: {'; '.join(problems) or 'passed'}")
+
+    def hold(self, what: str, place: Path, artifact: Path) -> None:
+        """Packs of many sizes; says what the arena asked for."""
+        asked, problems = arena.problems(_run(place, "arena", artifact).stderr)
+        self.failed = self.failed or bool(problems)
+        click.echo(f"{what}, packs of {len(arena.SIZES)} sizes: {asked}: " + _verdict(problems))
 
     def layer(
         self, what: str, place: Path, artifact: Path, engine: str, values: str = "",
@@ -224,6 +234,8 @@ def main(versions: str, torch: str, cache: Path) -> None:
                     what = f"onnxruntime-gpu {version}, {model}, {dtype}"
                     check.look(what, place, artifact, "onnx-cuda", num_tokens)
         of_650m, of_8m = (artifacts[model, "float16"] for model in MODELS)
+        for version, place in places.items():
+            check.hold(f"onnxruntime-gpu {version}", place, of_650m)
         checkpoint = folder / f"{next(iter(MODELS))}.pt"
         before = in_standard_ops(of_650m, checkpoint, folder / "standard")
         check.layer("onnx-cuda in standard ops", newest, before, "onnx-cuda")

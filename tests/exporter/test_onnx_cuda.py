@@ -432,6 +432,20 @@ class TestEngine:
         assert asked == [wanted]
 
     @pytest.mark.parametrize("engine", [onnx_cuda, onnx_cuda.onnx])
+    def test_no_plan_of_memory_is_kept_for_each_size_of_pack(
+        self, cuda_artifact: Path, monkeypatch: pytest.MonkeyPatch, engine: Any
+    ) -> None:
+        given: list[Any] = []
+        monkeypatch.setattr(
+            onnx_cuda.onnx, "open_session", lambda *arguments: given.append(arguments[1])
+        )
+        manifest = read(cuda_artifact)
+        manifest.engines["onnx"] = manifest.engines["onnx-cuda"]
+        engine.load(cuda_artifact, manifest, "cuda", Settings())
+        onnx_cuda.onnx.load(cuda_artifact, manifest, "cpu", Settings())
+        assert [options.enable_mem_pattern for options in given] == [False, True]
+
+    @pytest.mark.parametrize("engine", [onnx_cuda, onnx_cuda.onnx])
     def test_another_card(
         self, cuda_artifact: Path, asked: list[dict[str, str]], engine: Any
     ) -> None:

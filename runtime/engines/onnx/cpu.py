@@ -110,7 +110,7 @@ def load(
 ) -> "OnnxEngine":
     """See ``runtime.load``. Standard attention is the graph's own function."""
     entry = manifest.engines[name]
-    options = session_options(settings.threads.of_pool)
+    options = session_options(settings.threads.of_pool, device)
     if entry.quantised and not instructions.has_int8_dot_product():
         options.add_session_config_entry(WHOLE_SUMS_ENTRY, "1")
     kernel, why = FUNCTION, ""
@@ -136,12 +136,15 @@ def provider_options(device: str, settings: Settings) -> dict[str, str]:
     return {**card, "use_tf32": str(int(settings.tf32))}
 
 
-def session_options(num_threads: int) -> Any:
+def session_options(num_threads: int, device: str) -> Any:
     """``SessionOptions`` with a pool of so many threads, the caller of ``run`` included."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # A pack's size comes again, and then a plan made for it wants its memory in one block: on a
+    # card that is as much as the pack took before, once more.
+    options.enable_mem_pattern = device == "cpu"
     options.intra_op_num_threads = num_threads
     # Read by runtime/ops/native/onnxruntime_op.cpp, which splits its work for them.
     options.add_session_config_entry(THREADS_ENTRY, str(num_threads))

@@ -43,7 +43,7 @@ def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> 
 
 def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> "OnnxCudaEngine":
     """See ``runtime.load``."""
-    options = onnx.session_options(settings.threads.total)
+    options = onnx.session_options(settings.threads.total, device)
     cuda = {
         **onnx.provider_options(device, settings),
         "sdpa_kernel": str(SDPA_KERNELS[settings.attention]),
