@@ -45,5 +45,5 @@ def without_failed(folder: Path, manifest: Manifest, report: Report) -> Manifest
 
 def _files_of(entry: EngineEntry) -> set[str]:
     """Its own; the native ops in ``lib/`` are every engine's."""
-    quantised = {entry.quantised.file} if entry.quantised else set()
-    return {entry.file, *quantised, *(plan.file for plan in entry.plans)}
+    others = [entry.quantised.file if entry.quantised else None, entry.pooling]
+    return {entry.file, *filter(None, others), *(plan.file for plan in entry.plans)}

@@ -243,6 +243,7 @@ class EngineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         compute_capability: of the GPU that it was compiled for, such as ``9.0``; None: any will do.
         quantised: how the linears were, or None where they are in the artifact's dtype.
         plans: what TensorRT built from ``file``, one for each kind of card.
+        pooling: the graph that pools on the card what ``file`` gives; None in artifacts of before.
     """
 
     file: str
@@ -253,6 +254,7 @@ class EngineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     compute_capability: str | None = None
     quantised: Quantisation | None = None
     plans: list[PlanEntry] = []
+    pooling: str | None = None
 
     @property
     def files(self) -> list[str]:
@@ -261,7 +263,7 @@ class EngineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             refit = [WEIGHTS_FILE] if any(plan.refit for plan in self.plans) else []
             return [plan.file for plan in self.plans] + refit
         quantised = self.quantised.file if self.quantised else None
-        named = [self.file, self.op_library, quantised, WEIGHTS_FILE]
+        named = [self.file, self.op_library, quantised, self.pooling, WEIGHTS_FILE]
         return [name for name in named if name is not None]
 
 

@@ -44,7 +44,9 @@ def _from_8(fields: Fields) -> Fields:
 
 
 def _from_9(fields: Fields) -> Fields:
-    """10 may say how a quantised engine's activations were smoothed, and what stayed in float."""
+    """10 may say how a quantised engine's activations were smoothed, and what stayed in float; and
+    name a graph that pools on the card.
+    """
     return fields
 
 

@@ -47,16 +47,29 @@ def pool(representations: Floats, cu_seqlens: NDArray[np.int32], how: Pool) -> F
     Raises:
         InputError: ``how`` is ``"none"`` or unknown.
     """
-    check_per_protein(how)
-    pooled = np.full((len(cu_seqlens) - 1, representations.shape[1]), np.nan, representations.dtype)
-    for protein, (start, end) in enumerate(zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True)):
-        if how == "cls" or end - start == 1:
-            pooled[protein] = representations[start]
-            continue
-        rows = representations[start + 1 : end if how == "mean-with-eos" else end - 1]
-        if len(rows):
-            pooled[protein] = rows.mean(axis=0, dtype=np.float64)
+    first, last = pooled_rows(cu_seqlens, how)
+    pooled = np.full((len(first), representations.shape[1]), np.nan, representations.dtype)
+    for protein, (start, end) in enumerate(zip(first, last, strict=True)):
+        if end > start:
+            pooled[protein] = representations[start:end].mean(axis=0, dtype=np.float64)
     return pooled
+
+
+def pooled_rows(
+    cu_seqlens: NDArray[np.int32], how: Pool
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The first row of each protein that ``pool`` takes in, and the row after the last: ``[N]``.
+
+    Raises:
+        InputError: ``how`` is ``"none"`` or unknown.
+    """
+    check_per_protein(how)
+    starts, ends = cu_seqlens[:-1], cu_seqlens[1:]
+    if how == "cls":
+        return starts, starts + 1
+    is_single = ends - starts == 1
+    eos = 0 if how == "mean-with-eos" else 1
+    return np.where(is_single, starts, starts + 1), np.where(is_single, ends, ends - eos)
 
 
 def residue_rows(start: int, end: int) -> slice:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from runtime.manifest_schema import EngineEntry, Manifest, Profile
 from runtime.packing import PackedBatch
+from runtime.pooling import Pool
 
 if TYPE_CHECKING:
     from exporter.planted import Fault
@@ -37,6 +38,8 @@ class Observed:
         token_offsets: ``[N, max_seqlen]`` that packed attention of ONNX Runtime gets, each once.
         grids: ``sources`` ``[N, max_seqlen]`` and ``cells`` ``[T]`` by which TensorRT's graph pads
             and comes back (``exporter.formats.tensorrt.graph``), each once.
+        pooled: each way of pooling, rows ``[T, X]``, and what the engine's graph for pooling
+            made of them, ``[N, X]``.
     """
 
     positions: list[NDArray[Any]] = field(default_factory=list)
@@ -44,6 +47,7 @@ class Observed:
     calls: list[tuple[list[int], int]] = field(default_factory=list)
     token_offsets: list[NDArray[Any]] = field(default_factory=list)
     grids: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
+    pooled: list[tuple[Pool, NDArray[Any], NDArray[Any]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def running_as_onnx(
     entry = manifest.engines[name]
     with folder_beside(folder) as copy:
         onnx.save(model, copy / entry.file)
-        for file in (WEIGHTS_FILE, manifest.golden.file):
+        for file in filter(None, (WEIGHTS_FILE, manifest.golden.file, entry.pooling)):
             link_or_copy(folder / file, copy / file)
         described = msgspec.structs.replace(manifest, engines={RUNS_AS: entry, name: entry})
         signature = _signature_of(model, manifest)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
@@ -38,7 +39,7 @@ TOKENS = (4096, 65_536)
 # What ONNX Runtime keeps on the CPU: sizes.
 SIZES = {"Concat", "Mul", "Squeeze"}
 ATTENTION = re.compile(r"flash_fwd_kernel|attention_kernel_batched")
-TO_CARD, TO_HOST = re.compile(r"cudaMemcpy.* H2D"), re.compile(r"cudaMemcpy.* D2H")
+TO_CARD, TO_HOST = re.compile(r"cudaMemcpy.* H2D"), re.compile(r"cudaMemcpy.* D2H (\d+)")
 
 
 @dataclass(frozen=True)
@@ -48,21 +49,26 @@ class Forward:
     Attributes:
         on_the_cpu: ops that were placed there.
         calls: of CUDA, in their order: what, and its arguments.
+        vectors: bytes of what was asked for.
     """
 
     on_the_cpu: list[str]
     calls: list[str]
+    vectors: int
 
-    def problems(self) -> list[str]:
-        """What a card would lose time with, or refuse."""
+    def problems(self, graphs: int) -> list[str]:
+        """What a card would lose time with, or refuse; between two graphs the host waits once."""
         found = [f"{op} on the CPU" for op in self.on_the_cpu if op not in SIZES]
-        fetched = sum(bool(TO_HOST.search(call)) for call in self.calls)
-        if fetched != 1:
-            found.append(f"{fetched} copies to the host, expected 1, of pooled vectors")
+        fetched = [int(copy[1]) for copy in map(TO_HOST.search, self.calls) if copy]
+        if fetched != [self.vectors]:
+            found.append(f"copies to the host of {fetched} bytes, expected {self.vectors}, once")
         found += [call for call in self.calls if "BAD LAUNCH" in call]
         work = [place for place, call in enumerate(self.calls) if _is_work(call)]
         inside = self.calls[work[0] : work[-1]]
-        found += [f"{call} inside the forward" for call in inside if "Synchronize" in call]
+        steps = [_is_work(call) for call in inside if _is_work(call) or "Synchronize" in call]
+        waits = sum(before and not after for before, after in pairwise(steps))
+        if waits != graphs - 1:
+            found.append(f"the host waits {waits} times inside, expected {graphs - 1}")
         layers = [place for place, call in enumerate(self.calls) if ATTENTION.search(call)]
         if len(layers) < 2:
             return [*found, f"{len(layers)} times flash or memory-efficient attention, expected 2"]
@@ -100,7 +106,8 @@ def forward(place: Path, artifact: Path, engine: str, num_tokens: int, **variabl
     ran = _run(place, "forward", artifact, engine, num_tokens, **variables)
     log = ran.stderr.partition(BEGIN)[2].partition(END)[0]
     calls = [line.removeprefix("CUDA ") for line in log.splitlines() if line.startswith("CUDA ")]
-    return Forward([op for op in ran.stdout.splitlines()[-1].split(",") if op], calls)
+    vectors, ops = ran.stdout.splitlines()[-2:]
+    return Forward([op for op in ops.split(",") if op], calls, int(vectors))
 
 
 def _run(
@@ -133,11 +140,12 @@ class Check:
     layers: list[str] = field(default_factory=list)
 
     def look(
-        self, what: str, place: Path, artifact: Path, engine: str, num_tokens: int, **variables: str
-    ) -> int:
+        self, what: str, place: Path, artifact: Path, engine: str, num_tokens: int,
+        graphs: int = 1, **variables: str,
+    ) -> int:  # fmt: skip
         """One forward; says what it asked for, and gives the launches of a layer."""
         seen = forward(place, artifact, engine, num_tokens, **variables)
-        problems = seen.problems()
+        problems = seen.problems(graphs)
         self.failed = self.failed or bool(problems)
         click.echo(
             f"{what}, {num_tokens} tokens: {seen.launches} launches, "
@@ -154,7 +162,7 @@ class Check:
         if len(said) != 1:
             problems.append(f"{len(said)} lines where there is no {cards.DEVICE}")
         self.failed = self.failed or bool(problems)
-        click.echo(f"{what} on {cards.DEVICE} of two cards: {'; '.join(problems) or 'passed'}")
+        click.echo(f"{what} on {cards.DEVICE} of two cards: {_verdict(problems)}")
 
     def hold(self, what: str, place: Path, artifact: Path) -> None:
         """Packs of many sizes; says what the arena asked for."""
@@ -182,13 +190,15 @@ class Check:
         click.echo(f"{engine}, {what}: {ratio:.2f}, at most {limit:g}: {verdict}")
 
 
-def proven(folder: Path, name: str, shape: tuple[int, int, int], dtype: str) -> Path:
+def proven(
+    folder: Path, name: str, shape: tuple[int, int, int], dtype: str, pool: str | None = "mean"
+) -> Path:
     """An artifact with ``torchscript`` and ``onnx-cuda``, of random weights, in ``folder``."""
     checkpoint = save_checkpoint(folder / f"{name}.pt", shape)
-    artifact = folder / f"{name}, {dtype}"
+    artifact = folder / f"{name}, {dtype}, {pool}"
     source = WeightsSource("checkpoint", str(checkpoint))
     targets = ("torchscript", "onnx-cuda")
-    build(BuildOptions(source, targets, pool="mean", dtype=dtype, out=artifact), lambda line: None)
+    build(BuildOptions(source, targets, pool=pool, dtype=dtype, out=artifact), lambda line: None)
     return artifact
 
 
@@ -234,8 +244,13 @@ def main(versions: str, torch: str, cache: Path) -> None:
                     what = f"onnxruntime-gpu {version}, {model}, {dtype}"
                     check.look(what, place, artifact, "onnx-cuda", num_tokens)
         of_650m, of_8m = (artifacts[model, "float16"] for model in MODELS)
+        # Built without --pool: another graph pools, on the card.
+        unpooled = proven(folder, "unpooled", MODELS["head dim 64"], "float16", None)
         for version, place in places.items():
-            check.hold(f"onnxruntime-gpu {version}", place, of_650m)
+            what = f"onnxruntime-gpu {version}, pooled by a graph of its own"
+            check.look(what, place, unpooled, "onnx-cuda", TOKENS[0], graphs=2)
+            for pool, artifact in {"mean": of_650m, "none": unpooled}.items():
+                check.hold(f"onnxruntime-gpu {version}, --pool {pool}", place, artifact)
         checkpoint = folder / f"{next(iter(MODELS))}.pt"
         before = in_standard_ops(of_650m, checkpoint, folder / "standard")
         check.layer("onnx-cuda in standard ops", newest, before, "onnx-cuda")

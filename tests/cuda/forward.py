@@ -43,7 +43,9 @@ def on_the_cpu(graph: Path) -> list[str]:
 
 
 def main() -> None:
-    """Prints the ops on the CPU; the log of the second forward goes to stderr."""
+    """Prints the bytes of the vectors and the ops on the CPU; the log of the second forward goes to
+    stderr.
+    """
     folder, name, num_tokens = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     # Engines are put into artifacts that were proven without them.
     engine = runtime.load(folder, name, "cuda", check_files=False)
@@ -52,11 +54,12 @@ def main() -> None:
     engine.embed(batch, last, "mean")
     ctypes.CDLL(None).setenv(b"CUDA_STAND_IN_LOG", b"1", 1)
     click.echo(BEGIN, err=True)
-    engine.embed(batch, last, "mean")
+    vectors = engine.embed(batch, last, "mean")
     click.echo(END, err=True)
     ctypes.CDLL(None).setenv(b"CUDA_STAND_IN_LOG", b"0", 1)
-    graph = folder / "model.ort-cuda.onnx"
-    click.echo(",".join(on_the_cpu(graph) if name == "onnx-cuda" else []))
+    graphs = sorted(folder.glob("*.ort-cuda.onnx")) if name == "onnx-cuda" else []
+    click.echo(vectors.nbytes)
+    click.echo(",".join(op for graph in graphs for op in on_the_cpu(graph)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -43,9 +43,10 @@ from runtime.engines.base import spec_of
 from runtime.engines.onnx import cuda as onnx_cuda
 from runtime.engines.onnx.cpu import OnnxEngine
 from runtime.engines.onnx.cuda import OnnxCudaEngine
-from runtime.errors import EngineError, UnsupportedError
+from runtime.errors import EngineError, InputError, UnsupportedError
 from runtime.manifest import read
 from runtime.packing import PackedBatch
+from runtime.pooling import Pool
 from tests.conftest import MadeOnce, built
 
 pytestmark = pytest.mark.skipif(
@@ -280,6 +281,10 @@ def an_op_that_nobody_knows(model: onnx.ModelProto) -> None:
     next(node for node in model.graph.node if node.op_type == "Gelu").op_type = "Gelo"
 
 
+def pooling_without_division(model: onnx.ModelProto) -> None:
+    next(node for node in model.graph.node if node.op_type == "Div").op_type = "Max"
+
+
 class TestGate:
     def verdict(self, folder: Path, checkpoint: Path, cache: Cache) -> EngineVerdict:
         reference = load_reference(WeightsSource("checkpoint", str(checkpoint)))
@@ -311,6 +316,7 @@ class TestGate:
             (values_of_the_first_layer_everywhere, "relative L2"),
             (padding_one_place_too_far, "token_offset"),
             (an_op_that_nobody_knows, "Gelo"),
+            (pooling_without_division, "graph for pooling"),
         ],
     )
     def test_a_wrong_graph_fails(
@@ -319,7 +325,8 @@ class TestGate:
     ) -> None:  # fmt: skip
         folder = tmp_path / "faulty"
         writable_copy(cuda_artifact, folder)
-        path = folder / "model.ort-cuda.onnx"
+        file = "pooling" if fault.__name__.startswith("pooling") else "model"
+        path = folder / f"{file}.ort-cuda.onnx"
         model = onnx.load(path, load_external_data=False)
         fault(model)
         onnx.save(model, path)
@@ -455,27 +462,42 @@ class TestEngine:
         assert [options["device_id"] for options in asked] == ["1"]
         assert loaded.spec.device == "cuda:1"
 
+    @pytest.mark.parametrize("pools", [True, False], ids=["on the card", "as artifacts of before"])
     def test_bound_tensors_give_what_a_plain_run_gives(
-        self, cuda_artifact: Path, batch: PackedBatch
+        self, cuda_artifact: Path, batch: PackedBatch, pools: bool
     ) -> None:
         """The engine itself, on the CPU with the stand-in graph."""
         manifest = read(cuda_artifact)
         with stand_in(cuda_artifact, manifest) as twin:
             described = twin.manifest
-            path = twin.folder / described.engines[twin.engine].file
-            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            entry = described.engines[twin.engine]
+            assert entry.pooling
+            session = session_of(twin.folder / entry.file)
+            opened: list[Path] = []
+
+            def open_pooling() -> onnxruntime.InferenceSession:
+                opened.append(twin.folder / str(entry.pooling))
+                return session_of(opened[0])
+
             spec = spec_of(
                 described, "onnx", device="cpu", library="onnxruntime", attention="function"
             )
             names = [output.name for output in described.signature.outputs]
             with (
-                OnnxCudaEngine(session, spec, names) as bound,
+                OnnxCudaEngine(session, spec, names, open_pooling if pools else None) as bound,
                 OnnxEngine(session, spec, names, 1) as plain,
             ):
                 for name, array in plain.run(batch).tensors.items():
                     assert np.array_equal(bound.run(batch).tensors[name], array), name
-                for layer, how in ((2, "mean"), (1, "mean"), (2, "cls"), (2, "none")):
-                    expected = plain.embed(batch, layer, how)
-                    np.testing.assert_allclose(
-                        bound.embed(batch, layer, how), expected, rtol=1e-6, atol=1e-7
-                    )
+                assert not opened
+                for layer in described.layers:
+                    for how in get_args(Pool):
+                        vectors = bound.embed(batch, layer, how)
+                        assert np.array_equal(vectors, plain.embed(batch, layer, how))
+                assert len(opened) == pools
+                with pytest.raises(InputError, match="pool must be"):
+                    bound.embed(batch, 1, "median")  # type: ignore[arg-type]
+
+
+def session_of(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

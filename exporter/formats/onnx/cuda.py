@@ -7,6 +7,7 @@ import torch
 
 from exporter.errors import ExportError
 from exporter.formats.onnx import export as onnx_cpu
+from exporter.formats.onnx import pooling
 from exporter.formats.onnx.attention import PACKED_OP_TYPE
 from exporter.formats.onnx.packed_attention import (
     share_rotary_tables,
@@ -28,7 +29,7 @@ def export(packed: PackedESM2, folder: Path) -> EngineEntry:
 
     Args:
         packed: on the CPU, in float32 or float16.
-        folder: where ``model.ort-cuda.onnx`` goes.
+        folder: where ``model.ort-cuda.onnx`` and ``pooling.ort-cuda.onnx`` go.
 
     Raises:
         ExportError: ``packed`` is in bfloat16, which the kernel does not know.
@@ -42,7 +43,11 @@ def export(packed: PackedESM2, folder: Path) -> EngineEntry:
     onnx.save(lower(packed, folder), path)
     # By path, so that the checker follows the external data.
     onnx.checker.check_model(path, full_check=True)
-    return EngineEntry(file=FILE_NAME, lowering=LOWERING, built_with=onnx_cpu.built_with())
+    pooling.write(folder, onnx_cpu.onnx_dtype(packed))
+    return EngineEntry(
+        file=FILE_NAME, lowering=LOWERING, built_with=onnx_cpu.built_with(),
+        pooling=pooling.FILE_NAME,
+    )  # fmt: skip
 
 
 def lower(packed: PackedESM2, folder: Path) -> onnx.ModelProto:

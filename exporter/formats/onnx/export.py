@@ -56,7 +56,7 @@ def lower(packed: PackedESM2, folder: Path) -> onnx.ModelProto:
     functions = fuse_rotary(model)
     proto = finish(model, packed, folder)
     heads = packed.num_heads, packed.head_dim
-    proto.functions.extend([*functions, attention_function(_onnx_dtype(packed), *heads)])
+    proto.functions.extend([*functions, attention_function(onnx_dtype(packed), *heads)])
     return proto
 
 
@@ -162,5 +162,6 @@ def _drop_metadata(model: ir.Model) -> None:
             value.metadata_props.clear()
 
 
-def _onnx_dtype(packed: PackedESM2) -> int:
+def onnx_dtype(packed: PackedESM2) -> int:
+    """``onnx.TensorProto``'s number of its activations' dtype."""
     return ONNX_DTYPES[str(packed.embed_tokens.weight.dtype).removeprefix("torch.")]

@@ -6,7 +6,7 @@ They depend on the inputs alone, so nothing of the weights is needed.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -14,8 +14,14 @@ import onnxruntime
 
 from exporter.formats.format import Observed
 from exporter.formats.onnx.attention import OP_TYPE, PACKED_OP_TYPE, ROTARY_OP_TYPE
+from runtime.engines.onnx.cpu import open_session, session_options
+from runtime.engines.onnx.on_card import places_of
 from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
+from runtime.pooling import Pool
+
+# Of the rows that a graph for pooling is shown: no column knows of another.
+COLUMNS = 16
 
 
 @contextmanager
@@ -35,7 +41,26 @@ def observe(
             *((values[bounds].tolist(), values[offset].shape[1]) for bounds, offset in packed),
         ],
         token_offsets=[values[name] for name in dict.fromkeys(offset for _, offset in packed)],
+        pooled=_pooled(folder, manifest, batch, engine),
     )
+
+
+def _pooled(
+    folder: Path, manifest: Manifest, batch: PackedBatch, engine: str
+) -> list[tuple[Pool, np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    """What an engine's graph for pooling makes of random rows, on the CPU; NaN in one of them."""
+    file = manifest.engines[engine].pooling
+    if file is None:
+        return []
+    rng = np.random.default_rng(batch.num_tokens)
+    rows = rng.standard_normal((batch.num_tokens, COLUMNS)).astype(manifest.dtype)
+    rows[rng.integers(batch.num_tokens)] = np.nan
+    session = open_session(folder / file, session_options(1, "cpu"), None)
+    return [
+        (how, rows, session.run(None, {"rows": rows, **places_of(batch.cu_seqlens, how)})[0])
+        for how in get_args(Pool)
+        if how != "none"
+    ]
 
 
 def positions_of(model: onnx.ModelProto) -> list[str]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from exporter.formats.format import Observed
 from exporter.parity.answers import Answers
+from runtime.pooling import pool
 
 
 def problems(seen: Observed, answers: Answers, num_layers: int) -> list[str]:
@@ -44,6 +45,10 @@ def problems(seen: Observed, answers: Answers, num_layers: int) -> list[str]:
         ):
             if not np.array_equal(actual, right):
                 found.append(f"{name} {_differing(actual.reshape(-1), right.reshape(-1))}")
+    for how, rows, pooled in seen.pooled:
+        wanted = pool(rows, answers.cu_seqlens, how)
+        if pooled.dtype != wanted.dtype or not np.array_equal(pooled, wanted, equal_nan=True):
+            found.append(f"the graph for pooling gives other vectors than runtime.pool: {how!r}")
     return found
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -241,9 +242,15 @@ class OnnxEngine(FetchingEngine):
         return []
 
     def _fetch(self, batch: PackedBatch, names: list[str]) -> list[NDArray[np.floating]]:
+        with self._running(batch):
+            return self._run_session(feeds_of(batch), names)
+
+    @contextlib.contextmanager
+    def _running(self, batch: PackedBatch) -> Iterator[None]:
+        """Inside, what onnxruntime raises is one line about the pack."""
         self.require_usable()
         try:
-            return self._run_session(feeds_of(batch), names)
+            yield
         except Exception as error:  # onnxruntime raises a class of its own for each status code
             raise EngineError(
                 f"onnxruntime failed on a pack of {batch.num_proteins} proteins, "

@@ -1,5 +1,7 @@
 """ONNX Runtime on CUDA: ``model.ort-cuda.onnx``, with packed attention and tensors on the card."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from runtime.device import index_of, kind_of
 from runtime.engine import EngineSpec, Settings
 from runtime.engines.base import spec_of
 from runtime.engines.onnx import cpu as onnx
-from runtime.engines.onnx.cpu import OnnxEngine, library
+from runtime.engines.onnx.cpu import OnnxEngine, feeds_of, library
+from runtime.engines.onnx.on_card import on_card, places_of, run_on_card
 from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool
@@ -50,13 +53,16 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> "
         # SkipLayerNormalization adds up in float32, whatever the number of columns.
         "enable_skip_layer_norm_strict_mode": "1",
     }
-    session = onnx.open_session(folder / manifest.engines[FORMAT].file, options, cuda)
+    entry = manifest.engines[FORMAT]
+    session = onnx.open_session(folder / entry.file, options, cuda)
+    pooling = None if entry.pooling is None else folder / entry.pooling
     names = [output.name for output in manifest.signature.outputs]
     kernel, why = _attention(manifest, settings.attention)
     return OnnxCudaEngine(
         session,
         spec_of(manifest, FORMAT, device=device, library=library(), attention=kernel, reason=why),
         names,
+        None if pooling is None else partial(onnx.open_session, pooling, options, cuda),
     )
 
 
@@ -78,33 +84,50 @@ def _attention(manifest: Manifest, requested: Attention) -> tuple[str, str]:
 
 
 class OnnxCudaEngine(OnnxEngine):
-    """Outputs stay on the card but for those that were asked for."""
+    """Outputs stay on the card but for those that were asked for.
 
-    def __init__(self, session: Any, spec: EngineSpec, output_names: list[str]):
+    Args:
+        session: of the model's graph.
+        spec: see ``Engine``.
+        output_names: of the graph.
+        open_pooling: gives a session of the graph for pooling; None: the host pools.
+    """
+
+    def __init__(
+        self, session: Any, spec: EngineSpec, output_names: list[str],
+        open_pooling: Callable[[], Any] | None = None,
+    ):  # fmt: skip
         super().__init__(session, spec, output_names, concurrency=1)
+        self._card = kind_of(spec.device), index_of(spec.device)
+        self._open_pooling = open_pooling
+        self._pooling: Any = None
 
     def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
         """See ``Engine.embed``. The graph pools where it was exported to, as it was asked to."""
         if how == self.spec.pool and layer == self.spec.layers[-1]:
             return self._fetch(batch, ["pooled"])[0]
-        return super().embed(batch, layer, how)
+        if how == "none" or self._open_pooling is None:
+            return super().embed(batch, layer, how)
+        places = places_of(batch.cu_seqlens, how)
+        with self._running(batch):
+            self._pooling = self._pooling or self._open_pooling()
+            feeds = on_card(places, self._card)  # now: after the forward the card would wait
+            feeds["rows"] = self._run_on_card(feeds_of(batch))[f"representations.{layer}"]
+            outputs = run_on_card(self._pooling, feeds, ["pooled"], self._card)
+            pooled: NDArray[np.floating] = outputs["pooled"].numpy()
+            return pooled
 
     def _run_session(
         self, feeds: dict[str, NDArray[Any]], names: list[str]
     ) -> list[NDArray[np.floating]]:
-        import onnxruntime
-
-        binding = self._session.io_binding()
-        card = kind_of(self.spec.device), index_of(self.spec.device)
-        for name, array in feeds.items():
-            # The host reads max_seqlen: it is a size.
-            if name == "max_seqlen":
-                binding.bind_cpu_input(name, array)
-            else:
-                there = onnxruntime.OrtValue.ortvalue_from_numpy(array, *card)
-                binding.bind_ortvalue_input(name, there)
-        for name in self._output_names:
-            binding.bind_output(name, *card)
-        self._session.run_with_iobinding(binding)
-        outputs = dict(zip(self._output_names, binding.get_outputs(), strict=True))
+        outputs = self._run_on_card(feeds)
         return [outputs[name].numpy() for name in names]
+
+    def _run_on_card(self, feeds: dict[str, NDArray[Any]]) -> dict[str, Any]:
+        there = on_card(feeds, self._card)
+        return run_on_card(self._session, there, self._output_names, self._card)
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        super().close()
+        self._pooling = None
