@@ -1,8 +1,12 @@
 """The engine ``onnx-cuda`` on a machine without a card: all of it but the attention kernel."""
 
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -38,7 +42,7 @@ from exporter.parity.truth.cache import Cache
 from exporter.parity.verify import verify
 from exporter.publish import writable_copy
 from exporter.weights import shared as shared_weights
-from runtime.engine import Settings
+from runtime.engine import EngineSpec, Settings
 from runtime.engines.base import spec_of
 from runtime.engines.onnx import cuda as onnx_cuda
 from runtime.engines.onnx.cpu import OnnxEngine
@@ -46,7 +50,7 @@ from runtime.engines.onnx.cuda import OnnxCudaEngine
 from runtime.errors import EngineError, InputError, UnsupportedError
 from runtime.manifest import read
 from runtime.packing import PackedBatch
-from runtime.pooling import Pool
+from runtime.pooling import Pool, pool
 from tests.conftest import MadeOnce, built
 
 pytestmark = pytest.mark.skipif(
@@ -464,39 +468,100 @@ class TestEngine:
 
     @pytest.mark.parametrize("pools", [True, False], ids=["on the card", "as artifacts of before"])
     def test_bound_tensors_give_what_a_plain_run_gives(
-        self, cuda_artifact: Path, batch: PackedBatch, pools: bool
+        self, on_cpu: "OnCpu", batch: PackedBatch, pools: bool
     ) -> None:
         """The engine itself, on the CPU with the stand-in graph."""
-        manifest = read(cuda_artifact)
-        with stand_in(cuda_artifact, manifest) as twin:
-            described = twin.manifest
-            entry = described.engines[twin.engine]
-            assert entry.pooling
-            session = session_of(twin.folder / entry.file)
-            opened: list[Path] = []
+        opened: list[Any] = []
 
-            def open_pooling() -> onnxruntime.InferenceSession:
-                opened.append(twin.folder / str(entry.pooling))
-                return session_of(opened[0])
+        def open_pooling() -> onnxruntime.InferenceSession:
+            opened.append(on_cpu.pooling())
+            return opened[0]
 
-            spec = spec_of(
-                described, "onnx", device="cpu", library="onnxruntime", attention="function"
-            )
-            names = [output.name for output in described.signature.outputs]
-            with (
-                OnnxCudaEngine(session, spec, names, open_pooling if pools else None) as bound,
-                OnnxEngine(session, spec, names, 1) as plain,
-            ):
-                for name, array in plain.run(batch).tensors.items():
-                    assert np.array_equal(bound.run(batch).tensors[name], array), name
-                assert not opened
-                for layer in described.layers:
-                    for how in get_args(Pool):
-                        vectors = bound.embed(batch, layer, how)
-                        assert np.array_equal(vectors, plain.embed(batch, layer, how))
-                assert len(opened) == pools
-                with pytest.raises(InputError, match="pool must be"):
-                    bound.embed(batch, 1, "median")  # type: ignore[arg-type]
+        spec, names = on_cpu.spec, on_cpu.output_names
+        with (
+            OnnxCudaEngine(on_cpu.session, spec, names, open_pooling if pools else None) as bound,
+            OnnxEngine(on_cpu.session, spec, names, 1) as plain,
+        ):
+            for name, array in plain.run(batch).tensors.items():
+                assert np.array_equal(bound.run(batch).tensors[name], array), name
+            assert not opened
+            for layer in spec.layers:
+                for how in get_args(Pool):
+                    vectors = bound.embed(batch, layer, how)
+                    assert np.array_equal(vectors, plain.embed(batch, layer, how))
+            assert len(opened) == pools
+            with pytest.raises(InputError, match="pool must be"):
+                bound.embed(batch, 1, "median")  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("pools", [True, False], ids=["on the card", "on the host"])
+    def test_a_pack_is_pooled_beside_the_next_ones_run(
+        self, on_cpu: "OnCpu", batch: PackedBatch, monkeypatch: pytest.MonkeyPatch, pools: bool
+    ) -> None:
+        """And runs have the card one at a time."""
+        running: list[int] = []
+        most: list[int] = []
+        both_pool = threading.Barrier(2)
+
+        def run(binding: Any) -> None:
+            running.append(1)
+            most.append(len(running))
+            time.sleep(0.05)
+            on_cpu.session.run_with_iobinding(binding)
+            running.pop()
+
+        def pool_when_both_have_run(*arguments: Any) -> Any:
+            both_pool.wait(20)
+            return pool(*arguments)
+
+        def run_pooling(binding: Any) -> None:
+            both_pool.wait(20)
+            pooling.run_with_iobinding(binding)
+
+        pooling = on_cpu.pooling()
+        monkeypatch.setattr("runtime.engines.base.pool", pool_when_both_have_run)
+        engine = OnnxCudaEngine(
+            Watched(on_cpu.session, run), on_cpu.spec, on_cpu.output_names,
+            partial(Watched, pooling, run_pooling) if pools else None,
+        )  # fmt: skip
+        with engine, ThreadPoolExecutor(2) as threads:
+            first, second = threads.map(lambda how: engine.embed(batch, 1, how), ["cls", "cls"])
+        assert np.array_equal(first, second)
+        assert most == [1, 1]
+
+
+@dataclass
+class Watched:
+    """A session whose runs go through ``run_with_iobinding``."""
+
+    session: onnxruntime.InferenceSession
+    run_with_iobinding: Callable[[Any], None]
+
+    def io_binding(self) -> Any:
+        return self.session.io_binding()
+
+
+@dataclass
+class OnCpu:
+    """What an ``OnnxCudaEngine`` takes, with sessions on the CPU."""
+
+    session: onnxruntime.InferenceSession
+    spec: EngineSpec
+    output_names: list[str]
+    pooling: Callable[[], onnxruntime.InferenceSession]
+
+
+@pytest.fixture(scope="module")
+def on_cpu(cuda_artifact: Path) -> Iterator[OnCpu]:
+    with stand_in(cuda_artifact, read(cuda_artifact)) as twin:
+        described = twin.manifest
+        entry = described.engines[twin.engine]
+        assert entry.pooling
+        yield OnCpu(
+            session_of(twin.folder / entry.file),
+            spec_of(described, "onnx", device="cpu", library="onnxruntime", attention="function"),
+            [output.name for output in described.signature.outputs],
+            partial(session_of, twin.folder / entry.pooling),
+        )
 
 
 def session_of(path: Path) -> onnxruntime.InferenceSession:

@@ -1,5 +1,6 @@
 """ONNX Runtime on CUDA: ``model.ort-cuda.onnx``, with packed attention and tensors on the card."""
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -101,6 +102,8 @@ class OnnxCudaEngine(OnnxEngine):
         self._card = kind_of(spec.device), index_of(spec.device)
         self._open_pooling = open_pooling
         self._pooling: Any = None
+        # Of the forward alone: what it gave is copied and pooled beside the next one.
+        self._lock = threading.Lock()
 
     def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
         """See ``Engine.embed``. The graph pools where it was exported to, as it was asked to."""
@@ -110,9 +113,11 @@ class OnnxCudaEngine(OnnxEngine):
             return super().embed(batch, layer, how)
         places = places_of(batch.cu_seqlens, how)
         with self._running(batch):
-            self._pooling = self._pooling or self._open_pooling()
+            if self._pooling is None:
+                with self._lock:
+                    self._pooling = self._pooling or self._open_pooling()
             feeds = on_card(places, self._card)  # now: after the forward the card would wait
-            feeds["rows"] = self._run_on_card(feeds_of(batch))[f"representations.{layer}"]
+            (feeds["rows"],) = self._run_on_card(feeds_of(batch), [f"representations.{layer}"])
             outputs = run_on_card(self._pooling, feeds, ["pooled"], self._card)
             pooled: NDArray[np.floating] = outputs["pooled"].numpy()
             return pooled
@@ -120,12 +125,13 @@ class OnnxCudaEngine(OnnxEngine):
     def _run_session(
         self, feeds: dict[str, NDArray[Any]], names: list[str]
     ) -> list[NDArray[np.floating]]:
-        outputs = self._run_on_card(feeds)
-        return [outputs[name].numpy() for name in names]
+        return [output.numpy() for output in self._run_on_card(feeds, names)]
 
-    def _run_on_card(self, feeds: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    def _run_on_card(self, feeds: dict[str, NDArray[Any]], names: list[str]) -> list[Any]:
         there = on_card(feeds, self._card)
-        return run_on_card(self._session, there, self._output_names, self._card)
+        with self._lock:
+            outputs = run_on_card(self._session, there, self._output_names, self._card)
+        return [outputs[name] for name in names]
 
     def close(self) -> None:
         """See ``Engine.close``."""
