@@ -249,8 +249,8 @@ def main(versions: str, torch: str, cache: Path) -> None:
         for version, place in places.items():
             what = f"onnxruntime-gpu {version}, pooled by a graph of its own"
             check.look(what, place, unpooled, "onnx-cuda", TOKENS[0], graphs=2)
-            for pool, artifact in {"mean": of_650m, "none": unpooled}.items():
-                check.hold(f"onnxruntime-gpu {version}, --pool {pool}", place, artifact)
+            for built, artifact in {"--pool mean": of_650m, "no --pool": unpooled}.items():
+                check.hold(f"onnxruntime-gpu {version}, {built}", place, artifact)
         checkpoint = folder / f"{next(iter(MODELS))}.pt"
         before = in_standard_ops(of_650m, checkpoint, folder / "standard")
         check.layer("onnx-cuda in standard ops", newest, before, "onnx-cuda")
