@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from runtime.attention import Attention
 from runtime.device import index_of, kind_of
 from runtime.engine import EngineSpec, Settings
-from runtime.engines.base import spec_of
+from runtime.engines.base import PACKS_OF_A_CARD, spec_of
 from runtime.engines.onnx import cpu as onnx
 from runtime.engines.onnx.cpu import OnnxEngine, feeds_of, library
 from runtime.engines.onnx.on_card import on_card, places_of, run_on_card
@@ -98,7 +98,7 @@ class OnnxCudaEngine(OnnxEngine):
         self, session: Any, spec: EngineSpec, output_names: list[str],
         open_pooling: Callable[[], Any] | None = None,
     ):  # fmt: skip
-        super().__init__(session, spec, output_names, concurrency=1)
+        super().__init__(session, spec, output_names, PACKS_OF_A_CARD)
         self._card = kind_of(spec.device), index_of(spec.device)
         self._open_pooling = open_pooling
         self._pooling: Any = None

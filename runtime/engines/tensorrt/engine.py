@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from runtime.device import index_of
 from runtime.engine import EngineSpec, Settings
 from runtime.engines import cuda_memory
-from runtime.engines.base import FetchingEngine, spec_of
+from runtime.engines.base import PACKS_OF_A_CARD, FetchingEngine, spec_of
 from runtime.engines.splitting import InParts, holding
 from runtime.engines.tensorrt.kernels import Kernels
 from runtime.engines.tensorrt.library import (
@@ -136,7 +136,7 @@ class TensorRTEngine(FetchingEngine):
         self, trt: Any, logger: Any, engine: Any, spec: EngineSpec, output_names: list[str],
         profiles: Sequence[Profile], kernels: Kernels,
     ):  # fmt: skip
-        super().__init__(spec, output_names)
+        super().__init__(spec, output_names, PACKS_OF_A_CARD)
         self._trt = trt
         self._logger = logger
         self._engine = engine
