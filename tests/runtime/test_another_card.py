@@ -49,7 +49,7 @@ def test_all_commands_that_take_a_device() -> None:
     assert takes == COMMANDS.keys()
 
 
-@pytest.mark.parametrize("command", COMMANDS.keys() - {"serve"})
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"serve"}))
 def test_a_command(task_artifact: Path, inside: Path, command: str) -> None:
     arguments = [command, str(task_artifact), *COMMANDS[command], "--device", MISSING]
     result = CliRunner().invoke(main, arguments)
