@@ -115,12 +115,25 @@ def _load(library: Path) -> str:
     if not hasattr(torch.ops.esm2, "varlen_attention_native"):
         raise instructions.another_library(library, "registers no esm2::varlen_attention_native")
     loaded = ctypes.PyDLL(str(library.resolve()))
+    _check_stack(library, loaded)
     # Libraries of older artifacts leave the op's CPU key to Python, whose kernel calls them.
     if hasattr(loaded, "esm2_attend_in_python"):
         switch = loaded.esm2_attend_in_python
         switch.argtypes, switch.restype = [ctypes.c_bool], ctypes.c_bool
         _attend_in_python = switch
     return name
+
+
+def _check_stack(library: Path, loaded: ctypes.PyDLL) -> None:
+    """That PyTorch's flash kernel takes no more values than the library hands over."""
+    taken = len(torch.ops.aten._flash_attention_forward.default._schema.arguments)
+    # Libraries of older artifacts do not say how many.
+    if hasattr(loaded, "esm2_dispatcher_stack") and taken > loaded.esm2_dispatcher_stack():
+        raise UnsupportedError(
+            f"cannot load {library}: the flash kernel of PyTorch {torch.__version__} takes {taken} "
+            f"arguments, expected at most {loaded.esm2_dispatcher_stack()}. Export the artifact "
+            "again with a newer version of this project"
+        )
 
 
 def use_native_of(folder: Path, entry: EngineEntry) -> None:

@@ -19,6 +19,7 @@ import click
 
 from exporter.build import build
 from exporter.build_options import BuildOptions
+from exporter.formats.format import TORCH_LIBRARY
 from exporter.formats.onnx import cuda as onnx_cuda
 from exporter.model.packed_forward import PackedESM2
 from exporter.model.reference import WeightsSource, load_reference
@@ -104,10 +105,13 @@ def _is_work(call: str) -> bool:
 def forward(place: Path, artifact: Path, engine: str, num_tokens: int, **variables: str) -> Forward:
     """One by the runtime, in a process of its own."""
     ran = _run(place, "forward", artifact, engine, num_tokens, **variables)
-    log = ran.stderr.partition(BEGIN)[2].partition(END)[0]
-    calls = [line.removeprefix("CUDA ") for line in log.splitlines() if line.startswith("CUDA ")]
     vectors, ops = ran.stdout.splitlines()[-2:]
-    return Forward([op for op in ops.split(",") if op], calls, int(vectors))
+    return Forward([op for op in ops.split(",") if op], _calls(ran), int(vectors))
+
+
+def _calls(ran: subprocess.CompletedProcess[str]) -> list[str]:
+    log = ran.stderr.partition(BEGIN)[2].partition(END)[0]
+    return [line.removeprefix("CUDA ") for line in log.splitlines() if line.startswith("CUDA ")]
 
 
 def _run(
@@ -189,6 +193,15 @@ class Check:
         verdict = "passed" if ratio <= limit else "failed"
         click.echo(f"{engine}, {what}: {ratio:.2f}, at most {limit:g}: {verdict}")
 
+    def native(self, place: Path, library: Path) -> None:
+        """The op of hosts in C++ runs PyTorch's flash kernel, and nothing beside it."""
+        ran = _run(place, "native", library)
+        work = [call for call in _calls(ran) if not call.startswith("cudaMalloc")]
+        passed = len(work) == 1 and "flash_fwd" in work[0]
+        self.failed = self.failed or not passed
+        found = "passed" if passed else f"expected one launch of flash_fwd, got {work}"
+        click.echo(f"esm2::varlen_attention outside Python, {ran.stdout.strip()}: {found}")
+
 
 def proven(
     folder: Path, name: str, shape: tuple[int, int, int], dtype: str, pool: str | None = "mean"
@@ -259,6 +272,7 @@ def main(versions: str, torch: str, cache: Path) -> None:
         check.card("onnx-cuda", newest, of_650m, "onnx-cuda")
         if torch:
             place = wheels.torch_cuda(torch, cache)
+            check.native(place, of_650m / "lib" / TORCH_LIBRARY)
             # What Triton compiles here is for no card.
             kernels = {"TRITON_CACHE_DIR": str(folder / "triton")}
             none = {"CC": "false", "TRITON_CACHE_DIR": str(folder / "no compiler")}

@@ -149,6 +149,59 @@ class TestOnnxRuntime:
             assert not np.allclose(engine.run(batch).logits, right, atol=1e-3)
 
 
+# The CUDA kernel of C++ hosts by its dispatch key; in the flash kernel's place, what that is given.
+ON_CUDA = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+given = []
+
+def flash(*arguments, **options):
+    given.append((arguments, options))
+    q = arguments[0]
+    return q + 1, *(torch.empty(0) for _ in range(4))
+
+aten = torch.library.Library("aten", "IMPL", "CPU")
+aten.impl("_flash_attention_forward", flash)
+q, k, v = (torch.full((5, 2, 16), float(n), dtype=torch.float16) for n in range(3))
+bounds = torch.tensor([0, 2, 5], dtype=torch.int32)
+keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+op = torch.ops.esm2.varlen_attention_native.default
+for scale in (0.25, 0.5):
+    out = op.redispatch(keys, q, k, v, bounds, 3, scale)
+    assert torch.equal(out, q + 1)
+    arguments, options = given.pop()
+    for tensor, expected in zip(arguments, (q, k, v, bounds, bounds), strict=False):
+        assert torch.equal(tensor, expected) and tensor.dtype == expected.dtype
+    assert arguments[5:] == (3, 3, 0.0, False, False), arguments[5:]
+    assert options.pop("scale") == scale
+    assert all(value is None for value in options.values()), options
+"""
+
+
+def test_the_flash_kernel_of_cpp_hosts_is_given_every_argument(fresh_python: Run) -> None:
+    result = fresh_python(ON_CUDA, compile_libraries() / TORCH_LIBRARY)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_torch_whose_flash_kernel_takes_more_than_the_library_gives_is_named(
+    fresh_python: Run,
+) -> None:
+    code = (
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from runtime.ops import varlen_attention\n"
+        "schema = torch.ops.aten._flash_attention_forward.default._schema\n"
+        "torch.ops.aten._flash_attention_forward.default._schema = torch._C.parse_schema(\n"
+        "    'f(' + ', '.join(f'int x{n}' for n in range(65)) + ') -> int')\n"
+        "varlen_attention.use_native(Path(sys.argv[1]))\n"
+    )
+    result = fresh_python(code, compile_libraries() / TORCH_LIBRARY)
+    *_, line = result.stderr.splitlines()
+    assert line.startswith("runtime.errors.UnsupportedError: cannot load ")
+    assert "takes 65 arguments, expected at most 64" in line
+    assert line.endswith("Export the artifact again with a newer version of this project")
+
+
 @pytest.mark.parametrize(
     ("engine", "library"), [("onnx", ONNXRUNTIME_LIBRARY), ("torchscript", TORCH_LIBRARY)]
 )

@@ -104,7 +104,8 @@ Tensor add_contacts(const Tensor& logits_in, const Tensor& q_in, const Tensor& k
   return out;
 }
 
-// More than any schema of it has had: 15 arguments in 2.11, 17 in 2.13.
+// More than any schema of it has had: 15 arguments in 2.11, 17 in 2.13. The stable ABI has no way to
+// ask for a schema (2.13), so a host in C++ trusts this number; Python compares it when it loads this.
 constexpr int kDispatcherStack = 64;
 
 // PyTorch's own flash kernels, through its dispatcher: nothing here is compiled for a GPU.
@@ -238,3 +239,6 @@ extern "C" __attribute__((visibility("default"))) bool esm2_attend_in_python(boo
 extern "C" __attribute__((visibility("default"))) const char* esm2_instruction_set() {
   return esm2::kernel().name;
 }
+
+// How many values an op of PyTorch that is called here can take.
+extern "C" __attribute__((visibility("default"))) int esm2_dispatcher_stack() { return kDispatcherStack; }
