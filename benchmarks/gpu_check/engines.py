@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from benchmarks.gpu_check.packages import is_installed
@@ -64,7 +65,15 @@ def _onnx(dtype: str, device: str) -> str:
 
 
 def _compiled(dtype: str, device: str) -> str:
-    return "" if is_installed("triton") else "triton, which compiles for GPUs, is not installed"
+    return _missing_for_cuda()
+
+
+@cache
+def _missing_for_cuda() -> str:
+    """Asked once: a compiler answers."""
+    from exporter.formats.aoti.toolkit import missing_for_cuda
+
+    return missing_for_cuda()
 
 
 def _tensorrt(dtype: str, device: str) -> str:

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.contenders import Entrant
-from benchmarks.gpu_check import html, results
+from benchmarks.gpu_check import engines, html, results
 from benchmarks.gpu_check.contenders import InThisProcess
 from benchmarks.gpu_check.engines import ENGINES, why_not
 from benchmarks.gpu_check.gate import artifact_with, run_gate
@@ -274,6 +274,14 @@ def test_each_engine_is_measured_in_the_first_dtype_that_it_passed_in() -> None:
     }  # fmt: skip
 
 
+@pytest.fixture
+def _compiler_is_asked_anew() -> Iterator[None]:
+    engines._missing_for_cuda.cache_clear()
+    yield
+    engines._missing_for_cuda.cache_clear()
+
+
+@pytest.mark.usefixtures("_compiler_is_asked_anew")
 def test_why_an_engine_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_not("torchscript", "bfloat16", "cuda") == ""
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
@@ -283,6 +291,22 @@ def test_why_an_engine_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "packed attention in bfloat16" in why_not("onnx-cuda", "bfloat16", "cuda")
     monkeypatch.setitem(sys.modules, "triton", None)
     assert "triton" in why_not("aoti-cuda", "float32", "cuda")
+
+
+@pytest.mark.usefixtures("_compiler_is_asked_anew")
+def test_without_the_toolkit_what_it_compiles_is_not_run_and_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    monkeypatch.setattr("benchmarks.gpu_check.engines.capability_of_this_gpu", lambda: "9.0")
+    models = models_of(["8M"])
+    found = [step for step in steps_of(models, ["float16"], "cuda") if step.engine == "aoti-cuda"]
+    jobs = gates_of(models, ["float16"], "cuda")
+    assert [step.kind for step in found] == ["gate", "synchronisation"]
+    for step in found:
+        assert step.status == "not run"
+        assert "Install the CUDA toolkit of PyTorch's version and set CUDA_HOME" in step.reason
+    assert not any("aoti-cuda" in job.engines for job in jobs)
 
 
 def test_a_model_that_is_none() -> None:

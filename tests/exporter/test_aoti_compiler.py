@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from exporter.errors import ExportError
+from exporter.formats.aoti import cuda
 from exporter.formats.aoti.compiler import compiling_in
-from exporter.formats.aoti.export import LACKS_CUDA
+from exporter.formats.aoti.toolkit import missing_for_cuda
 from exporter.formats.native import telling_line
 
 SOURCE = "#include <regex>\nbool f(const char* x) { return std::regex_match(x, std::regex(x)); }\n"
@@ -58,30 +60,69 @@ def test_the_second_pass_names_no_array_of_the_first(
 
 
 @pytest.mark.parametrize(
-    ("output", "said", "lacks_cuda"),
+    ("output", "said"),
     [
         (
             "C++ compile error\n\nCommand:\ng++ x.cpp\n\nOutput:\n/tmp/a/cnd.wrapper.cpp:9708:89: "
             "error: 'int_array_56' was not declared in this scope\n 9708 | auto",
             "cnd.wrapper.cpp:9708:89: error: 'int_array_56' was not declared in this scope",
-            False,
-        ),
-        (
-            "C++ compile error\n\nOutput:\n/opt/torch/include/x.h:3:10: fatal error: cuda.h: "
-            "No such file or directory\n",
-            "x.h:3:10: fatal error: cuda.h: No such file or directory",
-            True,
         ),
         (
             "C++ compile error\n\nOutput:\n/usr/bin/ld: cannot find -lcuda: No such file\n"
             "collect2: error: ld returned 1 exit status\n",
             "ld: cannot find -lcuda: No such file",
-            True,
         ),
-        ("CUDA error: an illegal memory access", "CUDA error: an illegal memory access", False),
-        ("", "no message", False),
+        ("CUDA error: an illegal memory access", "CUDA error: an illegal memory access"),
+        ("", "no message"),
     ],
 )  # fmt: skip
-def test_the_message_says_what_the_compiler_said(output: str, said: str, lacks_cuda: bool) -> None:
+def test_the_message_says_what_the_compiler_said(output: str, said: str) -> None:
     assert telling_line(output) == said
-    assert bool(LACKS_CUDA.search(said)) == lacks_cuda
+
+
+HEADER = 'extern "C" int cuInit(unsigned);\n'
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize(
+    ("has_header", "has_library", "said"),
+    [
+        (False, False, "cuda.h: No such file or directory. Install the CUDA toolkit of"),
+        (False, True, "cuda.h: No such file or directory. Install the CUDA toolkit of"),
+        (True, False, "cannot find -lcuda"),
+        (True, True, ""),
+    ],
+)
+def test_what_is_missing_to_compile_for_cuda_is_asked_of_the_compiler(
+    has_header: bool, has_library: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    home, include, lib = (tmp_path / name for name in ("home", "include", "lib"))
+    for folder in (home, include, lib):
+        folder.mkdir()
+    (tmp_path / "x.cpp").write_text(HEADER.replace(";", " { return 0; }"))
+    if has_header:
+        (include / "cuda.h").write_text(HEADER)
+        (include / "cuda_runtime.h").touch()
+    if has_library:
+        built = ["-shared", "-fPIC", str(tmp_path / "x.cpp"), "-o", str(lib / "libcuda.so")]
+        subprocess.run(["c++", *built], check=True)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("CPATH", str(include))
+    monkeypatch.setenv("LIBRARY_PATH", str(lib))
+    # What PyTorch has found by CUDA_HOME or nvcc.
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", str(home))
+    found = missing_for_cuda()
+    assert said in found if said else found == ""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    if said:
+        with pytest.raises(ExportError, match=r"aoti-cuda: .*, or leave aoti-cuda out of --target"):
+            cuda.check(100)
+    else:
+        cuda.check(100)
+
+
+def test_where_there_is_no_toolkit_it_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    assert missing_for_cuda().startswith("There is no CUDA toolkit: ")

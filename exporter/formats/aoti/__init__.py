@@ -16,6 +16,7 @@ AOTI_CUDA = Format(
     name="aoti-cuda",
     export=lazily(f"{_ROOM}.cuda:export"),
     observe=_observe,
+    check=lazily(f"{_ROOM}.cuda:check"),
     op_library=TORCH_LIBRARY,
     own_faults=lazily("exporter.formats.contact_faults:contact_faults"),
 )

@@ -10,6 +10,7 @@ import torch
 
 from exporter.errors import ExportError
 from exporter.formats.aoti.export import LOWERING, compile_package, instructions_of_this_machine
+from exporter.formats.aoti.toolkit import missing_for_cuda
 from exporter.formats.native import compiler_command
 from exporter.model.packed_forward import PackedESM2
 from exporter.model.precision import copy_on
@@ -24,6 +25,18 @@ TYPICAL_PACK = (1024, 512, 512, *[256] * 56)
 OPTIONS = {"triton.autotune_at_compile_time": False}
 
 
+def check(longest: int) -> None:
+    """See ``Format.check``: there is no GPU here, or nothing to compile for it with."""
+    if not torch.cuda.is_available():
+        raise ExportError(
+            "target aoti-cuda compiles for the GPU of this machine, and PyTorch "
+            f"{torch.__version__} sees none. Build it where it will run, or leave aoti-cuda out of "
+            "--target"
+        )
+    if missing := missing_for_cuda():
+        raise ExportError(f"target aoti-cuda: {missing}, or leave aoti-cuda out of --target")
+
+
 def export(packed: PackedESM2, folder: Path) -> EngineEntry:
     """Compiles ``packed`` into ``folder``.
 
@@ -33,14 +46,8 @@ def export(packed: PackedESM2, folder: Path) -> EngineEntry:
 
     Raises:
         CompilerError: no C++ compiler.
-        ExportError: there is no GPU here, or the compiler failed.
+        ExportError: the compiler failed.
     """
-    if not torch.cuda.is_available():
-        raise ExportError(
-            "target aoti-cuda compiles for the GPU of this machine, and PyTorch "
-            f"{torch.__version__} sees none. Build it where it will run, or leave aoti-cuda out of "
-            "--target"
-        )
     compiler = compiler_command()
     compile_package(copy_on(packed, "cuda"), folder / FILE_NAME, OPTIONS, compiler, TYPICAL_PACK)
     return EngineEntry(

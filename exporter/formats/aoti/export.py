@@ -1,7 +1,6 @@
 """``model.pt2``: the packed forward compiled by AOTInductor, its constants left out."""
 
 import platform
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,6 @@ from runtime.manifest_schema import EngineEntry
 from runtime.staging import temporary_folder
 
 FILE_NAME = "model.pt2"
-LACKS_CUDA = re.compile(r"\bcuda(_runtime)?(_api)?\.h\b|-lcuda\b")
-CUDA_ADVICE = (
-    ". Engines for CUDA are compiled with the toolkit's cuda.h and linked with libcuda.so: install "
-    "the CUDA toolkit of PyTorch's version and set CUDA_HOME to its folder (in LIBRARY_PATH its "
-    "lib64/stubs, where there is no driver), or leave aoti-cuda out of --target"
-)
 LOWERING = "esm2::varlen_attention, everything around it compiled"
 # Those that this PyTorch does not know are left out: 2.11 writes no line tables in any case.
 OPTIONS: dict[str, Any] = {
@@ -111,8 +104,7 @@ def compile_package(
             )
         except Exception as error:  # the compiler's output comes in a dozen classes
             said = telling_line(str(error) or type(error).__name__)
-            advice = CUDA_ADVICE if device.type == "cuda" and LACKS_CUDA.search(said) else ""
-            raise ExportError(f"AOTInductor could not compile the model: {said}{advice}") from error
+            raise ExportError(f"AOTInductor could not compile the model: {said}") from error
     _drop_sources(path)
 
 
