@@ -27,6 +27,7 @@ from benchmarks.gpu_check.results import SCHEMA_VERSION, Report, Step
 from benchmarks.gpu_check.schedule import NO_TIME, Schedule
 from benchmarks.gpu_check.summary import is_passed
 from benchmarks.gpu_check.terminal import table
+from runtime.interruption import orderly_end
 from runtime.staging import staging
 from runtime.threads import usable_cores
 
@@ -147,11 +148,13 @@ def main(
         minutes=minutes,
     )
     out.mkdir(parents=True, exist_ok=True)
-    with staging(out.resolve() / "artifacts") as work:
+    with orderly_end(), staging(out.resolve() / "artifacts") as work:
         work.mkdir()
-        Check(report, out, work).run(wanted, _parts(dtypes), pack_tokens)
-    click.echo(table(report))
-    click.echo(f"{out / results.FILE_NAME}, {out / html.FILE_NAME}")
+        try:
+            Check(report, out, work).run(wanted, _parts(dtypes), pack_tokens)
+        finally:
+            click.echo(table(report))
+            click.echo(f"{out / results.FILE_NAME}, {out / html.FILE_NAME}")
     sys.exit(0 if is_passed(report) else FAILED)
 
 

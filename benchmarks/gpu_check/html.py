@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jinja2
 
-from benchmarks.gpu_check.results import Report
+from benchmarks.gpu_check.results import Report, replace
 from benchmarks.gpu_check.summary import aims_of, counts, is_passed
 from benchmarks.summary import of_best_peer, rows_of
 
@@ -57,6 +57,4 @@ def _error(value: float) -> str:
 
 def write(report: Report, folder: Path) -> Path:
     """Writes ``gpu-report.html``."""
-    path = folder / FILE_NAME
-    path.write_text(render(report), encoding="utf-8")
-    return path
+    return replace(folder / FILE_NAME, render(report).encode())

@@ -114,9 +114,15 @@ def reason_of(error: BaseException) -> str:
 
 def write(report: Report, folder: Path) -> Path:
     """Writes ``gpu-report.json``."""
-    path = folder / FILE_NAME
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
-    return path
+    encoded = msgspec.json.format(msgspec.json.encode(report), indent=1)
+    return replace(folder / FILE_NAME, encoded + b"\n")
+
+
+def replace(path: Path, content: bytes) -> Path:
+    """Writes a file that is whole at any moment: a check may be killed in this one."""
+    aside = path.with_name(f".{path.name}")
+    aside.write_bytes(content)
+    return aside.replace(path)
 
 
 def read(path: Path) -> Report:

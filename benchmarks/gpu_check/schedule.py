@@ -18,6 +18,7 @@ from runtime.threads import default_threads
 
 ROOT = Path(__file__).parents[2]
 NO_TIME = "no time was left"
+ENDED = "the check was ended"
 POLL_S = 0.1
 
 Done = Callable[[list[Step]], None]
@@ -71,9 +72,9 @@ class Schedule:
         running: list[_Running] = []
         try:
             self._run(list(jobs), running, at_once, deadline)
-        finally:
+        finally:  # Ctrl-C and SIGTERM come up through here
             for one in running:
-                _kill(one.process)
+                self._end(one, ENDED)
 
     def _run(
         self, waiting: list[Job], running: list[_Running], at_once: int, deadline: float
@@ -94,8 +95,8 @@ class Schedule:
                 has_ended = one.process.poll() is not None
                 self._collect(one)
                 if has_ended or late:
-                    running.remove(one)
                     waiting[:0] = self._end(one)
+                    running.remove(one)
             time.sleep(POLL_S if running else 0)
 
     def _start(self, job: Job, at_once: int) -> _Running:
@@ -109,6 +110,8 @@ class Schedule:
                 [*command, msgspec.json.encode(job).decode(), results.name],
                 # There, so that what a report quotes has no paths of this machine.
                 cwd=self._work,
+                # Ends with this process, however that ends, and tells the worker so.
+                stdin=subprocess.PIPE,
                 env={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": path},
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -130,18 +133,20 @@ class Schedule:
             one.reported |= {step.key: step for step in steps}
             self._done(steps)
 
-    def _end(self, one: _Running) -> list[Job]:
+    def _end(self, one: _Running, why: str = NO_TIME) -> list[Job]:
         """Says why the rest is missing; returns the job of what a crash left undone."""
         was_killed = one.process.poll() is None
         if was_killed:
             _kill(one.process)
         code = one.process.wait()
+        assert one.process.stdin is not None
+        one.process.stdin.close()
         self._collect(one)
         took = time.perf_counter() - one.started
         missing = one.missing()
         rest: list[Job] = []
         if was_killed:
-            reason = f"stopped after {took:.0f} s: {NO_TIME}"
+            reason = f"stopped after {took:.0f} s: {why}"
             for step in missing:
                 # What was measured by then stands.
                 status = step.status if step.status == "passed" else "not run"

@@ -4,7 +4,10 @@
 each step is appended to the file RESULTS, one JSON a line, as soon as it is known.
 """
 
+import os
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -89,7 +92,14 @@ def _benchmark(job: Job, work: Path, emit: Emit) -> None:
     emit_benchmark(measure(job, work, lambda line: print(line, flush=True), emit_benchmark))
 
 
+def _end_with_the_check() -> None:
+    """Kills this process and what it started when the check is gone, which holds stdin open."""
+    os.read(sys.stdin.fileno(), 1)
+    os.killpg(0, signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_end_with_the_check, daemon=True).start()
     job_, results_ = sys.argv[1:]
     try:
         run(msgspec.json.decode(job_, type=Job), Path(results_), Path())

@@ -1,10 +1,13 @@
 """``make gpu-check``, rehearsed on the CPU with a tiny model by the code that a card would run."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -189,6 +192,52 @@ def test_without_time_every_step_is_listed(tiny_checkpoint: Path, tmp_path: Path
     assert {(step.status, step.reason) for step in report.steps} == {
         ("not run", "no time was left")
     }
+
+
+def workers_in(folder: Path) -> list[str]:
+    """Processes whose working folder is in ``folder``, or was when it was removed."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        with suppress(OSError):
+            found += [link.parent.name] if str(link.readlink()).startswith(str(folder)) else []
+    return found
+
+
+def wait_until(happened: Callable[[], object], seconds: float = 60) -> None:
+    until = time.perf_counter() + seconds
+    while not happened():
+        assert time.perf_counter() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="needs /proc")
+@pytest.mark.parametrize(
+    ("number", "last_words"),
+    [
+        (signal.SIGTERM, r"stopped after \d+ s: the check was ended"),
+        (signal.SIGINT, r"stopped after \d+ s: the check was ended"),
+        (signal.SIGKILL, "the check ended before it"),
+    ],
+)
+def test_a_check_that_is_ended_leaves_a_report_and_no_process(
+    tiny_checkpoint: Path, tmp_path: Path, number: signal.Signals, last_words: str
+) -> None:
+    arguments = ["--device", "cpu", "--models", tiny_checkpoint, "--dtypes", "float32"]
+    command = [sys.executable, "-m", "benchmarks.gpu_check", *arguments, "--out", tmp_path]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    path = tmp_path / results.FILE_NAME
+    wait_until(lambda: path.exists() and '"passed"' in path.read_text())
+    wait_until(lambda: workers_in(tmp_path))
+    process.send_signal(number)
+    printed, _ = process.communicate(timeout=30)
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    report = results.read(path)
+    assert any(step.status == "passed" for step in report.steps)
+    left = {step.reason for step in report.steps if step.status != "passed"}
+    assert any(re.fullmatch(last_words, reason) for reason in left), left
+    assert all(reason in (tmp_path / html.FILE_NAME).read_text() for reason in left)
+    assert (str(path) in printed) == (number != signal.SIGKILL)
+    wait_until(lambda: not workers_in(tmp_path), 3)
 
 
 @WITHOUT_GPU
