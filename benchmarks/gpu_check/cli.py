@@ -17,11 +17,10 @@ from benchmarks.gpu_check.plan import (
     DTYPES,
     Job,
     Model,
-    attention_of,
-    benchmarks_of,
-    gates_of,
     models_of,
+    stages_of,
     steps_of,
+    with_passed,
 )
 from benchmarks.gpu_check.results import SCHEMA_VERSION, Report, Step
 from benchmarks.gpu_check.schedule import NO_TIME, Schedule
@@ -34,17 +33,16 @@ from runtime.threads import usable_cores
 FAILED, NOT_POSSIBLE = 1, 2
 # Builds work on CPUs for the most part: so many cores each, and so many of them at once.
 CORES_A_BUILD, MAX_BUILDS = 4, 4
-# What gates may take of the time; benchmarks have the rest, and what gates leave.
-GATE_SHARE = 0.7
-# What the first of several benchmarks, the headline, may take of the time that is left.
-BENCHMARK_SHARE = 0.5
+# What a benchmark may take of the time that is left, unless it is the last of its stage, and how
+# many times that before it is killed.
+BENCHMARK_SHARE, OVERTIME = 0.5, 1.5
 # Of a benchmark's time, for its process to begin, and for the profile after its rounds.
 RESERVE_S = 20.0
 
 
 @dataclass
 class Check:
-    """One run: its report is written anew after every job, so that nothing loses it."""
+    """One run: its report is written anew after every step, so that nothing loses it."""
 
     report: Report
     out: Path
@@ -62,20 +60,29 @@ class Check:
         end = self.born + 60 * self.report.minutes
         self.report.steps = steps_of(models, dtypes, device)
         self._write()
-        gates = gates_of(models, dtypes, device)
         at_once = max(1, min(MAX_BUILDS, usable_cores() // CORES_A_BUILD))
-        first = [attention_of(dtypes, device), *gates]
-        schedule.run(first, at_once, self.born + GATE_SHARE * (end - self.born))
-        jobs = benchmarks_of(models, pack_tokens, device, self.report.steps)
-        for number, job in enumerate(jobs, start=1):
-            left = end - time.perf_counter()
+        for stage in stages_of(models, dtypes, pack_tokens, device):
+            deadline = min(
+                self.born + stage.until * (end - self.born),
+                time.perf_counter() + stage.at_most * (end - self.born),
+            )
+            if any(job.kind == "benchmark" for job in stage.jobs):
+                self._measure(schedule, stage.jobs, deadline)
+            else:
+                schedule.run(stage.jobs, 1 if stage.is_alone else at_once, deadline)
+
+    def _measure(self, schedule: Schedule, jobs: Sequence[Job], deadline: float) -> None:
+        """Benchmarks, with the engines that have passed the gate by now."""
+        for number, planned in enumerate(jobs, start=1):
+            job = with_passed(planned, self.report.steps)
+            left = deadline - time.perf_counter()
             if reason := _why_not(job, left):
-                self._note([Step("benchmark", job.model.name, reason=reason)])
+                self._note([msgspec.structs.replace(step, reason=reason) for step in job.steps()])
                 continue
-            share = 1.0 if number == len(jobs) else BENCHMARK_SHARE
-            seconds = max(0.0, share * left - RESERVE_S)
-            schedule.run([msgspec.structs.replace(job, seconds=seconds)], 1, end)
-        self._write()
+            share = left if number == len(jobs) else BENCHMARK_SHARE * left
+            timed = msgspec.structs.replace(job, seconds=max(0.0, share - RESERVE_S))
+            killed = min(deadline, time.perf_counter() + OVERTIME * share)
+            schedule.run([timed], 1, killed)
 
     def _note(self, steps: list[Step]) -> None:
         places = {step.key: place for place, step in enumerate(self.report.steps)}
@@ -84,8 +91,9 @@ class Check:
             before, self.report.steps[place] = self.report.steps[place], step
             if (before.status, before.reason) == (step.status, step.reason):
                 continue  # more of the same benchmark
-            name = " ".join(filter(None, (step.kind, step.model, step.dtype, step.engine)))
-            self._say(f"{name}: {step.status}{': ' if step.reason else ''}{step.reason}")
+            self._say(
+                f"{step.kind} {step.name}: {step.status}{': ' if step.reason else ''}{step.reason}"
+            )
         self._write()
 
     def _write(self) -> None:
@@ -108,7 +116,7 @@ class Check:
 )
 @click.option("--dtypes", default=",".join(DTYPES), help="Of the engines.")
 @click.option("--tokens", default="4096,16384,65536", help="Batch sizes that are tried for speed.")
-@click.option("--minutes", default=8.0, type=click.FloatRange(min=0), help="What may be used.")
+@click.option("--minutes", default=10.0, type=click.FloatRange(min=0), help="What may be used.")
 @click.option(
     "--out",
     default=Path("gpu-report"),
@@ -161,7 +169,7 @@ def main(
 def _why_not(job: Job, left: float) -> str:
     if left <= 0:
         return NO_TIME
-    return "" if job.engines else "no engine of this model passed the gate"
+    return "" if job.engines else "no engine of it that was not measured had passed the gate"
 
 
 def _parts(text: str) -> list[str]:

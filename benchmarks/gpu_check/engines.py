@@ -18,16 +18,16 @@ class Candidate:
     Attributes:
         devices: where it runs.
         why_not: ``why_not(dtype, device)``: one sentence, or empty if it can be built and run.
-        is_compiled: building it is minutes of a compiler, so it has a process of its own.
-        pools_in_graph: else PyTorch pools on the card whatever the graph holds; these bring
-            ``[T, E]`` to the host unless their graph pools.
+        is_compiled: building it is minutes of a compiler on the CPU, while another process of the
+            same model computes the answers of eager fair-esm.
+        is_tuned: its kernels are chosen by their time on the card, so nothing may run beside.
         waits: how one looks for moments in which the host waits for the card.
     """
 
     devices: tuple[str, ...]
     why_not: Callable[[str, str], str]
     is_compiled: bool = False
-    pools_in_graph: bool = False
+    is_tuned: bool = False
     waits: Literal["in a forward", "in the graph", "no way"] = "in a forward"
 
     @property
@@ -96,7 +96,7 @@ def _tensorrt(dtype: str, device: str) -> str:
 ENGINES = {
     "torchscript": Candidate(("cuda", "cpu"), _torch),
     "onnx": Candidate(("cpu",), _onnx, waits="in the graph"),
-    "onnx-cuda": Candidate(("cuda",), _onnx, pools_in_graph=True, waits="in the graph"),
+    "onnx-cuda": Candidate(("cuda",), _onnx, waits="in the graph"),
     "aoti-cuda": Candidate(("cuda",), _compiled, is_compiled=True),
-    "tensorrt": Candidate(("cuda",), _tensorrt, pools_in_graph=True, waits="no way"),
+    "tensorrt": Candidate(("cuda",), _tensorrt, is_tuned=True, waits="no way"),
 }

@@ -2,10 +2,11 @@
 
 import statistics
 from pathlib import Path
+from typing import get_args
 
 import jinja2
 
-from benchmarks.gpu_check.results import Report, replace
+from benchmarks.gpu_check.results import Kind, Report, replace
 from benchmarks.gpu_check.summary import aims_of, counts, is_passed
 from benchmarks.summary import of_best_peer, rows_of
 
@@ -32,15 +33,16 @@ def render(report: Report) -> str:
         "tera": lambda value: f"{value / 1e12:,.2f}",
     }
     by_kind = {
-        kind: [step for step in report.steps if step.kind == kind]
-        for kind in ("attention", "gate", "synchronisation", "benchmark")
+        kind: [step for step in report.steps if step.kind == kind] for kind in get_args(Kind)
     }
     return environment.get_template("gpu.html.j2").render(
         report=report,
         passed=is_passed(report),
         counts=counts(report),
         aims=aims_of(report),
-        waits={(s.model, s.dtype, s.engine): s for s in by_kind["synchronisation"]},
+        rates=by_kind["matrix rate"],
+        waits={step.name: step for step in by_kind["synchronisation"]},
+        graphs={step.name: step for step in by_kind["graphs"]},
         kernels=by_kind["attention"],
         gates=by_kind["gate"],
         benchmarks=by_kind["benchmark"],

@@ -8,7 +8,8 @@ import msgspec
 
 from benchmarks.gpu_check.attention import KERNELS
 from benchmarks.gpu_check.engines import ENGINES, of_device, why_not
-from benchmarks.gpu_check.results import Step
+from benchmarks.gpu_check.results import Kind, Step
+from benchmarks.results import ModelResult
 from exporter.model.reference import SourceKind
 
 NAMES = {
@@ -20,6 +21,8 @@ NAMES = {
 }
 # A gate that the smallest model passes shows that the machine is set up; the headline comes next.
 GATE_ORDER = ("8M", "650M", "35M", "150M", "3B")
+# By these and by a user's own, before anything else, the first dtype of PyTorch's engines.
+FIRST_MODELS = ("8M", "650M")
 BENCHMARK_ORDER = ("650M", "3B", "8M", "150M", "35M")
 HALF = ("bfloat16", "float16")
 # Also the order in which a benchmark takes an engine's dtype.
@@ -37,25 +40,29 @@ class Model(msgspec.Struct, frozen=True):
 
 
 OP = Model("op", "synthetic", "")
+CARD = Model("card", "synthetic", "")
+# A model's benchmark after its first one.
+OTHERS = "other engines"
 
 
 class Job(msgspec.Struct, frozen=True):
     """What one process does.
 
     Attributes:
-        kind: ``attention`` judges kernels; ``gate`` builds, judges and watches; ``benchmark``
-            measures.
+        kind: ``matrix rate`` measures the card; ``attention`` judges a kernel; ``gate`` builds,
+            judges and watches an engine; ``benchmark`` measures several.
         model: whose.
         device: ``cuda`` or ``cpu``.
         dtype: of a gate.
-        engines: of a gate, or of kernels: which. Of a benchmark: which, each with its dtype after a
-            colon.
+        engines: of a gate, or the kernel: one. Of a benchmark: which, each with its dtype after a
+            colon once it has passed.
         pack_tokens: of a benchmark: sizes of packs and padded batches that are tried.
         seconds: of a benchmark: for its rounds.
-        dtypes: of kernels: in which each is judged.
+        dtypes: of a kernel: in which it is judged.
+        label: of a benchmark: what tells it from the model's first.
     """
 
-    kind: Literal["attention", "gate", "benchmark"]
+    kind: Literal["matrix rate", "attention", "gate", "benchmark"]
     model: Model
     device: str
     dtype: str = ""
@@ -63,28 +70,59 @@ class Job(msgspec.Struct, frozen=True):
     pack_tokens: tuple[int, ...] = ()
     seconds: float = 0.0
     dtypes: tuple[str, ...] = ()
+    label: str = ""
 
     @property
     def name(self) -> str:
         """For people, and for files."""
-        gated = self.engines if self.kind == "gate" else ()
-        return "-".join(filter(None, (self.kind, self.model.name, self.dtype, *gated)))
+        of_one = () if self.kind == "benchmark" else self.engines
+        parts = (self.kind, self.model.name, self.dtype, *of_one, self.label)
+        return "-".join(filter(None, parts)).replace(" ", "-")
+
+    @property
+    def lane(self) -> tuple[object, ...]:
+        """Of jobs that share it one runs at a time: they would ask eager fair-esm the same."""
+        if self.kind != "gate":
+            return (self.name,)
+        return self.model, ENGINES[self.engines[0]].is_compiled
 
     def steps(self) -> list[Step]:
         """What it is to report."""
-        if self.kind == "benchmark":
-            return [Step("benchmark", self.model.name)]
         if self.kind == "attention":
             return [
                 Step("attention", self.model.name, dtype, kernel)
                 for kernel in self.engines
                 for dtype in self.dtypes
             ]
-        return [
-            Step(kind, self.model.name, self.dtype, engine)
-            for kind in ("gate", "synchronisation")
-            for engine in self.engines
-        ]
+        if self.kind == "gate":
+            return [
+                Step(kind, self.model.name, self.dtype, engine)
+                for engine in self.engines
+                for kind in kinds_of(engine)
+            ]
+        return [Step(self.kind, self.model.name, engine=self.label)]
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """Jobs, the most important first, and what they may take of the check's time.
+
+    Attributes:
+        jobs: all of them benchmarks, or none.
+        until: the share of the time after which none of them goes on.
+        at_most: the share that they take together at most.
+        is_alone: one at a time, for they time the card.
+    """
+
+    jobs: tuple[Job, ...]
+    until: float
+    at_most: float = 1.0
+    is_alone: bool = False
+
+
+def kinds_of(engine: str) -> tuple[Kind, ...]:
+    """What the job of a gate reports of an engine."""
+    graphs: tuple[Kind, ...] = ("graphs",) if ENGINES[engine].is_run_by_torch else ()
+    return ("gate", "synchronisation", *graphs)
 
 
 def models_of(names: Iterable[str]) -> list[Model]:
@@ -106,67 +144,111 @@ def models_of(names: Iterable[str]) -> list[Model]:
 
 def steps_of(models: Sequence[Model], dtypes: Sequence[str], device: str) -> list[Step]:
     """Everything that a check is to report, not run yet; engines that cannot run say why."""
-    steps = attention_of(dtypes, device).steps()
-    for step in steps:
-        step.reason = NOT_REACHED
+    steps = [step for job in kernels_of(dtypes, device) for step in job.steps()]
+    steps[:0] = Job("matrix rate", CARD, device).steps()
     for model, dtype in _gated(models, dtypes):
         for engine in of_device(device):
-            reason = why_not(engine, dtype, device) or NOT_REACHED
+            reason = why_not(engine, dtype, device)
             steps += [
-                Step(kind, model.name, dtype, engine, reason=reason)
-                for kind in ("gate", "synchronisation")
+                Step(kind, model.name, dtype, engine, reason=reason) for kind in kinds_of(engine)
             ]
-    names = [model.name for model in _ordered(models, BENCHMARK_ORDER)]
-    return steps + [Step("benchmark", name, reason=NOT_REACHED) for name in names]
+    for job in [job for jobs in benchmarks_of(models, (), device) for job in jobs]:
+        steps += job.steps()
+    for step in steps:
+        step.reason = step.reason or NOT_REACHED
+    return steps
 
 
-def attention_of(dtypes: Sequence[str], device: str) -> Job:
-    """Every kernel of the op; no model takes part."""
+def stages_of(
+    models: Sequence[Model], dtypes: Sequence[str], pack_tokens: Sequence[int], device: str
+) -> list[Stage]:
+    """Everything in the order in which it matters, what may crash or wait last."""
+    gates = gates_of(models, dtypes, device)
+    tuned = tuple(job for job in gates if ENGINES[job.engines[0]].is_tuned)
+    first = tuple(job for job in gates if _is_first(job, dtypes))
+    others = tuple(job for job in gates if job not in (*first, *tuned))
+    headline, benchmarks, of_tuned = benchmarks_of(models, pack_tokens, device)
+    before = 0.85 if tuned else 1.0
+    return [
+        Stage((Job("matrix rate", CARD, device),), 0.5 * before, is_alone=True),
+        Stage((*kernels_of(dtypes, device), *first), 0.5 * before),
+        Stage(headline, before, at_most=0.2, is_alone=True),
+        Stage(others, 0.8 * before),
+        Stage(benchmarks, before, is_alone=True),
+        Stage(tuned, 0.95, is_alone=True),
+        Stage(of_tuned, 1.0, is_alone=True),
+    ]
+
+
+def kernels_of(dtypes: Sequence[str], device: str) -> list[Job]:
+    """Every kernel of the op, each by itself: after some errors a process cannot use the card."""
     ordered = tuple(sorted(dtypes, key=DTYPES.index))
-    return Job("attention", OP, device, dtypes=ordered, engines=KERNELS[device])
+    return [
+        Job("attention", OP, device, dtypes=ordered, engines=(kernel,))
+        for kernel in KERNELS[device]
+    ]
 
 
 def gates_of(models: Sequence[Model], dtypes: Sequence[str], device: str) -> list[Job]:
-    """The most important first, each with the engines that can run."""
-    jobs = []
-    for model, dtype in _gated(models, dtypes):
-        engines = [name for name in of_device(device) if not why_not(name, dtype, device)]
-        # A compiler takes its minutes on the CPU, while another process computes the answers of
-        # eager fair-esm.
-        for group in (
-            tuple(engine for engine in engines if not ENGINES[engine].is_compiled),
-            tuple(engine for engine in engines if ENGINES[engine].is_compiled),
-        ):
-            if group:
-                jobs.append(Job("gate", model, device, dtype, group))
-    return jobs
+    """The most important first, one for each engine that can run."""
+    return [
+        Job("gate", model, device, dtype, (engine,))
+        for model, dtype in _gated(models, dtypes)
+        for engine in of_device(device)
+        if not why_not(engine, dtype, device)
+    ]
 
 
 def benchmarks_of(
-    models: Sequence[Model], pack_tokens: Sequence[int], device: str, steps: Iterable[Step]
-) -> list[Job]:
-    """One of each model: every engine in the first of ``DTYPES`` that it passed the gate in."""
-    passed = {
-        (step.model, step.engine, step.dtype)
-        for step in steps
-        if step.kind == "gate" and step.status == "passed"
-    }
-    jobs = []
-    for model in _ordered(models, BENCHMARK_ORDER):
-        engines = []
-        for engine in of_device(device):
-            dtypes = [dtype for dtype in DTYPES if (model.name, engine, dtype) in passed]
-            engines += [f"{engine}:{dtype}" for dtype in dtypes[:1]]
-        jobs.append(
-            Job(
-                "benchmark",
-                model,
-                device,
-                engines=tuple(engines),
-                pack_tokens=tuple(pack_tokens),
-            )
-        )
-    return jobs
+    models: Sequence[Model], pack_tokens: Sequence[int], device: str
+) -> tuple[tuple[Job, ...], tuple[Job, ...], tuple[Job, ...]]:
+    """The headline with PyTorch's engines; the other engines and models; those that are tuned."""
+    names = of_device(device)
+    tuned = tuple(name for name in names if ENGINES[name].is_tuned)
+    others = tuple(name for name in names if name not in tuned)
+    torchs = tuple(name for name in others if ENGINES[name].is_run_by_torch)
+
+    def job(model: Model, engines: tuple[str, ...], label: str = "") -> Job:
+        sizes = tuple(pack_tokens)
+        return Job("benchmark", model, device, engines=engines, pack_tokens=sizes, label=label)
+
+    ordered = _ordered(models, BENCHMARK_ORDER)
+    later = [job(ordered[0], others, OTHERS), *(job(model, others) for model in ordered[1:])]
+    of_tuned = [job(model, tuned, " ".join(tuned)) for model in ordered if tuned]
+    return (job(ordered[0], torchs),), tuple(later), tuple(of_tuned)
+
+
+def with_passed(job: Job, steps: Iterable[Step]) -> Job:
+    """A benchmark with each engine in the first of ``DTYPES`` that it passed the gate in.
+
+    Those that another benchmark of the model has measured are left out.
+    """
+    of_model = [step for step in steps if step.model == job.model.name]
+    passed = {(s.engine, s.dtype) for s in of_model if (s.kind, s.status) == ("gate", "passed")}
+    measured = {name for step in of_model if step.benchmark for name in _seen(step.benchmark)}
+    engines = [
+        f"{engine}:{dtype}"
+        for engine in job.engines
+        for dtype in [dtype for dtype in DTYPES if (engine, dtype) in passed][:1]
+        if engine not in measured
+    ]
+    return msgspec.structs.replace(job, engines=tuple(engines))
+
+
+def _seen(benchmark: ModelResult) -> Iterator[str]:
+    """Contenders that were timed, or could not be."""
+    for name, about in benchmark.contenders.items():
+        timings = [w.timings[name] for w in benchmark.workloads.values() if name in w.timings]
+        if about.not_run or any(timing.tokens_s for timing in timings):
+            yield name
+
+
+def _is_first(job: Job, dtypes: Sequence[str]) -> bool:
+    return (
+        ENGINES[job.engines[0]].is_run_by_torch
+        and job.dtype == min(dtypes, key=DTYPES.index)
+        and (job.model.name in FIRST_MODELS or job.model.name not in NAMES)
+    )
 
 
 def _gated(models: Sequence[Model], dtypes: Sequence[str]) -> Iterator[tuple[Model, str]]:

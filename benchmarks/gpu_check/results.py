@@ -1,5 +1,6 @@
 """What a check found, as ``gpu-report.json`` holds it; nothing here is derived."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -8,10 +9,26 @@ import msgspec
 from benchmarks.results import ModelResult
 
 FILE_NAME = "gpu-report.json"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Status = Literal["passed", "failed", "not run"]
-Kind = Literal["attention", "gate", "synchronisation", "benchmark"]
+Kind = Literal["matrix rate", "attention", "gate", "synchronisation", "graphs", "benchmark"]
+
+
+class Rates(msgspec.Struct, frozen=True):
+    """FLOP/s of matrix products.
+
+    Attributes:
+        product: dtype and size, for people.
+        cold: when the check began.
+        warm: after ``burn_s`` of nothing but products.
+        burn_s: seconds.
+    """
+
+    product: str
+    cold: float
+    warm: float
+    burn_s: float
 
 
 class Parity(msgspec.Struct, frozen=True):
@@ -46,12 +63,14 @@ class Step(msgspec.Struct):
 
     Attributes:
         kind: what.
-        model: ``8M``, ``650M``, ... or the name of a checkpoint; of a kernel, the op.
+        model: ``8M``, ``650M``, ... or the name of a checkpoint; of a kernel, the op; ``card``.
         dtype: of the engine; empty for a benchmark.
-        engine: its format, or the kernel's name; empty for a benchmark.
+        engine: its format, or the kernel's name; of a benchmark, which engines, unless it is the
+            model's first.
         status: ``not run`` always has a reason.
         reason: empty if it passed.
         seconds: that its process took, or the part of it that was this step's.
+        rates: of the matrix rate.
         kernel: of an attention kernel that ran.
         parity: of a gate that compared something.
         benchmark: of a benchmark that measured something.
@@ -64,6 +83,7 @@ class Step(msgspec.Struct):
     status: Status = "not run"
     reason: str = ""
     seconds: float = 0.0
+    rates: Rates | None = None
     kernel: Kernel | None = None
     parity: Parity | None = None
     benchmark: ModelResult | None = None
@@ -72,6 +92,15 @@ class Step(msgspec.Struct):
     def key(self) -> tuple[str, str, str, str]:
         """What tells it from the others."""
         return self.kind, self.model, self.dtype, self.engine
+
+    @property
+    def name(self) -> str:
+        """For people, without the kind."""
+        return " ".join(filter(None, (self.model, self.dtype, self.engine)))
+
+
+# Receives each step as soon as it is known.
+Emit = Callable[[Step], None]
 
 
 class Machine(msgspec.Struct, frozen=True):

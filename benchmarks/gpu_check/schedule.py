@@ -19,6 +19,7 @@ from runtime.threads import default_threads
 ROOT = Path(__file__).parents[2]
 NO_TIME = "no time was left"
 ENDED = "the check was ended"
+HELD = "it had half of the time, and others waited for its place"
 POLL_S = 0.1
 
 Done = Callable[[list[Step]], None]
@@ -33,6 +34,11 @@ class _Running:
     started: float
     read_bytes: int = 0
     reported: dict[tuple[str, ...], Step] = field(default_factory=dict)
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since its process was started."""
+        return time.perf_counter() - self.started
 
     def missing(self) -> list[Step]:
         """What it has not reported, and what it has reported so far of a benchmark."""
@@ -60,9 +66,9 @@ class Schedule:
         self._done = done
 
     def run(self, jobs: Sequence[Job], at_once: int, deadline: float) -> None:
-        """Runs jobs in their order, ``at_once`` at a time, but never one engine of a model twice.
+        """Runs jobs in their order, ``at_once`` at a time, but one of each lane (see ``Job``).
 
-        Those two would compute eager fair-esm's answers twice.
+        Where nothing else can run, one that has had half of the time is killed: it may hang.
 
         Args:
             jobs: the most important first.
@@ -79,6 +85,7 @@ class Schedule:
     def _run(
         self, waiting: list[Job], running: list[_Running], at_once: int, deadline: float
     ) -> None:
+        patience = (deadline - time.perf_counter()) / 2
         while waiting or running:
             late = time.perf_counter() >= deadline
             if late:
@@ -91,11 +98,12 @@ class Schedule:
                     break
                 waiting.remove(job)
                 running.append(self._start(job, at_once))
+            is_stuck = bool(waiting) and all(one.age_s > patience for one in running)
             for one in list(running):
                 has_ended = one.process.poll() is not None
                 self._collect(one)
-                if has_ended or late:
-                    waiting[:0] = self._end(one)
+                if has_ended or late or is_stuck:
+                    self._end(one, NO_TIME if late else HELD)
                     running.remove(one)
             time.sleep(POLL_S if running else 0)
 
@@ -133,8 +141,8 @@ class Schedule:
             one.reported |= {step.key: step for step in steps}
             self._done(steps)
 
-    def _end(self, one: _Running, why: str = NO_TIME) -> list[Job]:
-        """Says why the rest is missing; returns the job of what a crash left undone."""
+    def _end(self, one: _Running, why: str) -> None:
+        """Ends it for this reason, unless it has ended, and says why the rest is missing."""
         was_killed = one.process.poll() is None
         if was_killed:
             _kill(one.process)
@@ -142,28 +150,19 @@ class Schedule:
         assert one.process.stdin is not None
         one.process.stdin.close()
         self._collect(one)
-        took = time.perf_counter() - one.started
         missing = one.missing()
-        rest: list[Job] = []
         if was_killed:
-            reason = f"stopped after {took:.0f} s: {why}"
+            reason = f"stopped after {one.age_s:.0f} s: {why}"
             for step in missing:
                 # What was measured by then stands.
                 status = step.status if step.status == "passed" else "not run"
                 _with_reason([step], status, reason)
         elif code:
-            if code < 0 and one.job.kind == "gate":
-                # The others may run: whoever crashed is the first without a word.
-                silent = {step.engine for step in missing}
-                after = tuple(engine for engine in one.job.engines if engine in silent)[1:]
-                rest = [msgspec.structs.replace(one.job, engines=after)] if after else []
-                missing = [step for step in missing if step.engine not in after]
             _with_reason(missing, "failed", self._last_words(one.log, code))
         else:
             missing = [step for step in missing if step.key not in one.reported]
             _with_reason(missing, "failed", "its process ended without a word about it")
         self._done(missing)
-        return rest
 
     def _last_words(self, log: Path, code: int) -> str:
         if code < 0:
@@ -180,10 +179,8 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _first_startable(waiting: Sequence[Job], running: Sequence[_Running]) -> Job | None:
-    busy = {(one.job.model, engine) for one in running for engine in one.job.engines}
-    return next(
-        (job for job in waiting if not busy & {(job.model, engine) for engine in job.engines}), None
-    )
+    busy = {one.job.lane for one in running}
+    return next((job for job in waiting if job.lane not in busy), None)
 
 
 def _with_reason(steps: list[Step], status: str, reason: str) -> list[Step]:

@@ -34,7 +34,7 @@ def aims_of(report: Report) -> list[Aim]:
             ("share of the matrix rate", AIM_OF_MATRIX_RATE, best and best.of_limit),
             ("x eager fair-esm", AIM_OF_EAGER, best and best.of_eager),
         ):
-            found.append(Aim(step.model, what, wanted, reached, _verdict(report, wanted, reached)))
+            found.append(Aim(step.name, what, wanted, reached, _verdict(report, wanted, reached)))
     return found
 
 

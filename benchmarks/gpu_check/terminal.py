@@ -13,6 +13,7 @@ def table(report: Report) -> str:
     lines = [
         f"{machine.name}, compute capability {machine.compute_capability}, driver "
         f"{machine.driver}, torch {machine.versions.get('torch', 'none')}, {report.date}",
+        *_rates(report.steps),
         "",
         *_kernels(report.steps),
         "",
@@ -29,7 +30,7 @@ def table(report: Report) -> str:
     if aims:
         lines += ["", "aims, half precision", *aims]
     reasons = [
-        f"  {step.kind} {_name(step)}: {step.status}: {step.reason}"
+        f"  {step.kind} {step.name}: {step.status}: {step.reason}"
         for step in report.steps
         if step.status != "passed"
     ]
@@ -38,6 +39,15 @@ def table(report: Report) -> str:
     counted = ", ".join(f"{number} {status}" for status, number in counts(report).items())
     verdict = "PASSED" if is_passed(report) else "FAILED"
     return "\n".join([*lines, "", f"{verdict}: {counted}, {report.took_minutes:.1f} min"])
+
+
+def _rates(steps: Iterable[Step]) -> list[str]:
+    return [
+        f"matrix rate, {rates.product}: {rates.cold / 1e12:,.2f} TFLOP/s cold, "
+        f"{rates.warm / 1e12:,.2f} after {rates.burn_s:g} s of work"
+        for step in steps
+        if (rates := step.rates)
+    ]
 
 
 def _kernels(steps: Iterable[Step]) -> list[str]:
@@ -60,21 +70,24 @@ def _kernels(steps: Iterable[Step]) -> list[str]:
 
 def _gates(steps: Iterable[Step]) -> list[str]:
     steps = list(steps)
-    waits = {(s.model, s.dtype, s.engine): s.status for s in steps if s.kind == "synchronisation"}
-    row = "{:<26} {:<9} {:>12} {:>9}  {:<32} {}"
-    lines = [row.format("gate", "", "relative L2", "x eager", "attention", "no host wait")]
+    others = {(s.kind, s.name): s.status for s in steps}
+    row = "{:<26} {:<9} {:>12} {:>9}  {:<32} {:<13} {}"
+    lines = [
+        row.format("gate", "", "relative L2", "x eager", "attention", "no host wait", "graphs")
+    ]
     for step in steps:
         if step.kind != "gate":
             continue
         parity = step.parity
         lines.append(
             row.format(
-                _name(step),
+                step.name,
                 step.status,
                 f"{parity.worst_relative_l2:.1e}" if parity else "",
                 f"{parity.worst_ratio_to_eager:.2f}" if parity else "",
                 parity.attention if parity else "",
-                waits.get((step.model, step.dtype, step.engine), ""),
+                others.get(("synchronisation", step.name), ""),
+                others.get(("graphs", step.name), ""),
             ).rstrip()
         )
     return lines
@@ -82,12 +95,8 @@ def _gates(steps: Iterable[Step]) -> list[str]:
 
 def _benchmark(step: Step) -> list[str]:
     if step.benchmark is None:
-        return [f"{step.model}: {step.status}: {step.reason}"]
-    return [f"=== {step.model} ===", *model_lines(step.benchmark)]
-
-
-def _name(step: Step) -> str:
-    return " ".join(filter(None, (step.model, step.dtype, step.engine)))
+        return [f"{step.name}: {step.status}: {step.reason}"]
+    return [f"=== {step.name} ===", *model_lines(step.benchmark)]
 
 
 def _number(value: float | None, form: str) -> str:

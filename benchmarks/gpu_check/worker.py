@@ -13,9 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.gpu_check.gate import Emit, artifact_with, run_gate
 from benchmarks.gpu_check.plan import Job
-from benchmarks.gpu_check.results import Step, reason_of
+from benchmarks.gpu_check.results import Emit, Step, reason_of
 from benchmarks.gpu_check.summary import status_of
 from benchmarks.results import ModelResult
 from exporter.errors import ExportError
@@ -28,24 +27,27 @@ def run(job: Job, results: Path, work: Path) -> None:
         with results.open("ab") as file:
             file.write(msgspec.json.encode(step) + b"\n")
 
-    if job.kind == "attention":
-        _judge_kernels(job, emit)
-        return
-    if job.kind == "benchmark":
+    if job.kind == "matrix rate":
+        _measure_card(job, emit)
+    elif job.kind == "attention":
+        _judge_kernel(job, emit)
+    elif job.kind == "benchmark":
         _benchmark(job, work, emit)
-        return
-    for engine in job.engines:
-        passed: list[Step] = []
-
-        def emit_verdict(step: Step, passed: list[Step] = passed) -> None:
-            emit(step)
-            passed += [step] if step.status == "passed" else []
-
-        run_gate(job, engine, work, emit_verdict)
-        _look_for_waits(job, engine, bool(passed), work, emit)
+    else:
+        _gate(job, work, emit)
 
 
-def _judge_kernels(job: Job, emit: Emit) -> None:
+def _measure_card(job: Job, emit: Emit) -> None:
+    from benchmarks.gpu_check.matrix_rate import cold_and_warm
+
+    (step,) = job.steps()
+    started = time.perf_counter()
+    step.rates, step.status = cold_and_warm(job.device), "passed"
+    step.seconds = time.perf_counter() - started
+    emit(step)
+
+
+def _judge_kernel(job: Job, emit: Emit) -> None:
     from benchmarks.gpu_check.attention import check_kernel
 
     for step in job.steps():
@@ -62,21 +64,33 @@ def _judge_kernels(job: Job, emit: Emit) -> None:
         emit(step)
 
 
-def _look_for_waits(job: Job, engine: str, passed: bool, work: Path, emit: Emit) -> None:
+def _gate(job: Job, work: Path, emit: Emit) -> None:
+    from benchmarks.gpu_check.gate import artifact_with, run_gate
+    from benchmarks.gpu_check.graphs import check_graphs
     from benchmarks.gpu_check.synchronisation import look_for_waits
 
-    step = Step("synchronisation", job.model.name, job.dtype, engine)
-    started = time.perf_counter()
-    if not passed:
-        step.reason = "the engine did not pass the gate"
-    else:
-        try:
-            folder = artifact_with(engine, job.model.name, job.dtype, work)
-            step.status, step.reason = look_for_waits(folder, engine, job.device)
-        except Exception as error:  # of any library that runs an engine
-            step.status, step.reason = "failed", reason_of(error)
-    step.seconds = time.perf_counter() - started
-    emit(step)
+    (engine,) = job.engines
+    _, *rest = job.steps()
+    passed: list[Step] = []
+
+    def emit_verdict(step: Step) -> None:
+        emit(step)
+        passed.extend([step] if step.status == "passed" else [])
+
+    run_gate(job, engine, work, emit_verdict)
+    for step in rest:
+        started = time.perf_counter()
+        look = check_graphs if step.kind == "graphs" else look_for_waits
+        if not passed:
+            step.reason = "the engine did not pass the gate"
+        else:
+            try:
+                folder = artifact_with(engine, job.model.name, job.dtype, work)
+                step.status, step.reason = look(folder, engine, job.device)
+            except Exception as error:  # of any library that runs an engine
+                step.status, step.reason = "failed", reason_of(error)
+        step.seconds = time.perf_counter() - started
+        emit(step)
 
 
 def _benchmark(job: Job, work: Path, emit: Emit) -> None:
@@ -87,7 +101,10 @@ def _benchmark(job: Job, work: Path, emit: Emit) -> None:
     def emit_benchmark(found: ModelResult) -> None:
         status, reason = status_of(found)
         seconds = time.perf_counter() - started
-        emit(Step("benchmark", job.model.name, "", "", status, reason, seconds, benchmark=found))
+        (step,) = job.steps()
+        step.status, step.reason = status, reason
+        step.seconds, step.benchmark = seconds, found
+        emit(step)
 
     emit_benchmark(measure(job, work, lambda line: print(line, flush=True), emit_benchmark))
 

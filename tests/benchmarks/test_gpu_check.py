@@ -18,7 +18,7 @@ import torch
 from benchmarks.contenders import Entrant
 from benchmarks.gpu_check import engines, html, results
 from benchmarks.gpu_check.contenders import InThisProcess
-from benchmarks.gpu_check.engines import ENGINES, why_not
+from benchmarks.gpu_check.engines import why_not
 from benchmarks.gpu_check.gate import artifact_with, run_gate
 from benchmarks.gpu_check.packages import NEEDED
 from benchmarks.gpu_check.plan import (
@@ -26,13 +26,14 @@ from benchmarks.gpu_check.plan import (
     NAMES,
     Job,
     Model,
-    attention_of,
     benchmarks_of,
     gates_of,
     models_of,
+    stages_of,
     steps_of,
+    with_passed,
 )
-from benchmarks.gpu_check.results import Machine, Parity, Report, Step
+from benchmarks.gpu_check.results import Machine, Parity, Rates, Report, Step
 from benchmarks.gpu_check.schedule import Schedule
 from benchmarks.gpu_check.summary import aims_of, is_passed, status_of
 from benchmarks.gpu_check.synchronisation import optimised_nodes
@@ -97,10 +98,21 @@ def report(rehearsed: tuple[Path, subprocess.CompletedProcess[str]]) -> Report:
 def test_a_rehearsal_passes(rehearsed: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     out, ended = rehearsed
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "PASSED: 5 passed, 0 failed, 2 not run" in ended.stdout
+    assert "PASSED: 7 passed, 0 failed, 3 not run" in ended.stdout
+    assert re.search(
+        r"matrix rate, float32, 1,024 wide: \d.* TFLOP/s cold, \d.* after", ended.stdout
+    )
     assert sorted(path.name for path in out.iterdir()) == [
         "gpu-report.html", "gpu-report.json", "logs",
     ]  # fmt: skip
+
+
+def test_the_matrix_rate_comes_first_cold_and_warm(report: Report) -> None:
+    first = report.steps[0]
+    assert (first.kind, first.status) == ("matrix rate", "passed")
+    assert first.rates is not None
+    assert min(first.rates.cold, first.rates.warm) > 1e9
+    assert first.rates.burn_s > 0
 
 
 def test_kernels_were_judged(report: Report) -> None:
@@ -124,25 +136,35 @@ def test_every_engine_went_through_the_whole_gate(report: Report) -> None:
 
 
 def test_what_a_cpu_cannot_show_is_not_run(report: Report) -> None:
-    waits = [step for step in report.steps if step.kind == "synchronisation"]
-    assert {step.engine: step.status for step in waits} == {
-        "torchscript": "not run", "onnx": "not run",
+    others = [step for step in report.steps if step.kind in ("synchronisation", "graphs")]
+    assert {(step.kind, step.engine): step.status for step in others} == {
+        ("synchronisation", "torchscript"): "not run", ("graphs", "torchscript"): "not run",
+        ("synchronisation", "onnx"): "not run",
     }  # fmt: skip
-    assert all(step.reason for step in waits)
+    assert all(step.reason.endswith(("ran", "read")) for step in others)
     assert report.machine.device == "cpu"
     assert "rehearsal" in report.machine.name
 
 
-def test_everybody_is_measured_on_the_same_tokens(report: Report) -> None:
-    (step,) = [step for step in report.steps if step.kind == "benchmark"]
+PEERS = {"eager fair-esm, float16", "Hugging Face, SDPA, float16"}
+
+
+@pytest.mark.parametrize(
+    ("label", "engines"),
+    [
+        ("", {"torchscript, float32", "torchscript, float32, left on the card"}),
+        ("other engines", {"onnx, float32"}),
+    ],
+)
+def test_everybody_is_measured_on_the_same_tokens(
+    report: Report, label: str, engines: set[str]
+) -> None:
+    (step,) = [s for s in report.steps if (s.kind, s.engine) == ("benchmark", label)]
     found = step.benchmark
     assert found is not None
     workload = found.workloads["mixed"]
     rows = {row.label: row for row in rows_of(found, workload)}
-    assert rows.keys() == {
-        "eager fair-esm, float16", "Hugging Face, SDPA, float16", "torchscript, float32",
-        "torchscript, float32, left on the card", "onnx, float32",
-    }  # fmt: skip
+    assert rows.keys() == PEERS | engines
     for row in rows.values():
         assert row.verdict == "ok"
         assert (row.tokens_s or 0) > 0
@@ -178,7 +200,7 @@ def test_a_failing_step_is_recorded_and_the_others_go_on(tmp_path: Path) -> None
     assert by_kind["gate"].status == "failed"
     assert "broken.pt is not a PyTorch checkpoint" in by_kind["gate"].reason
     assert by_kind["benchmark"].status == "not run"
-    assert by_kind["benchmark"].reason == "no engine of this model passed the gate"
+    assert by_kind["benchmark"].reason.endswith(" had passed the gate")
     assert (
         "broken.pt is not a PyTorch checkpoint" in (tmp_path / "out" / html.FILE_NAME).read_text()
     )
@@ -188,7 +210,7 @@ def test_without_time_every_step_is_listed(tiny_checkpoint: Path, tmp_path: Path
     ended = run_tiny(tiny_checkpoint, tmp_path, "--minutes", 0)
     assert ended.returncode == 1
     report = results.read(tmp_path / results.FILE_NAME)
-    assert len(report.steps) == 7
+    assert len(report.steps) == 10
     assert {(step.status, step.reason) for step in report.steps} == {
         ("not run", "no time was left")
     }
@@ -226,7 +248,7 @@ def test_a_check_that_is_ended_leaves_a_report_and_no_process(
     command = [sys.executable, "-m", "benchmarks.gpu_check", *arguments, "--out", tmp_path]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     path = tmp_path / results.FILE_NAME
-    wait_until(lambda: path.exists() and '"passed"' in path.read_text())
+    wait_until(lambda: list((tmp_path / "logs").glob("gate-*")))
     wait_until(lambda: workers_in(tmp_path))
     process.send_signal(number)
     printed, _ = process.communicate(timeout=30)
@@ -287,25 +309,67 @@ def test_on_a_card(tiny_checkpoint: Path, tmp_path: Path) -> None:
 # --- The plan -----------------------------------------------------------------------------------
 
 
-def test_the_order_in_which_gates_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def _all_engines_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.gpu_check.plan.why_not", lambda *_: "")
+
+
+@pytest.mark.usefixtures("_all_engines_can_run")
+def test_the_order_in_which_gates_matter() -> None:
     jobs = gates_of(models_of(NAMES), ["float32", "bfloat16", "float16"], "cuda")
-    order = [(job.model.name, job.dtype) for job in jobs]
-    pairs = [pair for pair, again in zip(order[::2], order[1::2], strict=True) if pair == again]
-    assert pairs[:6] == [(name, dtype) for name in ("8M", "650M") for dtype in DTYPES]
-    assert [name for name, _ in pairs[6::3]] == ["35M", "150M", "3B"]
-    assert [job.engines for job in jobs[:2]] == [
-        ("torchscript", "onnx-cuda", "tensorrt"), ("aoti-cuda",),
+    assert all(len(job.engines) == 1 for job in jobs)
+    order = list(dict.fromkeys((job.model.name, job.dtype) for job in jobs))
+    assert order[:6] == [(name, dtype) for name in ("8M", "650M") for dtype in DTYPES]
+    assert [name for name, _ in order[6::3]] == ["35M", "150M", "3B"]
+
+
+@pytest.mark.usefixtures("_all_engines_can_run")
+def test_the_order_of_a_check_on_a_card() -> None:
+    """What shows the most comes first; what times kernels while it builds comes last, alone."""
+    stages = stages_of(models_of(["8M", "150M", "650M"]), DTYPES, (4096, 16_384, 65_536), "cuda")
+    card, first, headline, others, benchmarks, tuned, of_tuned = (stage.jobs for stage in stages)
+    assert [job.kind for job in card] == ["matrix rate"]
+    kernels = ("flash-attn", "flash", "memory-efficient", "standard")
+    assert [job.engines for job in first[:4]] == [(name,) for name in kernels]
+    assert all(job.dtypes == DTYPES for job in first[:4])
+    assert [(job.model.name, job.dtype, *job.engines) for job in first[4:]] == [
+        (model, "bfloat16", engine)
+        for model in ("8M", "650M") for engine in ("torchscript", "aoti-cuda")
     ]  # fmt: skip
+    (job,) = headline
+    assert (job.model.name, job.engines) == ("650M", ("torchscript", "aoti-cuda"))
+    assert set(job.pack_tokens) >= {16_384, 65_536}
+    assert {job.kind for job in others} == {"gate"}
+    assert ("8M", "float16", "onnx-cuda") in {(j.model.name, j.dtype, *j.engines) for j in others}
+    assert [(job.model.name, job.label) for job in benchmarks] == [
+        ("650M", "other engines"), ("8M", ""), ("150M", ""),
+    ]  # fmt: skip
+    assert {job.engines for job in (*tuned, *of_tuned)} == {("tensorrt",)}
+    assert not any(
+        "tensorrt" in job.engines for jobs in (first, others, benchmarks) for job in jobs
+    )
+    # One process at a time where the card is timed, and no end before the one before.
+    assert [stage.is_alone for stage in stages] == [True, False, True, False, True, True, True]
+    ends = [stage.until for stage in stages if not stage.at_most < 1]
+    assert ends == sorted(ends) and ends[-1] == 1.0
+    names = [job.name for stage in stages for job in stage.jobs]
+    assert len(set(names)) == len(names)
 
 
-def test_steps_are_those_of_the_jobs() -> None:
-    models = models_of(["8M"])
-    steps = steps_of(models, DTYPES, "cpu")
-    keys = {step.key for step in steps}
-    assert len(keys) == len(steps) == 19
-    for job in [attention_of(DTYPES, "cpu"), *gates_of(models, DTYPES, "cpu")]:
-        assert {step.key for step in job.steps()} <= keys
+@pytest.mark.usefixtures("_all_engines_can_run")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_steps_are_those_of_the_jobs(device: str) -> None:
+    models = models_of(["8M", "650M"])
+    keys = [step.key for step in steps_of(models, DTYPES, device)]
+    stages = stages_of(models, DTYPES, (16,), device)
+    assert len(set(keys)) == len(keys)
+    assert sorted(keys) == sorted(
+        step.key for stage in stages for job in stage.jobs for step in job.steps()
+    )
+
+
+def test_what_cannot_run_is_planned_with_its_reason() -> None:
+    steps = steps_of(models_of(["8M"]), DTYPES, "cpu")
     (impossible,) = [
         step for step in steps if (step.kind, step.dtype) == ("gate", "bfloat16")
         and step.engine == "onnx"
@@ -313,14 +377,23 @@ def test_steps_are_those_of_the_jobs() -> None:
     assert impossible.reason == "onnxruntime has no kernels for CPUs in bfloat16"
 
 
-def test_each_engine_is_measured_in_the_first_dtype_that_it_passed_in() -> None:
+def test_each_engine_is_measured_once_in_the_first_dtype_that_it_passed_in() -> None:
+    (headline,), (others,), _ = benchmarks_of(models_of(["8M"]), [16], "cpu")
     passed = [("torchscript", "float32"), ("torchscript", "bfloat16"), ("onnx", "float16")]
     steps = [Step("gate", "8M", dtype, engine, "passed") for engine, dtype in passed]
-    steps.append(Step("gate", "35M", "float32", "onnx", "failed"))
-    jobs = benchmarks_of(models_of(["35M", "8M"]), [16], "cpu", steps)
-    assert {job.model.name: job.engines for job in jobs} == {
-        "8M": ("torchscript:bfloat16", "onnx:float16"), "35M": (),
-    }  # fmt: skip
+    steps += [Step("gate", "35M", "float32", "onnx", "passed")]
+    assert with_passed(headline, steps[2:]).engines == ()
+    assert with_passed(headline, steps).engines == ("torchscript:bfloat16",)
+    assert with_passed(others, steps).engines == ("torchscript:bfloat16", "onnx:float16")
+    timings = {"torchscript": measured([])}
+    benchmark = ModelResult(
+        "8M", "8M", True, contenders={"torchscript": engine("torchscript")},
+        workloads={"mixed": WorkloadResult("", 1, 1, 1.0, [], timings)},
+    )  # fmt: skip
+    steps.append(Step("benchmark", "8M", benchmark=benchmark))
+    assert with_passed(others, steps).engines == ("torchscript:bfloat16", "onnx:float16")
+    timings["torchscript"].tokens_s.append(1.0)
+    assert with_passed(others, steps).engines == ("onnx:float16",)
 
 
 @pytest.fixture
@@ -351,7 +424,7 @@ def test_without_the_toolkit_what_it_compiles_is_not_run_and_says_what_to_do(
     models = models_of(["8M"])
     found = [step for step in steps_of(models, ["float16"], "cuda") if step.engine == "aoti-cuda"]
     jobs = gates_of(models, ["float16"], "cuda")
-    assert [step.kind for step in found] == ["gate", "synchronisation"]
+    assert [step.kind for step in found] == ["gate", "synchronisation", "graphs"]
     for step in found:
         assert step.status == "not run"
         assert "Install the CUDA toolkit of PyTorch's version and set CUDA_HOME" in step.reason
@@ -370,6 +443,7 @@ def scheduled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker: str, seconds: float,
     models: tuple[str, ...] = ("a", "b"), engines: tuple[str, ...] = ("onnx",),
     note: Callable[[list[Step]], None] = lambda steps: None, jobs: Sequence[Job] = (),
+    at_once: int = 2,
 ) -> list[Step]:  # fmt: skip
     """Runs the models' gates, or ``jobs``, with ``worker`` as the code of each process."""
     (tmp_path / "benchmarks" / "gpu_check").mkdir(parents=True)
@@ -380,14 +454,16 @@ def scheduled(
     work = tmp_path / "work"
     work.mkdir()
     gated = [Model(name, "checkpoint", "x") for name in models]
-    jobs = jobs or [Job("gate", model, "cpu", "float32", engines) for model in gated]
+    jobs = jobs or [
+        Job("gate", model, "cpu", "float32", (engine,)) for model in gated for engine in engines
+    ]
     found: list[Step] = []
 
     def done(steps: list[Step]) -> None:
         found.extend(steps)
         note(steps)
 
-    Schedule(work, tmp_path, done).run(jobs, 2, time.perf_counter() + seconds)
+    Schedule(work, tmp_path, done).run(jobs, at_once, time.perf_counter() + seconds)
     return found
 
 
@@ -438,11 +514,10 @@ def test_an_engine_of_a_model_never_runs_twice_at_once(
 
     def start(job: Job, at_once: int) -> object:
         running.append(job.model.name)
-        return type("Running", (), {"job": job, "process": Process()})()
+        return type("Running", (), {"job": job, "process": Process(), "age_s": 0.0})()
 
-    def end(one: object) -> list[Job]:
+    def end(one: object, why: str) -> None:
         running.remove(one.job.model.name)  # type: ignore[attr-defined]
-        return []
 
     monkeypatch.setattr(schedule, "_start", start)
     monkeypatch.setattr(schedule, "_collect", lambda one: None)
@@ -454,26 +529,39 @@ def test_an_engine_of_a_model_never_runs_twice_at_once(
     assert all(len(set(names)) == len(names) for names in seen)
 
 
-CRASH_OF_THE_SECOND = """
+ONE_IS_ILL = """
 import json, os, signal, sys, time
 job, results = json.loads(sys.argv[1]), sys.argv[2]
-for engine in job["engines"]:
-    if engine == "aoti-cuda":
-        os.kill(os.getpid(), signal.SIGKILL)
-    for kind in ("gate", "synchronisation"):
-        step = dict(kind=kind, model="a", dtype="float32", engine=engine, status="passed")
-        open(results, "a").write(json.dumps(step) + "\\n")
+(engine,) = job["engines"]
+if engine == "torchscript":
+    {illness}
+for kind in ("gate", "synchronisation"):
+    step = dict(kind=kind, model="a", dtype="float32", engine=engine, status="passed")
+    open(results, "a").write(json.dumps(step) + "\\n")
 """
 
 
-def test_who_crashes_costs_the_others_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("illness", "seconds", "end"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", 60, "failed: its process was ended by SIGKILL"),
+        (
+            "time.sleep(100)", 6,
+            "not run: stopped after 3 s: it had half of the time, and others waited for its place",
+        ),
+    ],
+)  # fmt: skip
+def test_who_crashes_or_hangs_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, illness: str, seconds: float, end: str
 ) -> None:
     engines = ("torchscript", "aoti-cuda", "onnx-cuda")
-    steps = scheduled(tmp_path, monkeypatch, CRASH_OF_THE_SECOND, 60, ("a",), engines)
-    killed = ("failed", "its process was ended by SIGKILL")
-    assert {(step.kind, step.engine): (step.status, step.reason) for step in steps} == {
-        (kind, engine): killed if engine == "aoti-cuda" else ("passed", "")
+    worker = ONE_IS_ILL.format(illness=illness)
+    steps = scheduled(tmp_path, monkeypatch, worker, seconds, ("a",), engines, at_once=1)
+    found = {(step.kind, step.engine): f"{step.status}: {step.reason}" for step in steps}
+    assert found.pop(("graphs", "torchscript")) == end
+    found.pop(("graphs", "aoti-cuda"))  # of which this worker knows nothing
+    assert found == {
+        (kind, engine): end if engine == "torchscript" else "passed: "
         for kind in ("gate", "synchronisation")
         for engine in engines
     }
@@ -550,7 +638,6 @@ def gated(
         return Path(), build(engine)
 
     monkeypatch.setattr("benchmarks.gpu_check.gate.build", fake)
-    monkeypatch.setattr("benchmarks.gpu_check.gate.ENGINES", dict.fromkeys("abc", ENGINES["onnx"]))
     job = Job("gate", Model("m", "checkpoint", "x"), "cpu", "float32", ("a", "b", "c"))
     steps: list[Step] = []
     for engine in job.engines:
@@ -774,11 +861,13 @@ def made_up() -> Report:
         },
     )  # fmt: skip
     parity = Parity(15, 1e-2, 1.25, "torch 2.13", "cuda", "torch flash")
+    rates = Rates("bfloat16, 8,192 wide", 7e14, 6e14, 3.0)
     return Report(
         2, "2026-01-01 00:00 UTC",
         Machine("cuda", "Card of no maker", "9.0", 80.0, "570.1", "16 cores", {"torch": "2.13"}),
         8.0, 7.0,
         [
+            Step("matrix rate", "card", status="passed", rates=rates),
             Step("gate", "650M", "bfloat16", "torchscript", "passed", parity=parity),
             Step("synchronisation", "650M", "bfloat16", "torchscript", "passed"),
             Step("gate", "650M", "bfloat16", "onnx-cuda", "not run", HOSTILE),
@@ -802,9 +891,9 @@ def test_aims_are_judged_by_right_engines_with_their_copies(made_up: Report) -> 
 
 def test_passed_is_something_passed_and_nothing_failed(made_up: Report) -> None:
     assert is_passed(made_up)
-    made_up.steps[1].status = "failed"
+    made_up.steps[2].status = "failed"
     assert not is_passed(made_up)
-    nothing = msgspec.structs.replace(made_up, steps=[made_up.steps[2], made_up.steps[3]])
+    nothing = msgspec.structs.replace(made_up, steps=made_up.steps[3:])
     assert not is_passed(nothing)
 
 
@@ -817,7 +906,8 @@ def test_pages_say_what_matters(made_up: Report) -> None:
     assert "rehearsal" not in page.partition("<body>")[2]
     assert "gemm" in page
     for text in (page, table(made_up)):
-        for words in ("Card of no maker", "570.1", "torch flash", "not run", "met", "WRONG"):
+        for words in ("Card of no maker", "570.1", "torch flash", "not run", "met", "WRONG",
+                      "bfloat16, 8,192 wide: 700.00 TFLOP/s ", "600.00 after 3 s of"):  # fmt: skip
             assert words in text
 
 
