@@ -289,7 +289,12 @@ class TestOtherEngines:
         assert group.kind == SCHEMA.ModelInstanceGroup.KIND_GPU
         (cuda,) = config.optimization.execution_accelerators.gpu_execution_accelerator
         assert cuda.name == "cuda"
-        assert dict(cuda.parameters) == {"use_tf32": "0", "sdpa_kernel": "19"}
+        assert dict(cuda.parameters) == {
+            "use_tf32": "0",
+            "sdpa_kernel": "19",
+            "enable_skip_layer_norm_strict_mode": "1",
+        }
+        assert config.parameters["enable_mem_pattern"].string_value == "0"
         manifest = manifests.read(cuda_artifact)
         heads = manifest.architecture.num_heads, manifest.architecture.head_dim
         graph = onnx.load(model / "1/model.onnx", load_external_data=False)

@@ -6,7 +6,7 @@ import onnx
 import onnx.parser
 
 from exporter.publish import link_or_copy
-from runtime.engines.onnx.cuda import SDPA_KERNELS
+from runtime.engines.onnx.cuda import kernel_options
 
 FILE_NAME = "model.onnx"
 
@@ -46,7 +46,7 @@ def write(source: Path, folder: Path) -> None:
 
 def cuda_options() -> dict[str, str]:
     """Of ONNX Runtime's CUDA provider, as ``runtime`` sets them."""
-    return {"use_tf32": "0", "sdpa_kernel": str(SDPA_KERNELS["auto"])}
+    return {"use_tf32": "0", **kernel_options("auto")}
 
 
 def _weights_files(model: onnx.ModelProto) -> set[str]:

@@ -48,12 +48,7 @@ def unsupported_reasons(manifest: Manifest, device: str, settings: Settings) -> 
 def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> "OnnxCudaEngine":
     """See ``runtime.load``."""
     options = onnx.session_options(settings.threads.total, device)
-    cuda = {
-        **onnx.provider_options(device, settings),
-        "sdpa_kernel": str(SDPA_KERNELS[settings.attention]),
-        # SkipLayerNormalization adds up in float32, whatever the number of columns.
-        "enable_skip_layer_norm_strict_mode": "1",
-    }
+    cuda = {**onnx.provider_options(device, settings), **kernel_options(settings.attention)}
     entry = manifest.engines[FORMAT]
     session = onnx.open_session(folder / entry.file, options, cuda)
     pooling = None if entry.pooling is None else folder / entry.pooling
@@ -65,6 +60,15 @@ def load(folder: Path, manifest: Manifest, device: str, settings: Settings) -> "
         names,
         None if pooling is None else partial(onnx.open_session, pooling, options, cuda),
     )
+
+
+def kernel_options(attention: Attention) -> dict[str, str]:
+    """Of ONNX Runtime's CUDA provider: how its kernels compute."""
+    return {
+        "sdpa_kernel": str(SDPA_KERNELS[attention]),
+        # SkipLayerNormalization adds up in float32, whatever the number of columns.
+        "enable_skip_layer_norm_strict_mode": "1",
+    }
 
 
 def _attention(manifest: Manifest, requested: Attention) -> tuple[str, str]:
