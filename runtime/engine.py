@@ -1,5 +1,6 @@
 """What an engine is: the protocol, what it says of itself, what it returns, what is asked of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
@@ -104,8 +105,12 @@ class Engine(Protocol):
         """Why this engine cannot run ``batch``, in sentences; empty if it can."""
         ...
 
-    def run(self, batch: PackedBatch) -> Outputs:
+    def run(self, batch: PackedBatch, names: Sequence[str] | None = None) -> Outputs:
         """Runs one pack. The caller owns the returned arrays; a later run never changes them.
+
+        Args:
+            batch: what to run.
+            names: of the outputs to bring to the host; None brings all of the signature's.
 
         Raises:
             EngineError: the engine library failed; the message is its own.
@@ -126,6 +131,20 @@ class Engine(Protocol):
         Raises:
             InputError: ``how`` is unknown.
             EngineError: the engine library failed; the message is its own.
+        """
+        ...
+
+    def embed_several(
+        self, batch: PackedBatch, wanted: "Sequence[tuple[int, Pool]]"
+    ) -> list[NDArray[np.floating]]:
+        """``embed`` of several layers and poolings, in one run.
+
+        Args:
+            batch: what to run.
+            wanted: pairs ``(layer, how)``.
+
+        Returns:
+            One array for each pair.
         """
         ...
 

@@ -14,6 +14,7 @@ from runtime.tokenizer import ID_OF_TOKEN
 if TYPE_CHECKING:
     from runtime.manifest_schema import Manifest
 
+LOGITS = "logits"
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 # Columns of the logits, in the order of ``AMINO_ACIDS``.
 AMINO_ACID_IDS = np.array([ID_OF_TOKEN[letter] for letter in AMINO_ACIDS])
@@ -21,7 +22,7 @@ AMINO_ACID_IDS = np.array([ID_OF_TOKEN[letter] for letter in AMINO_ACIDS])
 
 def check_lm_head(manifest: "Manifest") -> None:
     """Raises UnsupportedError for an artifact without logits; says how to build one with them."""
-    if not manifest.weights.lm_head or not manifest.gives("logits"):
+    if not manifest.weights.lm_head or not manifest.gives(LOGITS):
         raise UnsupportedError(
             f"artifact {manifest.name!r} gives no logits: its checkpoint had no LM head. Build it "
             "from a masked language model's checkpoint, such as 'esm2-export build --model "
@@ -39,7 +40,7 @@ def logits_of(engine: Engine, batch: PackedBatch) -> NDArray[np.floating]:
         NonFiniteError: the engine returned NaN or Inf.
         EngineError: the engine failed.
     """
-    logits = engine.run(batch).logits
+    logits = engine.run(batch, [LOGITS]).logits
     assert logits is not None  # check_lm_head
     check_finite(batch, logits, "none")
     return logits

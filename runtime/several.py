@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from runtime.engine import Engine
 from runtime.errors import InputError
 from runtime.packing import PackedBatch
-from runtime.pooling import Pool, check_pool, pool
+from runtime.pooling import Pool, check_pool
 from runtime.runner import check_finite
 
 
@@ -39,14 +39,12 @@ class Vectors:
 
     def of_pack(self, engine: Engine) -> Callable[[PackedBatch], list[NDArray[np.floating]]]:
         """Gives ``[K x E]`` for each protein of a pack: K vectors, one behind the other."""
+        wanted = [(layer, how) for layer in self.layers for how in self.pools]
 
         def run(batch: PackedBatch) -> list[NDArray[np.floating]]:
-            representations = engine.run(batch).representations
-            found = []
-            for layer in self.layers:
-                for how in self.pools:
-                    found.append(pool(representations[layer], batch.cu_seqlens, how))
-                    check_finite(batch, found[-1], how)
+            found = engine.embed_several(batch, wanted)
+            for (_, how), vectors in zip(wanted, found, strict=True):
+                check_finite(batch, vectors, how)
             return list(np.concatenate(found, axis=1))
 
         return run

@@ -11,6 +11,7 @@ import os
 import random
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,10 +39,10 @@ class FaultyEngine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def run(self, batch: PackedBatch) -> Outputs:
+    def run(self, batch: PackedBatch, names: Sequence[str] | None = None) -> Outputs:
         """The engine's own, with faults."""
         self._fail()
-        outputs = self._engine.run(batch)
+        outputs = self._engine.run(batch, names)
         for start, end in self._broken(batch):
             for tensor in outputs.tensors.values():
                 if len(tensor) == batch.cu_seqlens[-1]:

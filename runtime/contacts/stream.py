@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from runtime.engine import Engine
 from runtime.errors import InputError
 from runtime.packing import PackedBatch
-from runtime.pairs import contacts_of
+from runtime.pairs import CONTACTS, contacts_of
 from runtime.readers.records import RecordOptions, Rejection
 from runtime.runner import AsyncInferenceRunner
 
@@ -36,7 +36,7 @@ def contacts_runner(
         )
 
     def of_pack(batch: PackedBatch) -> list[NDArray[np.floating]]:
-        return contacts_of(engine.run(batch), batch)
+        return contacts_of(engine.run(batch, [CONTACTS]), batch)
 
     return AsyncInferenceRunner(
         engine, max_tokens, "none", **asdict(options), on_rejected=on_rejected, of_pack=of_pack

@@ -1,6 +1,7 @@
 """What all engines share: the process that they belong to, their end, and how they describe it."""
 
 import os
+from collections.abc import Sequence
 from typing import NoReturn, TypeVar
 
 import numpy as np
@@ -30,6 +31,16 @@ class LoadedEngine:
         self.spec = spec
         self.concurrency = concurrency
         self._process: int | None = os.getpid()
+
+    def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
+        """See ``Engine.embed``."""
+        return self.embed_several(batch, [(layer, how)])[0]
+
+    def embed_several(
+        self, batch: PackedBatch, wanted: Sequence[tuple[int, Pool]]
+    ) -> list[NDArray[np.floating]]:
+        """See ``Engine.embed_several``."""
+        raise NotImplementedError
 
     def require_usable(self) -> None:
         """Raises EngineError unless the engine is open, and in the process that loaded it."""
@@ -67,20 +78,43 @@ class FetchingEngine(LoadedEngine):
         super().__init__(spec, concurrency)
         self._output_names = output_names
 
-    def run(self, batch: PackedBatch) -> Outputs:
+    def run(self, batch: PackedBatch, names: Sequence[str] | None = None) -> Outputs:
         """See ``Engine.run``."""
-        arrays = self._fetch(batch, self._output_names)
-        return Outputs(dict(zip(self._output_names, arrays, strict=True)))
+        names = self._output_names if names is None else names
+        return Outputs(dict(zip(names, self._fetch(batch, names), strict=True)))
 
-    def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
-        """See ``Engine.embed``."""
-        check_pool(how)
-        rows = self._fetch(batch, [f"representations.{layer}"])[0]
-        return rows if how == "none" else pool(rows, batch.cu_seqlens, how)
+    def embed_several(
+        self, batch: PackedBatch, wanted: Sequence[tuple[int, Pool]]
+    ) -> list[NDArray[np.floating]]:
+        """See ``Engine.embed_several``."""
+        check_pools(wanted)
+        return pooled_on_host(self.run(batch, representations(wanted)), batch, wanted)
 
-    def _fetch(self, batch: PackedBatch, names: list[str]) -> list[NDArray[np.floating]]:
+    def _fetch(self, batch: PackedBatch, names: Sequence[str]) -> list[NDArray[np.floating]]:
         """Runs one pack; these outputs come to the host."""
         raise NotImplementedError
+
+
+def check_pools(wanted: Sequence[tuple[int, Pool]]) -> None:
+    """Raises InputError if a pooling is unknown."""
+    for _, how in wanted:
+        check_pool(how)
+
+
+def representations(wanted: Sequence[tuple[int, Pool]]) -> list[str]:
+    """Names of the outputs that pairs ``(layer, how)`` are made of, each once."""
+    return list(dict.fromkeys(f"representations.{layer}" for layer, _ in wanted))
+
+
+def pooled_on_host(
+    outputs: Outputs, batch: PackedBatch, wanted: Sequence[tuple[int, Pool]]
+) -> list[NDArray[np.floating]]:
+    """An array for each pair ``(layer, how)`` of representations that are here."""
+    rows = outputs.representations
+    return [
+        rows[layer] if how == "none" else pool(rows[layer], batch.cu_seqlens, how)
+        for layer, how in wanted
+    ]
 
 
 def spec_of(

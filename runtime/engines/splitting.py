@@ -41,29 +41,34 @@ class InParts(LoadedEngine):
             if length > self._longest
         ]
 
-    def run(self, batch: PackedBatch) -> Outputs:
+    def run(self, batch: PackedBatch, names: Sequence[str] | None = None) -> Outputs:
         """See ``Engine.run``."""
         self.require_usable()
         parts = self._split(batch)
-        outputs = [self._engine.run(part.batch) for part in parts]
+        wanted = [o for o in self._signature.outputs if names is None or o.name in names]
+        last = f"representations.{self.spec.layers[-1]}"
+        computed = [last if output.name == POOLED else output.name for output in wanted]
+        outputs = [self._engine.run(part.batch, list(dict.fromkeys(computed))) for part in parts]
         tensors = {}
-        for output in self._signature.outputs:
-            if output.name != POOLED:
-                values = [o.tensors[output.name] for o in outputs]
-                join = join_rows if output.rows == "tokens" else join_proteins
-                tensors[output.name] = join(batch, parts, values)
-            else:
-                last = tensors[f"representations.{self.spec.layers[-1]}"]
-                how: Pool = self.spec.pool  # type: ignore[assignment]
-                tensors[output.name] = pool(last, batch.cu_seqlens, how)
+        for output, name in zip(wanted, computed, strict=True):
+            join = join_rows if output.name == POOLED or output.rows == "tokens" else join_proteins
+            tensors[output.name] = join(batch, parts, [o.tensors[name] for o in outputs])
+        if POOLED in tensors:
+            how: Pool = self.spec.pool  # type: ignore[assignment]
+            tensors[POOLED] = pool(tensors[POOLED], batch.cu_seqlens, how)
         return Outputs(tensors)
 
-    def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
-        """See ``Engine.embed``."""
+    def embed_several(
+        self, batch: PackedBatch, wanted: Sequence[tuple[int, Pool]]
+    ) -> list[NDArray[np.floating]]:
+        """See ``Engine.embed_several``."""
         self.require_usable()
         parts = self._split(batch)
-        outputs = [self._engine.embed(part.batch, layer, how) for part in parts]
-        return (join_rows if how == "none" else join_proteins)(batch, parts, outputs)
+        of_parts = [self._engine.embed_several(part.batch, wanted) for part in parts]
+        return [
+            (join_rows if how == "none" else join_proteins)(batch, parts, outputs)
+            for (_, how), outputs in zip(wanted, zip(*of_parts, strict=True), strict=True)
+        ]
 
     def close(self) -> None:
         """See ``Engine.close``."""

@@ -11,8 +11,8 @@ from runtime.engine import Engine
 from runtime.errors import InputError
 from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
-from runtime.pairs import as_map, check_contacts, contacts_of
-from runtime.pooling import pool, residue_rows
+from runtime.pairs import CONTACTS, as_map, check_contacts, contacts_of
+from runtime.pooling import Pool, pool, residue_rows
 from runtime.runner import check_finite
 from runtime.windows import Values
 
@@ -46,7 +46,11 @@ class Wanted:
                 fair-esm's script.
             EngineError: the engine failed.
         """
-        outputs = engine.run(batch)
+        if not self.include & {"per_tok", CONTACTS}:
+            return self._pooled(engine, batch)
+        names = [f"representations.{layer}" for layer in self.layers]
+        names += [CONTACTS] if CONTACTS in self.include else []
+        outputs = engine.run(batch, names)
         representations = outputs.representations
         bounds = batch.cu_seqlens.tolist()
         spans = list(zip(bounds[:-1], bounds[1:], strict=True))
@@ -59,10 +63,29 @@ class Wanted:
                 self._of_protein(rows, means, protein, *span) for protein, span in enumerate(spans)
             ])  # fmt: skip
         found = [np.stack(layers) for layers in zip(*of_layers, strict=True)]
-        if "contacts" not in self.include:
+        if CONTACTS not in self.include:
             return found
         pairs = contacts_of(outputs, batch)
         return [np.append(*both) for both in zip(found, pairs, strict=True)]
+
+    def _pooled(self, engine: Engine, batch: PackedBatch) -> list[Values]:
+        """Of proteins alone: rows of residues stay where they are.
+
+        A card's need not come to the host. BOS and the mean of all others hold every row, so NaN in
+        any is seen.
+        """
+        wanted: list[tuple[int, Pool]] = [
+            (layer, how) for layer in self.layers for how in ("cls", "mean", "mean-with-eos")
+        ]
+        found = dict(zip(wanted, engine.embed_several(batch, wanted), strict=True))
+        for (_, how), vectors in found.items():
+            check_finite(batch, vectors, how)
+        kept: dict[str, Pool] = {"bos": "cls", "mean": "mean"}
+        of_layers = [
+            np.stack([found[layer, how] for name, how in kept.items() if name in self.include], 1)
+            for layer in self.layers
+        ]
+        return list(np.stack(of_layers, axis=1))
 
     def result(self, label: str, values: Values, num_residues: int) -> dict[str, Any]:
         """The dict that fair-esm's script saves (scripts/extract.py:104-127), of views of arrays.
@@ -74,7 +97,7 @@ class Wanted:
         """
         bos, mean = ("bos" in self.include, "mean" in self.include)
         contacts = None
-        if "contacts" in self.include:
+        if CONTACTS in self.include:
             rows = bos + mean + num_residues * ("per_tok" in self.include)
             shape = (len(self.layers), rows, self.width)
             values, contacts = np.split(values, [math.prod(shape)])
@@ -88,7 +111,7 @@ class Wanted:
         if bos:
             result["bos_representations"] = {n: rows[0] for n, rows in by_layer.items()}
         if contacts is not None:
-            result["contacts"] = as_map(contacts)
+            result[CONTACTS] = as_map(contacts)
         return result
 
     def _of_protein(
@@ -116,7 +139,7 @@ def wanted_of(manifest: Manifest, repr_layers: Sequence[int], include: Sequence[
         InputError: a layer that the model does not have, or that the artifact does not export.
         UnsupportedError: contacts, of an artifact without them.
     """
-    if "contacts" in include:
+    if CONTACTS in include:
         check_contacts(manifest)
     count = manifest.architecture.num_layers + 1
     if wrong := [layer for layer in repr_layers if not -count <= layer < count]:

@@ -92,7 +92,7 @@ def scores_of_pack(engine: Engine, head: HeadEntry) -> Callable[[PackedBatch], l
     how: Pool = "none" if head.rows == "tokens" else "mean" if head.pool == "mean" else "cls"
 
     def run(batch: PackedBatch) -> list[Floats]:
-        rows = engine.run(batch).tensors[HEAD]
+        rows = engine.run(batch, [HEAD]).tensors[HEAD]
         check_finite(batch, rows, how)
         scores = scores_of(rows, head.problem_type)
         if head.rows == "proteins":

@@ -1,15 +1,16 @@
 """An engine that runs elsewhere: each pack goes to an actor that has loaded the artifact."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.engine import Outputs
-from runtime.engines.base import LoadedEngine
+from runtime.engines.base import LoadedEngine, check_pools
 from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
-from runtime.pooling import Pool, check_pool
+from runtime.pooling import Pool
 from runtime.ray.artifact import Shipped, put_files
 from runtime.ray.crew import IN_STORE, Crew
 from runtime.ray.plan import Plan
@@ -58,24 +59,25 @@ class RayEngine(LoadedEngine):
         """None: the actor that gets a pack says so, in place of its answer."""
         return []
 
-    def run(self, batch: PackedBatch) -> Outputs:
+    def run(self, batch: PackedBatch, names: Sequence[str] | None = None) -> Outputs:
         """See ``Engine.run``."""
         self.require_usable()
-        tensors = self._crew.call("run", SentPack.of(batch))
+        tensors = self._crew.call("run", SentPack.of(batch), names)
         # Those of Ray lie in memory that is shared, and cannot be written.
         return Outputs({name: np.array(values) for name, values in tensors.items()})
 
-    def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
-        """See ``Engine.embed``.
+    def embed_several(
+        self, batch: PackedBatch, wanted: Sequence[tuple[int, Pool]]
+    ) -> list[NDArray[np.floating]]:
+        """See ``Engine.embed_several``.
 
         Raises:
             UnsupportedError: the engine does not take such a pack.
             EngineError: the engine failed, or actors died under this pack again and again.
         """
         self.require_usable()
-        check_pool(how)
-        rows: NDArray[np.floating] = self._crew.call("embed", SentPack.of(batch), layer, how)
-        return np.array(rows)
+        check_pools(wanted)
+        return [np.array(rows) for rows in self._crew.call("embed", SentPack.of(batch), wanted)]
 
     def close(self) -> None:
         """Ends the actors."""

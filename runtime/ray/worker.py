@@ -1,6 +1,7 @@
 """An actor: it loads one engine and runs the packs that it is sent."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import BoundedSemaphore
@@ -114,17 +115,19 @@ class Worker:
             __version__, os.uname().nodename, os.getpid(),
         )  # fmt: skip
 
-    def embed(self, pack: SentPack, layer: int, how: Pool) -> NDArray[np.floating]:
-        """See ``Engine.embed``; raises UnsupportedError for what the engine does not take."""
+    def embed(
+        self, pack: SentPack, wanted: Sequence[tuple[int, Pool]]
+    ) -> list[NDArray[np.floating]]:
+        """``Engine.embed_several``; raises UnsupportedError for what the engine does not take."""
         batch = self._checked(pack)
         with self._places:
-            return self._engine.embed(batch, layer, how)
+            return self._engine.embed_several(batch, wanted)
 
-    def run(self, pack: SentPack) -> dict[str, Any]:
+    def run(self, pack: SentPack, names: Sequence[str] | None) -> dict[str, Any]:
         """See ``Engine.run``: the tensors."""
         batch = self._checked(pack)
         with self._places:
-            return dict(self._engine.run(batch).tensors)
+            return dict(self._engine.run(batch, names).tensors)
 
     def _checked(self, pack: SentPack) -> PackedBatch:
         batch = pack.batch()

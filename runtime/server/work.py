@@ -12,7 +12,7 @@ from runtime.engine import Engine
 from runtime.lm_head import AMINO_ACID_IDS, check_lm_head
 from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
-from runtime.pairs import check_contacts, contacts_of
+from runtime.pairs import CONTACTS, check_contacts, contacts_of
 from runtime.pooling import Pool
 from runtime.predict.scores import head_of, scores_of_pack
 from runtime.readers.records import Record, RecordOptions, Rejection, prepare
@@ -103,7 +103,7 @@ def contacts(manifest: Manifest) -> Kind:
     check_contacts(manifest)
 
     def of_pack(engine: Engine, batch: PackedBatch) -> list[Values]:
-        return contacts_of(engine.run(batch), batch)
+        return contacts_of(engine.run(batch, [CONTACTS]), batch)
 
     return Kind("contacts", of_pack, lambda tokens: tokens * tokens)
 

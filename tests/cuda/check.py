@@ -193,6 +193,15 @@ class Check:
         verdict = "passed" if ratio <= limit else "failed"
         click.echo(f"{engine}, {what}: {ratio:.2f}, at most {limit:g}: {verdict}")
 
+    def fetched(self, place: Path, artifact: Path, engine: str, **variables: str) -> None:
+        """Of all that an engine gives, what is wanted alone comes to the host."""
+        ran = _run(place, "fetched", artifact, engine, **variables)
+        copies = [int(copy[1]) for copy in map(TO_HOST.search, _calls(ran)) if copy]
+        passed = sum(copies) == int(ran.stdout.split()[-1])
+        self.failed = self.failed or not passed
+        verdict = "passed" if passed else f"{sum(copies)} bytes, wanted {ran.stdout.split()[-1]}"
+        click.echo(f"{engine}, two vectors of a protein, then logits: {verdict}")
+
     def native(self, place: Path, library: Path) -> None:
         """The op of hosts in C++ runs PyTorch's flash kernel, and nothing beside it."""
         ran = _run(place, "native", library)
@@ -270,6 +279,7 @@ def main(versions: str, torch: str, cache: Path) -> None:
         check.layer("onnx-cuda, head dim 16", newest, of_8m, "onnx-cuda")
         check.layer("onnx-cuda, head dim 64", newest, of_650m, "onnx-cuda")
         check.card("onnx-cuda", newest, of_650m, "onnx-cuda")
+        check.fetched(newest, of_650m, "onnx-cuda")
         if torch:
             place = wheels.torch_cuda(torch, cache)
             check.native(place, of_650m / "lib" / TORCH_LIBRARY)
@@ -287,6 +297,7 @@ def main(versions: str, torch: str, cache: Path) -> None:
             for engine, artifact in (("torchscript", of_650m), ("aoti-cuda", compiled)):
                 memory = "memory of 12 CUDA graphs over that of the largest"
                 check.at_most(1.5, memory, place, "graphs", artifact, engine, **kernels)
+                check.fetched(place, artifact, engine, **kernels)
                 time = "time of packs over that of waiting for the card"
                 check.at_most(0.8, time, place, "overlap", artifact, engine, **kernels)
     click.echo(f"\nOne layer in float16:{'':24}{'launches':>10}{'E values':>12}")

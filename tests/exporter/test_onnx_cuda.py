@@ -490,6 +490,11 @@ class TestEngine:
                     vectors = bound.embed(batch, layer, how)
                     assert np.array_equal(vectors, plain.embed(batch, layer, how))
             assert len(opened) == pools
+            wanted = [(layer, how) for layer in spec.layers for how in get_args(Pool)]
+            for one, other in zip(
+                bound.embed_several(batch, wanted), plain.embed_several(batch, wanted), strict=True
+            ):
+                assert np.array_equal(one, other)
             with pytest.raises(InputError, match="pool must be"):
                 bound.embed(batch, 1, "median")  # type: ignore[arg-type]
 

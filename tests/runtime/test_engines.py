@@ -201,6 +201,24 @@ class TestErrors:
         assert "\n" not in str(error.value)
 
 
+def test_what_is_asked_for_alone(engine: runtime.Engine, batch: runtime.PackedBatch) -> None:
+    every = engine.run(batch).tensors
+    for names in (["logits"], ["pooled", "representations.1"]):
+        found = engine.run(batch, names).tensors
+        assert list(found) == names
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, every[name])
+
+
+def test_several_vectors_of_one_run(engine: runtime.Engine, batch: runtime.PackedBatch) -> None:
+    wanted: list[tuple[int, Pool]] = [(2, "mean"), (0, "cls"), (2, "none"), (1, "mean-with-eos")]
+    found = engine.embed_several(batch, wanted)
+    for (layer, how), array in zip(wanted, found, strict=True):
+        np.testing.assert_array_equal(array, engine.embed(batch, layer, how))
+    with pytest.raises(runtime.InputError, match="pool must be one of"):
+        engine.embed_several(batch, [(1, "mean"), (1, "max")])  # type: ignore[list-item]
+
+
 def test_the_next_pack_is_queued_while_one_is_on_its_way(
     tiny_artifact: Path, batch: runtime.PackedBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -203,7 +203,7 @@ class TestLayers:
         packs = []
         with runtime.load(artifact, "onnx") as engine:
             computed = engine.run
-            engine.run = lambda batch: packs.append(batch) or computed(batch)
+            engine.run = lambda batch, names: packs.append(batch) or computed(batch, names)
             wanted = Wanted((0, 1, 2), frozenset(("mean", "per_tok", "bos")), 48, FLOAT32)
             batch = runtime.PackedBatch.from_sequences(["MKV", "A"])
             values = wanted.of_pack(engine, batch)
@@ -215,7 +215,7 @@ class TestLayers:
             batch = runtime.PackedBatch.from_sequences(["MKV", "AA"], ["good", "bad"])
             outputs = engine.run(batch)
             outputs.tensors["representations.1"][6, 3] = np.nan
-            engine.run = lambda batch: outputs
+            engine.run = lambda batch, names: outputs
             with pytest.raises(runtime.NonFiniteError, match="1 of 2 proteins in a pack: 'bad'"):
                 Wanted((1,), frozenset(("bos",)), 48, FLOAT32).of_pack(engine, batch)
 

@@ -1,7 +1,7 @@
 """Several layers and poolings from one forward."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,9 +63,9 @@ def test_there_is_one_forward(
     ran: list[int] = []
     original = FetchingEngine.run
 
-    def counting(self: FetchingEngine, batch: PackedBatch) -> Outputs:
+    def counting(self: FetchingEngine, batch: PackedBatch, names: Sequence[str]) -> Outputs:
         ran.append(batch.num_proteins)
-        return original(self, batch)
+        return original(self, batch, names)
 
     monkeypatch.setattr(FetchingEngine, "run", counting)
     assert embed("out/", "--layer", "0,1,2", "--pool", "mean,mean-with-eos").exit_code == 0

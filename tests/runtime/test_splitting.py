@@ -73,6 +73,9 @@ class TestInParts:
                 for how in ("mean", "cls", "none"):
                     one, other = in_parts.embed(batch, 1, how), whole.embed(batch, 1, how)
                     assert np.linalg.norm(one - other) / np.linalg.norm(other) < 2e-6
+                for name in expected.tensors:
+                    (one,) = in_parts.run(batch, [name]).tensors.values()
+                    np.testing.assert_allclose(one, expected.tensors[name], rtol=1e-4, atol=1e-5)
 
     def test_a_protein_that_no_profile_holds(self, tiny_artifact: Path) -> None:
         batch = pack([30, 151])

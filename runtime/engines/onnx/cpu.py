@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +241,7 @@ class OnnxEngine(FetchingEngine):
         """See ``Engine``: every valid pack runs."""
         return []
 
-    def _fetch(self, batch: PackedBatch, names: list[str]) -> list[NDArray[np.floating]]:
+    def _fetch(self, batch: PackedBatch, names: Sequence[str]) -> list[NDArray[np.floating]]:
         with self._running(batch):
             return self._run_session(feeds_of(batch), names)
 
@@ -258,9 +258,9 @@ class OnnxEngine(FetchingEngine):
             ) from error
 
     def _run_session(
-        self, feeds: dict[str, NDArray[Any]], names: list[str]
+        self, feeds: dict[str, NDArray[Any]], names: Sequence[str]
     ) -> list[NDArray[np.floating]]:
-        arrays: list[NDArray[np.floating]] = self._session.run(names, feeds)
+        arrays: list[NDArray[np.floating]] = self._session.run(list(names), feeds)
         return arrays
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """ONNX Runtime on CUDA: ``model.ort-cuda.onnx``, with packed attention and tensors on the card."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from runtime.attention import Attention
 from runtime.device import index_of, kind_of
 from runtime.engine import EngineSpec, Settings
-from runtime.engines.base import PACKS_OF_A_CARD, spec_of
+from runtime.engines.base import PACKS_OF_A_CARD, check_pools, spec_of
 from runtime.engines.onnx import cpu as onnx
 from runtime.engines.onnx.cpu import OnnxEngine, feeds_of, library
 from runtime.engines.onnx.on_card import on_card, places_of, run_on_card
@@ -109,33 +109,44 @@ class OnnxCudaEngine(OnnxEngine):
         # Of the forward alone: what it gave is copied and pooled beside the next one.
         self._lock = threading.Lock()
 
-    def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
-        """See ``Engine.embed``. The graph pools where it was exported to, as it was asked to."""
-        if how == self.spec.pool and layer == self.spec.layers[-1]:
-            return self._fetch(batch, ["pooled"])[0]
-        if how == "none" or self._open_pooling is None:
-            return super().embed(batch, layer, how)
-        places = places_of(batch.cu_seqlens, how)
+    def embed_several(
+        self, batch: PackedBatch, wanted: Sequence[tuple[int, Pool]]
+    ) -> list[NDArray[np.floating]]:
+        """See ``Engine.embed_several``. The graph pools as it was exported to, if that is asked."""
+        check_pools(wanted)
+        if list(wanted) == [(self.spec.layers[-1], self.spec.pool)]:
+            return self._fetch(batch, ["pooled"])
+        poolings = {how for _, how in wanted if how != "none"}
+        if not poolings or self._open_pooling is None:
+            return super().embed_several(batch, wanted)
         with self._running(batch):
             if self._pooling is None:
                 with self._lock:
                     self._pooling = self._pooling or self._open_pooling()
-            feeds = on_card(places, self._card)  # now: after the forward the card would wait
-            (feeds["rows"],) = self._run_on_card(feeds_of(batch), [f"representations.{layer}"])
-            outputs = run_on_card(self._pooling, feeds, ["pooled"], self._card)
-            pooled: NDArray[np.floating] = outputs["pooled"].numpy()
-            return pooled
+            # Before the forward, behind which the card would wait.
+            places = {
+                how: on_card(places_of(batch.cu_seqlens, how), self._card) for how in poolings
+            }
+            outputs = self._run_on_card(feeds_of(batch))
+            found = []
+            for layer, how in wanted:
+                value = outputs[f"representations.{layer}"]
+                if how != "none":
+                    feeds = {**places[how], "rows": value}
+                    value = run_on_card(self._pooling, feeds, ["pooled"], self._card)["pooled"]
+                found.append(value.numpy())
+            return found
 
     def _run_session(
-        self, feeds: dict[str, NDArray[Any]], names: list[str]
+        self, feeds: dict[str, NDArray[Any]], names: Sequence[str]
     ) -> list[NDArray[np.floating]]:
-        return [output.numpy() for output in self._run_on_card(feeds, names)]
+        outputs = self._run_on_card(feeds)
+        return [outputs[name].numpy() for name in names]
 
-    def _run_on_card(self, feeds: dict[str, NDArray[Any]], names: list[str]) -> list[Any]:
+    def _run_on_card(self, feeds: dict[str, NDArray[Any]]) -> dict[str, Any]:
         there = on_card(feeds, self._card)
         with self._lock:
-            outputs = run_on_card(self._session, there, self._output_names, self._card)
-        return [outputs[name] for name in names]
+            return run_on_card(self._session, there, self._output_names, self._card)
 
     def close(self) -> None:
         """See ``Engine.close``."""

@@ -157,13 +157,13 @@ class TensorRTEngine(FetchingEngine):
             f"proteins and a protein of {batch.max_seqlen} tokens"
         ]
 
-    def _fetch(self, batch: PackedBatch, names: list[str]) -> list[NDArray[np.floating]]:
+    def _fetch(self, batch: PackedBatch, names: Sequence[str]) -> list[NDArray[np.floating]]:
         with self._one_at_a_time:
             arrays = self._fetch_alone(batch, names)
         # As all that the host does with them, while the card has the next pack.
         return [widen_bfloat16(array) for array in arrays]
 
-    def _fetch_alone(self, batch: PackedBatch, names: list[str]) -> list[NDArray[Any]]:
+    def _fetch_alone(self, batch: PackedBatch, names: Sequence[str]) -> list[NDArray[Any]]:
         self.require_usable()
         context, stream = self._context, self._stream
         profile = holding(self._profiles, batch)

@@ -5,7 +5,7 @@ import importlib.metadata
 import importlib.util
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +15,19 @@ from numpy.typing import NDArray
 
 from runtime.device import index_of
 from runtime.engine import Outputs, Settings
-from runtime.engines.base import PACKS_OF_A_CARD, LoadedEngine, spec_of
+from runtime.engines.base import (
+    PACKS_OF_A_CARD,
+    LoadedEngine,
+    check_pools,
+    pooled_on_host,
+    representations,
+    spec_of,
+)
 from runtime.errors import EngineError, Esm2Error, UnsupportedError, cause
 from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
 from runtime.pairs import CONTACTS
-from runtime.pooling import Pool, check_pool, pool
+from runtime.pooling import Pool
 from runtime.threads import Threads
 from runtime.weights import FILE_NAME
 
@@ -177,31 +184,36 @@ class TorchEngine(LoadedEngine):
         """See ``Engine``: every valid pack runs."""
         return []
 
-    def run(self, batch: PackedBatch) -> Outputs:
+    def run(self, batch: PackedBatch, names: Sequence[str] | None = None) -> Outputs:
         """See ``Engine.run``."""
         from runtime.engines.torch.fetching import Fetched
 
+        names = self.output_names if names is None else names
         with self._failures_of(batch):
             with self._queueing():
-                fetched = Fetched(self._all_outputs(self.inputs(batch)))
-            return Outputs(dict(zip(self.output_names, fetched.arrays(), strict=True)))
+                tensors = self._all_outputs(self.inputs(batch))
+                fetched = Fetched(tensors[name] for name in names)
+            return Outputs(dict(zip(names, fetched.arrays(), strict=True)))
 
-    def embed(self, batch: PackedBatch, layer: int, how: Pool) -> NDArray[np.floating]:
-        """See ``Engine.embed``; on CUDA the card pools, and only the result leaves it."""
+    def embed_several(
+        self, batch: PackedBatch, wanted: Sequence[tuple[int, Pool]]
+    ) -> list[NDArray[np.floating]]:
+        """See ``Engine.embed_several``; on CUDA the card pools, and only the results leave it."""
         from runtime.engines.torch.fetching import Fetched
         from runtime.engines.torch.pooling import pool_tensor
 
-        check_pool(how)
+        check_pools(wanted)
+        if self.spec.device == "cpu":
+            return pooled_on_host(self.run(batch, representations(wanted)), batch, wanted)
         with self._failures_of(batch):
             with self._queueing():
                 inputs = self.inputs(batch)
                 tensors = self._all_outputs(inputs)
-                rows = tensors[self.output_names.index(f"representations.{layer}")]
-                if self.spec.device != "cpu" and how != "none":
-                    rows, how = pool_tensor(rows, inputs[1], how), "none"
-                fetched = Fetched([rows])
-            (array,) = fetched.arrays()
-        return array if how == "none" else pool(array, batch.cu_seqlens, how)
+                rows = [(tensors[f"representations.{layer}"], how) for layer, how in wanted]
+                fetched = Fetched(
+                    x if how == "none" else pool_tensor(x, inputs[1], how) for x, how in rows
+                )
+            return fetched.arrays()
 
     def inputs(self, batch: PackedBatch) -> "list[torch.Tensor]":
         """What ``forward`` takes: ``input_ids``, ``cu_seqlens`` on the device, ``max_seqlen``."""
@@ -231,14 +243,14 @@ class TorchEngine(LoadedEngine):
         with torch.inference_mode(), on(self.spec.device), varlen_attention.using(self._choice):
             return self._forward(inputs)
 
-    def _all_outputs(self, inputs: "list[torch.Tensor]") -> "list[torch.Tensor]":
+    def _all_outputs(self, inputs: "list[torch.Tensor]") -> "dict[str, torch.Tensor]":
         tensors = list(self.forward(inputs))
         if len(tensors) != len(self.output_names):
             raise EngineError(
                 f"engine {self.spec.format!r} gives {len(tensors)} outputs, the manifest names "
                 f"{len(self.output_names)}. Export again or copy the artifact anew"
             )
-        return tensors
+        return dict(zip(self.output_names, tensors, strict=True))
 
     @contextmanager
     def _queueing(self) -> Iterator[None]:
