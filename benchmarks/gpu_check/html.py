@@ -43,6 +43,7 @@ def render(report: Report) -> str:
         rates=by_kind["matrix rate"],
         waits={step.name: step for step in by_kind["synchronisation"]},
         graphs={step.name: step for step in by_kind["graphs"]},
+        cpp={step.name: step for step in by_kind["c++"]},
         kernels=by_kind["attention"],
         gates=by_kind["gate"],
         benchmarks=by_kind["benchmark"],

@@ -50,19 +50,19 @@ class Job(msgspec.Struct, frozen=True):
 
     Attributes:
         kind: ``matrix rate`` measures the card; ``attention`` judges a kernel; ``gate`` builds,
-            judges and watches an engine; ``benchmark`` measures several.
+            judges and watches an engine; ``c++`` runs some in a program; ``benchmark`` measures.
         model: whose.
         device: ``cuda`` or ``cpu``.
-        dtype: of a gate.
-        engines: of a gate, or the kernel: one. Of a benchmark: which, each with its dtype after a
-            colon once it has passed.
+        dtype: of a gate, and of C++.
+        engines: of a gate, or the kernel: one. Of C++: which. Of a benchmark: which, each with its
+            dtype after a colon once it has passed.
         pack_tokens: of a benchmark: sizes of packs and padded batches that are tried.
         seconds: of a benchmark: for its rounds.
         dtypes: of a kernel: in which it is judged.
         label: of a benchmark: what tells it from the model's first.
     """
 
-    kind: Literal["matrix rate", "attention", "gate", "benchmark"]
+    kind: Literal["matrix rate", "attention", "gate", "c++", "benchmark"]
     model: Model
     device: str
     dtype: str = ""
@@ -75,7 +75,7 @@ class Job(msgspec.Struct, frozen=True):
     @property
     def name(self) -> str:
         """For people, and for files."""
-        of_one = () if self.kind == "benchmark" else self.engines
+        of_one = self.engines if self.kind in ("attention", "gate") else ()
         parts = (self.kind, self.model.name, self.dtype, *of_one, self.label)
         return "-".join(filter(None, parts)).replace(" ", "-")
 
@@ -100,6 +100,8 @@ class Job(msgspec.Struct, frozen=True):
                 for engine in self.engines
                 for kind in kinds_of(engine)
             ]
+        if self.kind == "c++":
+            return [Step("c++", self.model.name, self.dtype, engine) for engine in self.engines]
         return [Step(self.kind, self.model.name, engine=self.label)]
 
 
@@ -152,7 +154,8 @@ def steps_of(models: Sequence[Model], dtypes: Sequence[str], device: str) -> lis
             steps += [
                 Step(kind, model.name, dtype, engine, reason=reason) for kind in kinds_of(engine)
             ]
-    for job in [job for jobs in benchmarks_of(models, (), device) for job in jobs]:
+    benchmarks = [job for jobs in benchmarks_of(models, (), device) for job in jobs]
+    for job in [*cpp_of(models, dtypes, device), *benchmarks]:
         steps += job.steps()
     for step in steps:
         step.reason = step.reason or NOT_REACHED
@@ -163,10 +166,11 @@ def stages_of(
     models: Sequence[Model], dtypes: Sequence[str], pack_tokens: Sequence[int], device: str
 ) -> list[Stage]:
     """Everything in the order in which it matters, what may crash or wait last."""
-    gates = gates_of(models, dtypes, device)
-    tuned = tuple(job for job in gates if ENGINES[job.engines[0]].is_tuned)
-    first = tuple(job for job in gates if _is_first(job, dtypes))
-    others = tuple(job for job in gates if job not in (*first, *tuned))
+    ranked: dict[str, list[Job]] = {"first": [], "next": [], "rest": [], "tuned": []}
+    for job in gates_of(models, dtypes, device):
+        ranked[_rank(job, dtypes)].append(job)
+    first, then, rest, tuned = ranked.values()
+    others = (*then, *cpp_of(models, dtypes, device), *rest)
     headline, benchmarks, of_tuned = benchmarks_of(models, pack_tokens, device)
     before = 0.85 if tuned else 1.0
     return [
@@ -175,7 +179,7 @@ def stages_of(
         Stage(headline, before, at_most=0.2, is_alone=True),
         Stage(others, 0.8 * before),
         Stage(benchmarks, before, is_alone=True),
-        Stage(tuned, 0.95, is_alone=True),
+        Stage(tuple(tuned), 0.95, is_alone=True),
         Stage(of_tuned, 1.0, is_alone=True),
     ]
 
@@ -197,6 +201,19 @@ def gates_of(models: Sequence[Model], dtypes: Sequence[str], device: str) -> lis
         for engine in of_device(device)
         if not why_not(engine, dtype, device)
     ]
+
+
+def cpp_of(models: Sequence[Model], dtypes: Sequence[str], device: str) -> tuple[Job, ...]:
+    """On a card, the engines that a program in C++ can run; on CPUs tests do it."""
+    if device == "cpu":
+        return ()
+    (model, dtype), *_ = _gated(models, dtypes)
+    engines = tuple(
+        name
+        for name in of_device(device)
+        if ENGINES[name].is_run_by_torch and not why_not(name, dtype, device)
+    )
+    return (Job("c++", model, device, dtype, engines),)
 
 
 def benchmarks_of(
@@ -243,12 +260,16 @@ def _seen(benchmark: ModelResult) -> Iterator[str]:
             yield name
 
 
-def _is_first(job: Job, dtypes: Sequence[str]) -> bool:
-    return (
-        ENGINES[job.engines[0]].is_run_by_torch
-        and job.dtype == min(dtypes, key=DTYPES.index)
-        and (job.model.name in FIRST_MODELS or job.model.name not in NAMES)
-    )
+def _rank(job: Job, dtypes: Sequence[str]) -> Literal["first", "next", "rest", "tuned"]:
+    """Of a gate: which stage it is for."""
+    engine = ENGINES[job.engines[0]]
+    if engine.is_tuned:
+        return "tuned"
+    if job.model.name in NAMES and job.model.name not in FIRST_MODELS:
+        return "rest"
+    if engine.is_run_by_torch:
+        return "first" if job.dtype == min(dtypes, key=DTYPES.index) else "rest"
+    return "next" if job.dtype in HALF else "rest"
 
 
 def _gated(models: Sequence[Model], dtypes: Sequence[str]) -> Iterator[tuple[Model, str]]:

@@ -12,7 +12,9 @@ FILE_NAME = "gpu-report.json"
 SCHEMA_VERSION = 3
 
 Status = Literal["passed", "failed", "not run"]
-Kind = Literal["matrix rate", "attention", "gate", "synchronisation", "graphs", "benchmark"]
+Kind = Literal[
+    "matrix rate", "attention", "gate", "synchronisation", "graphs", "c++", "benchmark"
+]  # fmt: skip
 
 
 class Rates(msgspec.Struct, frozen=True):

@@ -71,10 +71,9 @@ def _kernels(steps: Iterable[Step]) -> list[str]:
 def _gates(steps: Iterable[Step]) -> list[str]:
     steps = list(steps)
     others = {(s.kind, s.name): s.status for s in steps}
-    row = "{:<26} {:<9} {:>12} {:>9}  {:<32} {:<13} {}"
-    lines = [
-        row.format("gate", "", "relative L2", "x eager", "attention", "no host wait", "graphs")
-    ]
+    row = "{:<26} {:<9} {:>12} {:>9}  {:<32} {:<13} {:<8} {}"
+    heads = "relative L2", "x eager", "attention", "no host wait", "graphs", "C++"
+    lines = [row.format("gate", "", *heads)]
     for step in steps:
         if step.kind != "gate":
             continue
@@ -88,6 +87,7 @@ def _gates(steps: Iterable[Step]) -> list[str]:
                 parity.attention if parity else "",
                 others.get(("synchronisation", step.name), ""),
                 others.get(("graphs", step.name), ""),
+                others.get(("c++", step.name), ""),
             ).rstrip()
         )
     return lines

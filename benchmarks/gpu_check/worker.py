@@ -19,6 +19,8 @@ from benchmarks.gpu_check.summary import status_of
 from benchmarks.results import ModelResult
 from exporter.errors import ExportError
 
+NO_GATE = "the engine did not pass the gate"
+
 
 def run(job: Job, results: Path, work: Path) -> None:
     """Does ``job`` and writes its steps."""
@@ -31,6 +33,8 @@ def run(job: Job, results: Path, work: Path) -> None:
         _measure_card(job, emit)
     elif job.kind == "attention":
         _judge_kernel(job, emit)
+    elif job.kind == "c++":
+        _run_from_cpp(job, work, emit)
     elif job.kind == "benchmark":
         _benchmark(job, work, emit)
     else:
@@ -82,13 +86,31 @@ def _gate(job: Job, work: Path, emit: Emit) -> None:
         started = time.perf_counter()
         look = check_graphs if step.kind == "graphs" else look_for_waits
         if not passed:
-            step.reason = "the engine did not pass the gate"
+            step.reason = NO_GATE
         else:
             try:
                 folder = artifact_with(engine, job.model.name, job.dtype, work)
                 step.status, step.reason = look(folder, engine, job.device)
             except Exception as error:  # of any library that runs an engine
                 step.status, step.reason = "failed", reason_of(error)
+        step.seconds = time.perf_counter() - started
+        emit(step)
+
+
+def _run_from_cpp(job: Job, work: Path, emit: Emit) -> None:
+    from benchmarks.gpu_check.cpp import NoProgramError, build, check_answers
+    from benchmarks.gpu_check.gate import artifact_with
+
+    for step in job.steps():
+        started = time.perf_counter()
+        try:
+            folder = artifact_with(step.engine, step.model, step.dtype, work)
+            program = build(work / "cpp")  # in no time if it is built
+            step.status, step.reason = check_answers(program, folder, step.engine, job.device)
+        except FileNotFoundError:
+            step.reason = NO_GATE
+        except NoProgramError as error:
+            step.reason = str(error)
         step.seconds = time.perf_counter() - started
         emit(step)
 

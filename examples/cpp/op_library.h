@@ -28,12 +28,20 @@ inline void load_op(const std::string& library) {
   if (!std::filesystem::exists(library))
     throw std::runtime_error("there is no " + library + ": the engine needs the op that it registers");
   // Of another processor's library dlopen says that there is no such file.
-  if (!dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL))
+  void* loaded = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!loaded)
     throw std::runtime_error("cannot load " + library + ": for another processor, system or PyTorch (" +
                              dlerror() + ")");
   if (!c10::Dispatcher::singleton().findSchema({"esm2::varlen_attention", ""}))
     throw std::runtime_error(library + " does not register esm2::varlen_attention: "
                              "it is not this artifact's, or is older and ESM2_OPS_IN_PYTHON is set");
+  // The dispatcher reads a value for each argument of the running PyTorch, whatever it is handed.
+  const auto flash = c10::Dispatcher::singleton().findSchema({"aten::_flash_attention_forward", ""});
+  const auto stack = reinterpret_cast<int (*)()>(dlsym(loaded, "esm2_dispatcher_stack"));
+  if (flash && stack && flash->schema().arguments().size() > static_cast<size_t>(stack()))
+    throw std::runtime_error(library + " is older than this PyTorch, whose flash kernel takes " +
+                             std::to_string(flash->schema().arguments().size()) + " arguments, expected at most " +
+                             std::to_string(stack()) + ": export the artifact again");
 }
 
 }  // namespace esm2

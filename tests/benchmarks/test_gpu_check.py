@@ -339,8 +339,13 @@ def test_the_order_of_a_check_on_a_card() -> None:
     (job,) = headline
     assert (job.model.name, job.engines) == ("650M", ("torchscript", "aoti-cuda"))
     assert set(job.pack_tokens) >= {16_384, 65_536}
-    assert {job.kind for job in others} == {"gate"}
-    assert ("8M", "float16", "onnx-cuda") in {(j.model.name, j.dtype, *j.engines) for j in others}
+    halves = [("8M", half, "onnx-cuda") for half in ("bfloat16", "float16")]
+    halves += [("650M", half, "onnx-cuda") for half in ("bfloat16", "float16")]
+    assert [(job.model.name, job.dtype, *job.engines) for job in others[:4]] == halves
+    cpp, *rest = others[4:]
+    assert (cpp.kind, cpp.model.name, cpp.dtype) == ("c++", "8M", "bfloat16")
+    assert cpp.engines == ("torchscript", "aoti-cuda")
+    assert {job.kind for job in rest} == {"gate"}
     assert [(job.model.name, job.label) for job in benchmarks] == [
         ("650M", "other engines"), ("8M", ""), ("150M", ""),
     ]  # fmt: skip

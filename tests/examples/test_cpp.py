@@ -1,6 +1,5 @@
 """``examples/cpp``: C++ gives Python's answers, and says in one line what is wrong."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -9,12 +8,15 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.gpu_check.cpp import NoProgramError, build, check_answers
 from exporter.publish import writable_copy
-from tests.examples.outputs import BAD_FASTA, EXAMPLES, compare, golden_sequences, write_fasta
+from runtime import manifest as manifests
+from tests.examples.outputs import BAD_FASTA, compare, golden_sequences, write_fasta
 
 pytestmark = pytest.mark.slow
 
@@ -24,23 +26,9 @@ Embed = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``examples/cpp`` built by CMake, once a session (40 s of one core)."""
-    import cmake
-
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         pytest.skip("there is no C++ compiler here: install g++ or clang++, or name one in CXX")
-    build = tmp_path_factory.mktemp("cpp")
-    json_spec = importlib.util.find_spec("nlohmann_json")
-    assert json_spec and json_spec.submodule_search_locations
-    prefixes = (Path(torch.__file__).parent, *json_spec.submodule_search_locations)
-    command = Path(cmake.CMAKE_BIN_DIR) / "cmake"
-    for arguments in (
-        ["-S", EXAMPLES / "cpp", "-B", build, f"-DCMAKE_PREFIX_PATH={';'.join(map(str, prefixes))}",
-         "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-Werror"],
-        ["--build", build],
-    ):  # fmt: skip
-        result = subprocess.run([command, *arguments], capture_output=True, text=True, timeout=600)
-        assert result.returncode == 0, result.stdout + result.stderr
-    return build / "embed"
+    return build(tmp_path_factory.mktemp("cpp"), ["-DCMAKE_CXX_FLAGS=-Werror"])
 
 
 @pytest.fixture
@@ -81,6 +69,31 @@ def test_answers_are_pythons(
     distances = compare(tmp_path / "out", artifact, engine)
     # The same kernels: 0 in every run seen. Sums that are split among other threads may differ.
     assert max(distances.values()) <= 1e-6, distances
+
+
+def test_gpu_check_holds_them_to_the_limits(program: Path, copied: Path) -> None:
+    """As on a card."""
+    assert check_answers(program, copied, "torchscript", "cpu") == ("passed", "")
+    status, reason = check_answers(program, copied, "aoti", "cpu")
+    assert status == "failed"
+    assert reason.startswith("embed: artifact holds no engine 'aoti' ")
+    manifest = manifests.read(copied)
+    limits = {name: limit / 1e6 for name, limit in manifest.golden.limits.items()}
+    golden = msgspec.structs.replace(manifest.golden, limits=limits)
+    manifests.write(msgspec.structs.replace(manifest, golden=golden), copied)
+    status, reason = check_answers(program, copied, "torchscript", "cpu")
+    assert status == "failed"
+    assert ": relative L2 " in reason and ", expected at most " in reason
+
+
+def test_gpu_check_says_why_there_is_no_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        NoProgramError, match="there is no C\\+\\+ compiler 'no-such-compiler' here"
+    ):
+        build(tmp_path)
 
 
 class TestCompiledEngine:
@@ -134,6 +147,20 @@ class TestOpLibrary:
     def test_of_another_project(self, embed: Embed, copied: Path, library: Path) -> None:
         shutil.copy(library.with_name("libesm2_ort.so"), library)
         assert "does not register esm2::varlen_attention" in refused(embed(copied))
+
+    def test_older_than_pytorch(self, embed: Embed, copied: Path, library: Path) -> None:
+        """Whose flash kernel would read past the values that the library hands over."""
+        library.rename(library.with_name("libreal.so"))
+        source = 'extern "C" int esm2_dispatcher_stack() { return 15; }'
+        command = (
+            "c++ -x c++ - -shared -fPIC -Wl,--no-as-needed -Wl,-rpath,$ORIGIN -L. -l:libreal.so"
+        )
+        subprocess.run(
+            [*command.split(), "-o", library.name], cwd=library.parent, input=source, text=True,
+            check=True,
+        )  # fmt: skip
+        takes = len(torch.ops.aten._flash_attention_forward.default._schema.arguments)
+        assert f"takes {takes} arguments, expected at most 15" in refused(embed(copied))
 
     def test_started_by_a_python_that_has_defined_the_op(self, embed: Embed, copied: Path) -> None:
         """The variable names that process: what it says is not for its children."""

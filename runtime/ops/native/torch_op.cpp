@@ -104,8 +104,8 @@ Tensor add_contacts(const Tensor& logits_in, const Tensor& q_in, const Tensor& k
   return out;
 }
 
-// More than any schema of it has had: 15 arguments in 2.11, 17 in 2.13. The stable ABI has no way to
-// ask for a schema (2.13), so a host in C++ trusts this number; Python compares it when it loads this.
+// More than any schema of it has had: 15 arguments in 2.11, 17 in 2.13. The stable ABI has no way to ask
+// for a schema (2.13), so who loads this library compares: Python, and examples/cpp/op_library.h.
 constexpr int kDispatcherStack = 64;
 
 // PyTorch's own flash kernels, through its dispatcher: nothing here is compiled for a GPU.
