@@ -57,32 +57,30 @@ class Check:
         logs = self.out / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         schedule = Schedule(self.work, logs, self._note)
-        end = self.born + 60 * self.report.minutes
+        budget = 60 * self.report.minutes
         self.report.steps = steps_of(models, dtypes, device)
         self._write()
         at_once = max(1, min(MAX_BUILDS, usable_cores() // CORES_A_BUILD))
         for stage in stages_of(models, dtypes, pack_tokens, device):
-            deadline = min(
-                self.born + stage.until * (end - self.born),
-                time.perf_counter() + stage.at_most * (end - self.born),
-            )
+            deadline = self.born + stage.until * budget
             if any(job.kind == "benchmark" for job in stage.jobs):
-                self._measure(schedule, stage.jobs, deadline)
+                self._measure(schedule, stage.jobs, deadline, stage.at_most * budget)
             else:
                 schedule.run(stage.jobs, 1 if stage.is_alone else at_once, deadline)
 
-    def _measure(self, schedule: Schedule, jobs: Sequence[Job], deadline: float) -> None:
+    def _measure(
+        self, schedule: Schedule, jobs: Sequence[Job], deadline: float, at_most: float
+    ) -> None:
         """Benchmarks, with the engines that have passed the gate by now."""
         for number, planned in enumerate(jobs, start=1):
             job = with_passed(planned, self.report.steps)
-            left = deadline - time.perf_counter()
+            left = min(at_most, deadline - time.perf_counter())
             if reason := _why_not(job, left):
                 self._note([msgspec.structs.replace(step, reason=reason) for step in job.steps()])
                 continue
             share = left if number == len(jobs) else BENCHMARK_SHARE * left
             timed = msgspec.structs.replace(job, seconds=max(0.0, share - RESERVE_S))
-            killed = min(deadline, time.perf_counter() + OVERTIME * share)
-            schedule.run([timed], 1, killed)
+            schedule.run([timed], 1, min(deadline, time.perf_counter() + OVERTIME * share))
 
     def _note(self, steps: list[Step]) -> None:
         places = {step.key: place for place, step in enumerate(self.report.steps)}
@@ -169,7 +167,7 @@ def main(
 def _why_not(job: Job, left: float) -> str:
     if left <= 0:
         return NO_TIME
-    return "" if job.engines else "no engine of it that was not measured had passed the gate"
+    return "" if job.engines else "no engine that had passed the gate was left to measure"
 
 
 def _parts(text: str) -> list[str]:

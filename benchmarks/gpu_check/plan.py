@@ -111,7 +111,7 @@ class Stage(msgspec.Struct, frozen=True):
     Attributes:
         jobs: all of them benchmarks, or none.
         until: the share of the time after which none of them goes on.
-        at_most: the share that they take together at most.
+        at_most: of benchmarks: the share that one is given at most.
         is_alone: one at a time, for they time the card.
     """
 
