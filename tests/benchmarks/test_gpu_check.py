@@ -59,6 +59,7 @@ from exporter.parity.report.schema import Report as Parities
 from exporter.parity.rules.verdict import EngineVerdict
 from exporter.parity.truth.packs import parity_packs
 from runtime.manifest_schema import Architecture
+from tests.conftest import default_signals
 
 pytestmark = pytest.mark.slow
 
@@ -253,12 +254,20 @@ def test_a_check_that_is_ended_leaves_a_report_and_no_process(
 ) -> None:
     arguments = ["--device", "cpu", "--models", tiny_checkpoint, "--dtypes", "float32"]
     command = [sys.executable, "-m", "benchmarks.gpu_check", *arguments, "--out", tmp_path]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     path = tmp_path / results.FILE_NAME
-    wait_until(lambda: any(b'"gate"' in commands_of(worker) for worker in workers_in(tmp_path)))
-    time.sleep(0.5)  # until the check knows that it has started it
-    process.send_signal(number)
-    printed, _ = process.communicate(timeout=30)
+    with (
+        default_signals(),
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process,
+    ):
+        try:
+            wait_until(
+                lambda: any(b'"gate"' in commands_of(worker) for worker in workers_in(tmp_path))
+            )
+            time.sleep(0.5)  # until the check knows that it has started it
+            process.send_signal(number)
+            printed, _ = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     report = results.read(path)
     assert any(step.status == "passed" for step in report.steps)
