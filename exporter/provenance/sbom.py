@@ -23,8 +23,8 @@ from packaging.utils import canonicalize_name
 from runtime.manifest_schema import WeightsOrigin
 from runtime.provenance import EXPORTER, SBOM
 
-# What pyproject.toml asks for, with its extra ``export``; flash-attn and ONNX Runtime for GPUs are
-# taken where they are installed.
+# What pyproject.toml asks for, with its extra ``export``; flash-attn, flash-attn-3 and ONNX Runtime
+# for GPUs are taken where they are installed.
 ROOTS = (
     "backports.zstd", "click", "cyclonedx-python-lib", "fair-esm", "filelock", "flash-attn",
     "flash-attn-3", "huggingface-hub", "isal", "jinja2", "matplotlib", "msgspec", "numpy", "onnx",

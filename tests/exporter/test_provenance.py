@@ -141,7 +141,7 @@ class TestPackages:
         project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
         extras = project["project"]["optional-dependencies"]
         asked = [*project["project"]["dependencies"], *extras["export"], *extras["flash"]]
-        asked += ["onnxruntime-gpu"]
+        asked += ["onnxruntime-gpu", "flash-attn-3"]
         own = [each for each in map(Requirement, asked) if each.name == "esm2-engines"]
         asked += [each for mine in own for extra in mine.extras for each in extras[extra]]
         assert {*ROOTS, "esm2-engines"} == {Requirement(each).name for each in asked}
