@@ -125,7 +125,7 @@ PLANS = {
 }
 
 
-def on_a_card(sizes: tuple[int, ...], search_s: float) -> ModelPlan:
+def on_a_card(sizes: tuple[int, ...], search_s: float, most_rounds: int) -> ModelPlan:
     """Of one model, packs of ``sizes``; its time is that of the check."""
     largest = max(sizes)
     return ModelPlan(
@@ -134,7 +134,7 @@ def on_a_card(sizes: tuple[int, ...], search_s: float) -> ModelPlan:
         search_tokens=largest,
         sizes=tuple(sorted(sizes)),
         search_s=search_s,
-        rounds=(1, 7),
+        rounds=(1, most_rounds),
         warm=True,
         per_exponential=0,
     )

@@ -19,6 +19,8 @@ from exporter.parity.truth.cache import Cache
 
 # Of a benchmark's time, for the batch sizes of all contenders.
 SEARCH_SHARE = 0.4
+# On a card; a rehearsal shows that one follows another.
+MOST_ROUNDS, REHEARSED_ROUNDS = 7, 2
 
 
 def measure(
@@ -44,8 +46,10 @@ def measure(
 
     with ExitStack() as opened:
         entrants = entrants_of(job, reference, work, opened)
-        plan = on_a_card(job.pack_tokens, SEARCH_SHARE * job.seconds / len(entrants))
-        machine = CardLimit if job.device == "cuda" else LIMIT
+        search_s = SEARCH_SHARE * job.seconds / len(entrants)
+        on_cuda = job.device == "cuda"
+        plan = on_a_card(job.pack_tokens, search_s, MOST_ROUNDS if on_cuda else REHEARSED_ROUNDS)
+        machine = CardLimit if on_cuda else LIMIT
         measurement = Measurement(
             result, plan, entrants, truth, architecture, cores=1, machine=machine, say=tell
         )
@@ -53,7 +57,7 @@ def measure(
             measurement.search()
             measurement.latency()
             measurement.rounds(deadline)
-        if job.device != "cuda":
+        if not on_cuda:
             return result
         for entrant in entrants:
             if entrant.about.not_run or entrant.about.kind != "engine":

@@ -784,7 +784,7 @@ def test_a_batch_that_does_not_fit_ends_the_search_alone(tiny_checkpoint: Path) 
     )  # fmt: skip
     reference = load_reference(WeightsSource("checkpoint", str(tiny_checkpoint)))
     result = ModelResult("tiny", "tiny", True)
-    plan = on_a_card((64, 2048), search_s=60)
+    plan = on_a_card((64, 2048), search_s=60, most_rounds=7)
     measurement = Measurement(
         result, plan, [entrant], Answerless(), reference.architecture, cores=1,
         say=lambda line: None,
