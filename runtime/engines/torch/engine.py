@@ -24,7 +24,7 @@ from runtime.engines.base import (
     spec_of,
 )
 from runtime.errors import EngineError, Esm2Error, UnsupportedError, cause
-from runtime.manifest_schema import POOLED, Manifest
+from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
 from runtime.pairs import CONTACTS
 from runtime.pooling import Pool
@@ -200,6 +200,7 @@ class TorchEngine(LoadedEngine):
     ) -> list[NDArray[np.floating]]:
         """See ``Engine.embed_several``; on CUDA the card pools, and only the results leave it."""
         from runtime.engines.torch.fetching import Fetched
+        from runtime.engines.torch.pooling import pool_tensor
 
         check_pools(wanted)
         if self.spec.device == "cpu":
@@ -208,23 +209,11 @@ class TorchEngine(LoadedEngine):
             with self._queueing():
                 inputs = self.inputs(batch)
                 tensors = self._all_outputs(inputs)
+                rows = [(tensors[f"representations.{layer}"], how) for layer, how in wanted]
                 fetched = Fetched(
-                    self._on_card(tensors, inputs[1], layer, how) for layer, how in wanted
+                    x if how == "none" else pool_tensor(x, inputs[1], how) for x, how in rows
                 )
             return fetched.arrays()
-
-    def _on_card(
-        self, tensors: "dict[str, torch.Tensor]", cu_seqlens: "torch.Tensor", layer: int, how: Pool
-    ) -> "torch.Tensor":
-        from runtime.engines.torch.pooling import pool_tensor
-
-        rows = tensors[f"representations.{layer}"]
-        if how == "none":
-            return rows
-        # What the graph has pooled, but for bfloat16, to which it rounds.
-        if (layer, how) == (self.spec.layers[-1], self.spec.pool) and self.spec.dtype != "bfloat16":
-            return tensors[POOLED]
-        return pool_tensor(rows, cu_seqlens, how)
 
     def inputs(self, batch: PackedBatch) -> "list[torch.Tensor]":
         """What ``forward`` takes: ``input_ids``, ``cu_seqlens`` on the device, ``max_seqlen``."""
