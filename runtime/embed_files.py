@@ -16,7 +16,7 @@ from runtime import manifest as manifests
 from runtime.concurrency import memory_of_longest
 from runtime.dataset.folder import Dataset, opened
 from runtime.dataset.records import SCHEMA_VERSION, Input, Run
-from runtime.device import default_max_tokens, kind_of
+from runtime.device import kind_of
 from runtime.embed_engine import loaded
 from runtime.embed_options import EmbedOptions
 from runtime.embed_stream import Say, Stream, strictly, unless_empty
@@ -92,7 +92,7 @@ def embed_file(options: EmbedOptions, output: Path, say: Say, warn: Say) -> Summ
         write_embeddings(
             output, embeddings, _metadata(options, engine), _columns(options, engine.spec)
         )
-    stream.report_oddities(options.max_tokens or default_max_tokens(engine.spec))
+    stream.report_oddities(resolved.max_tokens)
     return Summary(
         spec=engine.spec,
         totals=runner.totals,

@@ -52,7 +52,8 @@ def choose_kernel(
     """
     flash = _flash_reasons(capability, dtype, head_dim)
     efficient = _memory_efficient_reasons(dtype, head_dim)
-    hopper = _flash_attn_3_reasons() + _hopper_reasons(capability, head_dim)
+    # Where its kernels cannot run the package is not even imported.
+    hopper = _hopper_reasons(capability, head_dim) or _flash_attn_3_reasons()
     candidates: dict[Attention, tuple[str, Kernel, list[str]]] = {
         "flash-attn-3": (_with_version("flash-attn-3"), _flash_attn_3, hopper + flash),
         "flash-attn": (_with_version("flash-attn"), _flash_attn, _flash_attn_reasons() + flash),
@@ -91,7 +92,7 @@ def _package_reasons(distribution: str, module: str) -> list[str]:
         return ["not installed"]
     try:
         importlib.import_module(module).flash_attn_varlen_func  # noqa: B018
-    except (ImportError, AttributeError) as error:  # built for another PyTorch, or half installed
+    except Exception as error:  # built for another PyTorch, or half installed
         return [f"cannot be imported ({error})"]
     return []
 

@@ -14,6 +14,7 @@ from threading import Condition, Lock
 from typing import Any
 
 from runtime.background import in_background
+from runtime.engines.base import PACKS_OF_A_CARD
 from runtime.errors import EngineError, cause
 from runtime.ray.artifact import Files, Shipped
 from runtime.ray.worker import Description, Loading, Worker
@@ -226,7 +227,9 @@ class Crew:
 
     def _made(self) -> Any:
         # A thread more than the engine takes packs: see Worker.
-        threads = self._loading.concurrency + IN_STORE
+        on_cpu = self._loading.device == "cpu"
+        packs = self._loading.concurrency if on_cpu else PACKS_OF_A_CARD
+        threads = packs + IN_STORE
         return self._ray.remote(Worker).options(max_concurrency=threads, **self._resources).remote()
 
     def _shared_files(self) -> Files:

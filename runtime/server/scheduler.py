@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -89,7 +90,9 @@ class Scheduler:
         self._max_wait = max_wait
         self._metrics = metrics
         self._at_once = engine.concurrency
-        self._queue: FairQueue[Job] = FairQueue(max_tokens, self._at_once)
+        # A card runs one pack at a time, however many are on their way.
+        self._side_by_side = self._at_once if engine.spec.device == "cpu" else 1
+        self._queue: FairQueue[Job] = FairQueue(max_tokens, self._side_by_side)
         self._ready: deque[_Pack] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._jobs: set[Job] = set()
@@ -166,7 +169,11 @@ class Scheduler:
             self._timer = None
         while (idle := self._at_once - len(self._running)) > 0:
             if not self._ready:
-                packs = self._queue.cut(time.monotonic(), self._max_wait, idle)
+                # What only stands behind a running pack is worth it when it is full.
+                has_place = len(self._running) < self._side_by_side
+                patience = self._max_wait if has_place else math.inf
+                idle = min(idle, self._side_by_side)
+                packs = self._queue.cut(time.monotonic(), patience, idle)
                 self._ready.extend(_Pack(each, each[0].waiting.job.kind) for each in packs)
             if not self._ready:
                 break
@@ -176,7 +183,7 @@ class Scheduler:
                 task = asyncio.get_running_loop().create_task(self._through(pack))
                 self._running.add(task)
                 task.add_done_callback(self._ended)
-        if idle > 0 and (oldest := self._queue.oldest()) is not None:
+        if len(self._running) < self._side_by_side and (oldest := self._queue.oldest()) is not None:
             wait = max(0.0, oldest + self._max_wait - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(wait, self._dispatch)
 

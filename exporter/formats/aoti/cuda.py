@@ -34,7 +34,7 @@ def check(longest: int) -> None:
             "--target"
         )
     if missing := missing_for_cuda():
-        raise ExportError(f"target aoti-cuda: {missing}, or leave aoti-cuda out of --target")
+        raise ExportError(f"target aoti-cuda: {missing}. Or leave aoti-cuda out of --target")
 
 
 def export(packed: PackedESM2, folder: Path) -> EngineEntry:

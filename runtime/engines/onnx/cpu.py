@@ -18,7 +18,7 @@ from runtime import instructions
 from runtime.device import index_of
 from runtime.engine import EngineSpec, Settings
 from runtime.engines.base import FetchingEngine, spec_of
-from runtime.errors import EngineError, UnsupportedError, cause
+from runtime.errors import EngineError, Esm2Error, UnsupportedError, cause
 from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
 
@@ -251,6 +251,8 @@ class OnnxEngine(FetchingEngine):
         self.require_usable()
         try:
             yield
+        except Esm2Error:
+            raise
         except Exception as error:  # onnxruntime raises a class of its own for each status code
             raise EngineError(
                 f"onnxruntime failed on a pack of {batch.num_proteins} proteins, "

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from runtime.attention import Attention
 from runtime.device import index_of, kind_of
 from runtime.engine import EngineSpec, Settings
-from runtime.engines.base import PACKS_OF_A_CARD, check_pools, spec_of
+from runtime.engines.base import PACKS_OF_A_CARD, check_pools, representations, spec_of
 from runtime.engines.onnx import cpu as onnx
 from runtime.engines.onnx.cpu import OnnxEngine, feeds_of, library
 from runtime.engines.onnx.on_card import on_card, places_of, run_on_card
@@ -120,33 +120,34 @@ class OnnxCudaEngine(OnnxEngine):
         if not poolings or self._open_pooling is None:
             return super().embed_several(batch, wanted)
         with self._running(batch):
-            if self._pooling is None:
-                with self._lock:
-                    self._pooling = self._pooling or self._open_pooling()
+            with self._lock:
+                pooling = self._pooling = self._pooling or self._open_pooling()
             # Before the forward, behind which the card would wait.
             places = {
                 how: on_card(places_of(batch.cu_seqlens, how), self._card) for how in poolings
             }
-            outputs = self._run_on_card(feeds_of(batch))
+            outputs = self._run_on_card(feeds_of(batch), representations(wanted))
             found = []
             for layer, how in wanted:
                 value = outputs[f"representations.{layer}"]
                 if how != "none":
                     feeds = {**places[how], "rows": value}
-                    value = run_on_card(self._pooling, feeds, ["pooled"], self._card)["pooled"]
+                    value = run_on_card(pooling, feeds, ["pooled"], self._card)["pooled"]
                 found.append(value.numpy())
             return found
 
     def _run_session(
         self, feeds: dict[str, NDArray[Any]], names: Sequence[str]
     ) -> list[NDArray[np.floating]]:
-        outputs = self._run_on_card(feeds)
+        outputs = self._run_on_card(feeds, names)
         return [outputs[name].numpy() for name in names]
 
-    def _run_on_card(self, feeds: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    def _run_on_card(self, feeds: dict[str, NDArray[Any]], names: Sequence[str]) -> dict[str, Any]:
+        """Of the outputs these stay on the card; the others are given back, to the next pack."""
         there = on_card(feeds, self._card)
         with self._lock:
-            return run_on_card(self._session, there, self._output_names, self._card)
+            outputs = run_on_card(self._session, there, self._output_names, self._card)
+        return {name: outputs[name] for name in names}
 
     def close(self) -> None:
         """See ``Engine.close``."""

@@ -160,7 +160,7 @@ class TensorRTEngine(FetchingEngine):
     def _fetch(self, batch: PackedBatch, names: Sequence[str]) -> list[NDArray[np.floating]]:
         with self._one_at_a_time:
             arrays = self._fetch_alone(batch, names)
-        # As all that the host does with them, while the card has the next pack.
+        # While the card has the next pack.
         return [widen_bfloat16(array) for array in arrays]
 
     def _fetch_alone(self, batch: PackedBatch, names: Sequence[str]) -> list[NDArray[Any]]:
@@ -215,9 +215,10 @@ class TensorRTEngine(FetchingEngine):
     def close(self) -> None:
         """See ``Engine.close``."""
         super().close()
-        if self._context is not None:
-            self._stream.close()
-        self._context = self._engine = None
+        with self._one_at_a_time:  # a pack may be on its way, into memory that goes with the stream
+            if self._context is not None:
+                self._stream.close()
+            self._context = self._engine = None
 
 
 def widen_bfloat16(array: NDArray[Any]) -> NDArray[np.floating]:

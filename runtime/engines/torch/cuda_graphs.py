@@ -137,7 +137,8 @@ class _Captured:
                 list(forward(inputs))
         torch.cuda.current_stream().wait_stream(shared.stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, shared.pool, shared.stream):
+        # Another thread may wait for its results meanwhile, which would end a global capture.
+        with torch.cuda.graph(self._graph, shared.pool, shared.stream, "thread_local"):
             self._outputs = list(forward(inputs))
 
     def replay(self, inputs: list[Tensor]) -> list[Tensor]:

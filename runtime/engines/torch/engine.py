@@ -34,7 +34,10 @@ from runtime.weights import FILE_NAME
 if TYPE_CHECKING:
     import torch
 
+    from runtime.engines.torch.fetching import Fetched
     from runtime.ops.choice import Choice
+
+    Tensors = dict[str, torch.Tensor]
 
 
 NO_GPU = "sees no GPU. Install a CUDA build and driver, or take device 'cpu'"
@@ -107,7 +110,7 @@ def choose_attention(manifest: Manifest, device: str, settings: Settings) -> "Ch
     )
 
 
-def read_weights(folder: Path, device: str) -> "dict[str, torch.Tensor]":
+def read_weights(folder: Path, device: str) -> "Tensors":
     """``weights.safetensors``; on the CPU mapped, not copied.
 
     Raises:
@@ -186,34 +189,27 @@ class TorchEngine(LoadedEngine):
 
     def run(self, batch: PackedBatch, names: Sequence[str] | None = None) -> Outputs:
         """See ``Engine.run``."""
-        from runtime.engines.torch.fetching import Fetched
-
         names = self.output_names if names is None else names
         with self._failures_of(batch):
-            with self._queueing():
-                tensors = self._all_outputs(self.inputs(batch))
-                fetched = Fetched(tensors[name] for name in names)
+            fetched = self._queued(batch, lambda tensors, _: [tensors[name] for name in names])
             return Outputs(dict(zip(names, fetched.arrays(), strict=True)))
 
     def embed_several(
         self, batch: PackedBatch, wanted: Sequence[tuple[int, Pool]]
     ) -> list[NDArray[np.floating]]:
         """See ``Engine.embed_several``; on CUDA the card pools, and only the results leave it."""
-        from runtime.engines.torch.fetching import Fetched
         from runtime.engines.torch.pooling import pool_tensor
 
         check_pools(wanted)
         if self.spec.device == "cpu":
             return pooled_on_host(self.run(batch, representations(wanted)), batch, wanted)
+
+        def chosen(tensors: "Tensors", cu_seqlens: "torch.Tensor") -> "list[torch.Tensor]":
+            rows = [(tensors[f"representations.{layer}"], how) for layer, how in wanted]
+            return [x if how == "none" else pool_tensor(x, cu_seqlens, how) for x, how in rows]
+
         with self._failures_of(batch):
-            with self._queueing():
-                inputs = self.inputs(batch)
-                tensors = self._all_outputs(inputs)
-                rows = [(tensors[f"representations.{layer}"], how) for layer, how in wanted]
-                fetched = Fetched(
-                    x if how == "none" else pool_tensor(x, inputs[1], how) for x, how in rows
-                )
-            return fetched.arrays()
+            return self._queued(batch, chosen).arrays()
 
     def inputs(self, batch: PackedBatch) -> "list[torch.Tensor]":
         """What ``forward`` takes: ``input_ids``, ``cu_seqlens`` on the device, ``max_seqlen``."""
@@ -252,13 +248,24 @@ class TorchEngine(LoadedEngine):
             )
         return dict(zip(self.output_names, tensors, strict=True))
 
-    @contextmanager
-    def _queueing(self) -> Iterator[None]:
-        """Around a forward, which is done behind it on a CPU, and on its way on a card."""
+    def _queued(
+        self, batch: PackedBatch,
+        chosen: "Callable[[Tensors, torch.Tensor], list[torch.Tensor]]",
+    ) -> "Fetched":  # fmt: skip
+        """A forward, which is done behind this on a CPU, and on its way on a card.
+
+        Args:
+            batch: to run.
+            chosen: gives what comes to the host, of the outputs by name and ``cu_seqlens``. All
+                else is given back here, to the next pack.
+        """
         import torch
 
+        from runtime.engines.torch.fetching import Fetched
+
         with self._one_at_a_time, torch.inference_mode(), on(self.spec.device):
-            yield
+            inputs = self.inputs(batch)
+            return Fetched(chosen(self._all_outputs(inputs), inputs[1]))
 
     @contextmanager
     def _failures_of(self, batch: PackedBatch) -> Iterator[None]:
