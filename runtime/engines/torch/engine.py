@@ -110,7 +110,7 @@ def choose_attention(manifest: Manifest, device: str, settings: Settings) -> "Ch
     )
 
 
-def read_weights(folder: Path, device: str) -> "Tensors":
+def read_weights(folder: Path, device: str) -> "dict[str, torch.Tensor]":
     """``weights.safetensors``; on the CPU mapped, not copied.
 
     Raises:
@@ -239,7 +239,7 @@ class TorchEngine(LoadedEngine):
         with torch.inference_mode(), on(self.spec.device), varlen_attention.using(self._choice):
             return self._forward(inputs)
 
-    def _all_outputs(self, inputs: "list[torch.Tensor]") -> "dict[str, torch.Tensor]":
+    def _all_outputs(self, inputs: "list[torch.Tensor]") -> "Tensors":
         tensors = list(self.forward(inputs))
         if len(tensors) != len(self.output_names):
             raise EngineError(
