@@ -364,6 +364,21 @@ def vectors_of_pack(engine: Engine, batch: PackedBatch, layer: int, how: Pool) -
     ]
 
 
+def several_of_pack(
+    engine: Engine, batch: PackedBatch, wanted: Sequence[tuple[int, Pool]]
+) -> list[NDArray[np.floating]]:
+    """Runs a pack, and gives an array for each pair ``(layer, how)``, see ``embed_several``.
+
+    Raises:
+        NonFiniteError: the engine returned NaN or Inf.
+        EngineError: the engine failed.
+    """
+    found = engine.embed_several(batch, wanted)
+    for (_, how), rows in zip(wanted, found, strict=True):
+        check_finite(batch, rows, how)
+    return found
+
+
 def check_layer(layer: int, exported: Sequence[int]) -> None:
     """Raises InputError where an artifact does not export it."""
     if layer not in exported:

@@ -10,7 +10,7 @@ from runtime.engine import Engine
 from runtime.errors import InputError
 from runtime.packing import PackedBatch
 from runtime.pooling import Pool, check_pool
-from runtime.runner import check_finite
+from runtime.runner import several_of_pack
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,7 @@ class Vectors:
         wanted = [(layer, how) for layer in self.layers for how in self.pools]
 
         def run(batch: PackedBatch) -> list[NDArray[np.floating]]:
-            found = engine.embed_several(batch, wanted)
-            for (_, how), vectors in zip(wanted, found, strict=True):
-                check_finite(batch, vectors, how)
-            return list(np.concatenate(found, axis=1))
+            return list(np.concatenate(several_of_pack(engine, batch, wanted), axis=1))
 
         return run
 

@@ -13,7 +13,7 @@ from runtime.manifest_schema import Manifest
 from runtime.packing import PackedBatch
 from runtime.pairs import CONTACTS, as_map, check_contacts, contacts_of
 from runtime.pooling import Pool, pool, residue_rows
-from runtime.runner import check_finite
+from runtime.runner import check_finite, several_of_pack
 from runtime.windows import Values
 
 
@@ -74,17 +74,12 @@ class Wanted:
         A card's need not come to the host. BOS and the mean of all others hold every row, so NaN in
         any is seen.
         """
-        wanted: list[tuple[int, Pool]] = [
-            (layer, how) for layer in self.layers for how in ("cls", "mean", "mean-with-eos")
-        ]
-        found = dict(zip(wanted, engine.embed_several(batch, wanted), strict=True))
-        for (_, how), vectors in found.items():
-            check_finite(batch, vectors, how)
-        kept: dict[str, Pool] = {"bos": "cls", "mean": "mean"}
-        of_layers = [
-            np.stack([found[layer, how] for name, how in kept.items() if name in self.include], 1)
-            for layer in self.layers
-        ]
+        poolings: dict[str, Pool] = {"bos": "cls", "mean": "mean"}
+        kept = [how for name, how in poolings.items() if name in self.include]
+        seen: dict[Pool, None] = dict.fromkeys([*kept, "cls", "mean-with-eos"])
+        wanted = [(layer, how) for layer in self.layers for how in seen]
+        found = dict(zip(wanted, several_of_pack(engine, batch, wanted), strict=True))
+        of_layers = [np.stack([found[layer, how] for how in kept], 1) for layer in self.layers]
         return list(np.stack(of_layers, axis=1))
 
     def result(self, label: str, values: Values, num_residues: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -94,10 +95,6 @@ class Forward:
         return places[1] - places[0] if len(places) > 1 else 0
 
 
-def _verdict(problems: list[str]) -> str:
-    return "; ".join(problems) or "passed"
-
-
 def _is_work(call: str) -> bool:
     return call.startswith(("launch", "cublas"))
 
@@ -149,12 +146,10 @@ class Check:
     ) -> int:  # fmt: skip
         """One forward; says what it asked for, and gives the launches of a layer."""
         seen = forward(place, artifact, engine, num_tokens, **variables)
-        problems = seen.problems(graphs)
-        self.failed = self.failed or bool(problems)
-        click.echo(
+        self._tell(
             f"{what}, {num_tokens} tokens: {seen.launches} launches, "
-            f"{seen.launches_of_a_layer} of a layer, {seen.copies_to_the_card} copies to the card: "
-            + _verdict(problems)
+            f"{seen.launches_of_a_layer} of a layer, {seen.copies_to_the_card} copies to the card",
+            seen.problems(graphs),
         )
         return seen.launches_of_a_layer
 
@@ -165,14 +160,12 @@ class Check:
         said = _run(place, "cards", artifact, engine, **variables).stdout.splitlines()
         if len(said) != 1:
             problems.append(f"{len(said)} lines where there is no {cards.DEVICE}")
-        self.failed = self.failed or bool(problems)
-        click.echo(f"{what} on {cards.DEVICE} of two cards: {_verdict(problems)}")
+        self._tell(f"{what} on {cards.DEVICE} of two cards", problems)
 
     def hold(self, what: str, place: Path, artifact: Path) -> None:
         """Packs of many sizes; says what the arena asked for."""
         asked, problems = arena.problems(_run(place, "arena", artifact).stderr)
-        self.failed = self.failed or bool(problems)
-        click.echo(f"{what}, packs of {len(arena.SIZES)} sizes: {asked}: " + _verdict(problems))
+        self._tell(f"{what}, packs of {len(arena.SIZES)} sizes: {asked}", problems)
 
     def layer(
         self, what: str, place: Path, artifact: Path, engine: str, values: str = "",
@@ -189,27 +182,28 @@ class Check:
                 engine: str, **variables: str) -> None:  # fmt: skip
         """A module of this package that prints a ratio."""
         ratio = float(_run(place, module, artifact, engine, **variables).stdout.split()[-1])
-        self.failed = self.failed or not ratio <= limit
-        verdict = "passed" if ratio <= limit else "failed"
-        click.echo(f"{engine}, {what}: {ratio:.2f}, at most {limit:g}: {verdict}")
+        problems = [] if ratio <= limit else ["failed"]
+        self._tell(f"{engine}, {what}: {ratio:.2f}, at most {limit:g}", problems)
 
     def fetched(self, place: Path, artifact: Path, engine: str, **variables: str) -> None:
         """Of all that an engine gives, what is wanted alone comes to the host."""
         ran = _run(place, "fetched", artifact, engine, **variables)
         copies = [int(copy[1]) for copy in map(TO_HOST.search, _calls(ran)) if copy]
-        passed = sum(copies) == int(ran.stdout.split()[-1])
-        self.failed = self.failed or not passed
-        verdict = "passed" if passed else f"{sum(copies)} bytes, wanted {ran.stdout.split()[-1]}"
-        click.echo(f"{engine}, two vectors of a protein, then logits: {verdict}")
+        wanted = int(ran.stdout.split()[-1])
+        problems = [] if sum(copies) == wanted else [f"{sum(copies)} bytes, expected {wanted}"]
+        self._tell(f"{engine}, two vectors of a protein, then logits", problems)
 
     def native(self, place: Path, library: Path) -> None:
         """The op of hosts in C++ runs PyTorch's flash kernel, and nothing beside it."""
         ran = _run(place, "native", library)
         work = [call for call in _calls(ran) if not call.startswith("cudaMalloc")]
         passed = len(work) == 1 and "flash_fwd" in work[0]
-        self.failed = self.failed or not passed
-        found = "passed" if passed else f"expected one launch of flash_fwd, got {work}"
-        click.echo(f"esm2::varlen_attention outside Python, {ran.stdout.strip()}: {found}")
+        problems = [] if passed else [f"expected one launch of flash_fwd, got {work}"]
+        self._tell(f"esm2::varlen_attention outside Python, {ran.stdout.strip()}", problems)
+
+    def _tell(self, what: str, problems: Sequence[str]) -> None:
+        self.failed = self.failed or bool(problems)
+        click.echo(f"{what}: {'; '.join(problems) or 'passed'}")
 
 
 def proven(

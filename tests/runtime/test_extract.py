@@ -210,14 +210,16 @@ class TestLayers:
         assert len(packs) == 1
         assert [array.shape for array in values] == [(3, 5, 48), (3, 3, 48)]
 
-    def test_nan_names_the_protein(self, artifact: Path) -> None:
+    @pytest.mark.parametrize("row", [5, 6, 8], ids=["BOS", "a residue", "EOS"])
+    @pytest.mark.parametrize("include", ["bos", "mean", "per_tok"])
+    def test_nan_names_the_protein(self, artifact: Path, row: int, include: str) -> None:
         with runtime.load(artifact, "onnx") as engine:
             batch = runtime.PackedBatch.from_sequences(["MKV", "AA"], ["good", "bad"])
             outputs = engine.run(batch)
-            outputs.tensors["representations.1"][6, 3] = np.nan
+            outputs.tensors["representations.1"][row, 3] = np.nan
             engine.run = lambda batch, names: outputs
             with pytest.raises(runtime.NonFiniteError, match="1 of 2 proteins in a pack: 'bad'"):
-                Wanted((1,), frozenset(("bos",)), 48, FLOAT32).of_pack(engine, batch)
+                Wanted((1,), frozenset((include,)), 48, FLOAT32).of_pack(engine, batch)
 
     def test_rows_of_many_layers_make_small_windows(self, artifact: Path) -> None:
         with runtime.load(artifact, "onnx") as engine:

@@ -1,7 +1,8 @@
 """``esm2-run serve`` in a process of its own, and servers that answer what a test says."""
 
+import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +22,15 @@ def serving(artifact: Path, *options: str, port: int = 0, token: str = "") -> It
         server = Server(artifact, *given, environment=environment, port=port)
     with server:
         yield server
+
+
+async def until(what: Callable[[], bool]) -> None:
+    """Waits for something of this event loop, five seconds at most."""
+    for _ in range(500):
+        if what():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never came")
 
 
 @dataclass

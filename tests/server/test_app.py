@@ -25,6 +25,7 @@ from runtime.server import work
 from runtime.server.app import app_of
 from runtime.server.service import Service
 from runtime.server.settings import EngineChoice, Limits
+from tests.server.process import until
 
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "GGAVL", "M", "ACDEFGHIKLMNPQRSTVWY" * 5]
 # Packs differ, so that sums run in another order.
@@ -248,14 +249,6 @@ def slow_engine(service: Service) -> Iterator[asyncio.Event]:
     finally:
         go_on.set()
         engine.embed = embed  # type: ignore[method-assign]
-
-
-async def until(what: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if what():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it never came")
 
 
 def test_a_full_queue_says_when_to_come_again(tiny_artifact: Path):

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from runtime.packing import PackedBatch
 from runtime.server.metrics import Metrics
 from runtime.server.scheduler import Scheduler
 from runtime.server.work import Kind, Values, Work
+from tests.server.process import until
 
 BUDGET = 1024
 
@@ -65,11 +65,3 @@ def test_what_runs_beside_a_pack(tiny_artifact: Path, device: str, running: list
         assert sum(held.running) == 100 + 50 + 8 * 256
 
     asyncio.run(talk())
-
-
-async def until(happened: Callable[[], bool]) -> None:
-    for _ in range(400):
-        if happened():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not happen")
